@@ -1,0 +1,39 @@
+# Every target sets up what it needs on a bare Debian 12 or 13, as root.
+
+PACKAGES_RUN  = python3-venv python3-dev gcc pkg-config libsystemd-dev libudev1 e2fsprogs xfsprogs
+PACKAGES_TEST = btrfs-progs lxc busybox-static systemd systemd-container podman runc
+
+.PHONY: setup setup-test run drill test lint unit system bench clean
+
+setup:
+	@data/setup.sh run $(PACKAGES_RUN)
+
+setup-test:
+	@data/setup.sh test $(PACKAGES_RUN) $(PACKAGES_TEST)
+
+run: setup
+	.venv/bin/fswatchd --config data/try.toml
+
+drill: setup
+	.venv/bin/fswatch drill --private
+
+test: lint unit system
+
+lint: setup-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/codespell
+
+unit: setup-test
+	.venv/bin/pytest tests/unit
+
+system: setup-test
+	.venv/bin/pytest tests/system
+
+bench: setup-test
+	.venv/bin/python bench/run.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,192 @@
+"""Run other programs: the only place that starts them.
+
+Always an argument list, never a shell; a clean environment; a session of its own, so that the
+whole group can be ended; a deadline; bounded output. Nothing inherits the daemon's protection from
+the OOM killer: what is started may be a VE, which lives on. The program itself dies with the
+daemon, also by SIGKILL (PR_SET_PDEATHSIG): a kill command or an e2fsck that goes on after its
+daemon would work against the next one. What a program printed is returned, what it means is the
+caller's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fswatchd.errors import FswatchError
+
+MAX_OUTPUT = 1 << 20
+_GRACE_S = 2.0
+_CHUNK = 65536
+# setpriv(1) of util-linux; a preexec_fn would be unsafe beside threads.
+_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+_HEAVY_OOM_SCORE = 500
+# The lowest of the best-effort class, not the idle class: while e2fsck checks a clone the VE's
+# writers may wait for it, and on a busy disk idle work can wait for ever.
+_LAST_IN_LINE = ("ionice", "-c", "2", "-n", "7")
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C",
+    "HOME": "/root",
+}
+
+
+class ProcessError(FswatchError):
+    """A program cannot be started at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """How a program ended. `returncode` is -N after signal N, as subprocess has it.
+
+    `timed_out` is true when the deadline passed and the group was killed; `stuck` when even that
+    did not end it (a task in uninterruptible sleep) and it was left behind.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int
+    output: str
+    duration_s: float
+    timed_out: bool = False
+    stuck: bool = False
+
+    @property
+    def succeeded(self) -> bool:
+        """Exit code 0, within the deadline."""
+        return self.returncode == 0 and not self.timed_out
+
+    @property
+    def command(self) -> str:
+        """The command as one could type it."""
+        return shlex.join(self.argv)
+
+    def describe(self) -> str:
+        """One line: what ran, how it ended, the last thing it said."""
+        if self.stuck:
+            ending = f"did not end within {self.duration_s:.1f} s and cannot be killed"
+        elif self.timed_out:
+            ending = f"did not end within {self.duration_s:.1f} s and was killed"
+        elif self.returncode < 0:
+            ending = f"was ended by signal {-self.returncode}"
+        else:
+            ending = f"exit code {self.returncode}"
+        last = self.output.strip().rpartition("\n")[2]
+        return f"{self.command}: {ending}" + (f" ({last})" if last else "")
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    heavy: bool = False,
+    pass_fds: Sequence[int] = (),
+    environment: dict[str, str] | None = None,
+    on_start: Callable[[int], None] | None = None,
+    max_output: int = MAX_OUTPUT,
+) -> Completed:
+    """Run `argv` to its end or to the deadline; output and errors come back in one text.
+
+    `heavy` is for what reads a whole volume: it comes last at the disk, and is the first to go
+    when memory runs out. What is printed beyond `max_output` bytes is thrown away.
+
+    Raises ProcessError when the program does not exist or cannot be executed. When the caller is
+    cancelled, the program's group is killed before the cancellation goes on.
+    """
+    started = time.monotonic()
+    if shutil.which(argv[0], path=ENVIRONMENT["PATH"]) is None:
+        hint = "is the program installed, and executable?"
+        raise ProcessError(f"cannot run {argv[0]}: there is no such program", hint=hint)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *_DIE_WITH_US,
+            *oom_score_prefix(_HEAVY_OOM_SCORE if heavy else 0, own=_oom_score()),
+            *(_LAST_IN_LINE if heavy else ()),
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=tuple(pass_fds),
+            env=ENVIRONMENT | (environment or {}),
+            cwd="/",
+        )
+    except OSError as error:
+        raise ProcessError(f"cannot run {argv[0]}: {error.strerror}") from error
+    if on_start:
+        on_start(process.pid)
+    output = bytearray()
+    reader = asyncio.create_task(_collect(process, output, max_output))
+    timed_out = stuck = False
+    try:
+        # The pipe may outlive the program in a daemon it left behind: wait for the program.
+        async with asyncio.timeout(timeout_s):
+            await process.wait()
+    except TimeoutError:
+        timed_out = True
+        stuck = not await _end(process)
+    except asyncio.CancelledError:
+        await asyncio.shield(_end(process))
+        raise
+    finally:
+        if not reader.done():
+            await asyncio.wait([reader], timeout=0.2)
+            reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reader
+        _close_pipe(process)
+    return Completed(
+        argv=tuple(argv),
+        returncode=process.returncode if process.returncode is not None else -signal.SIGKILL,
+        output=output.decode("utf-8", "backslashreplace"),
+        duration_s=time.monotonic() - started,
+        timed_out=timed_out,
+        stuck=stuck,
+    )
+
+
+def oom_score_prefix(wanted: int, *, own: int) -> tuple[str, ...]:
+    """What gives a program the score (choom(1)); only ever raised, which needs no privilege."""
+    return ("choom", "-n", str(wanted), "--") if own < wanted else ()
+
+
+def _oom_score() -> int:
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
+
+
+async def _collect(process: asyncio.subprocess.Process, output: bytearray, most: int) -> None:
+    if process.stdout is None:
+        return
+    while chunk := await process.stdout.read(_CHUNK):
+        room = most - len(output)
+        output += chunk[: max(room, 0)]
+
+
+async def _end(process: asyncio.subprocess.Process) -> bool:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            async with asyncio.timeout(_GRACE_S):
+                await process.wait()
+        except TimeoutError:
+            continue
+        # The leader is gone; what it left in its group goes too.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return True
+    return False
+
+
+def _close_pipe(process: asyncio.subprocess.Process) -> None:
+    transport = getattr(process, "_transport", None)
+    if transport is not None:
+        transport.close()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from fswatchd import config
+from fswatchd.errors import ConfigError
+
+
+def test_everything_has_a_default() -> None:
+    found = config.parse("", "x")
+    assert found.daemon.mode == "observe"
+    assert found.sources.fanotify == "auto"
+    assert found.channel == {}
+
+
+def test_the_contracts_example_is_right() -> None:
+    found = config.parse(
+        """
+        [daemon]
+        node = "hn1"
+        mode = "approve"
+        state_dir = "/var/lib/fswatchd"
+        runtime_dir = "/run/fswatchd"
+        rules = ["/usr/lib/fswatchd/rules.d", "/etc/fswatchd/rules.d"]
+        ves = ["/etc/fswatchd/ve.d"]
+        [sources]
+        journal = false
+        quota = true
+        state = "auto"
+        [channel.ops]
+        kind = "webhook"
+        url = "https://example.org/hook"
+        secret_file = "/etc/fswatchd/ops.secret"
+        """,
+        "x",
+    )
+    assert found.daemon.node == "hn1"
+    assert found.sources.journal is False
+
+
+def test_an_unknown_key_is_an_error_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r'daemon\.mod: unknown key; did you mean "mode"'):
+        config.parse('[daemon]\nmod = "auto"\n', "x")
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    text = '[daemon]\nmode = "wild"\nstate_dir = "relative"\n[channell.ops]\nkind = "webhook"\n'
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, "x")
+    message = str(caught.value)
+    assert "daemon.mode" in message
+    assert "daemon.state_dir" in message
+    assert 'did you mean "channel"' in message
+
+
+@pytest.mark.parametrize("text", ["[daemon", "daemon = 3", '[channel.x]\nkind = "webhook"'])
+def test_what_is_wrong_is_a_config_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="x"):
+        config.parse(text, "x")
+
+
+def test_a_file_that_was_named_must_exist(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(tmp_path / "missing.toml")
+
+
+def test_a_secret_loses_the_line_break_and_must_not_be_empty(tmp_path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("s3cret\n")
+    assert config.read_secret(path) == b"s3cret"
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match="empty"):
+        config.read_secret(path)

@@ -1,0 +1,226 @@
+"""Block devices as sysfs and block ioctls show them (Documentation/ABI/stable/sysfs-block)."""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import re
+import sys
+from pathlib import Path
+
+from fswatchd.devno import Devno
+
+BLKFLSBUF = 0x1261
+SYSFS = Path("/sys")
+BLKGETDISKSEQ = 0x80081280
+_PAGE = 4096
+_NAME = re.compile(r"[A-Za-z0-9!._:-]{1,64}")
+
+
+def name_of(devno: Devno) -> str | None:
+    """The kernel's name of a block device (`loop3`, `dm-0`), None when there is none."""
+    try:
+        return os.path.basename(os.readlink(f"/sys/dev/block/{devno}"))
+    except OSError:
+        return None
+
+
+def devno_of(name: str, sysfs: Path = SYSFS) -> Devno | None:
+    """The device number behind a name from a kernel message, None when it names no device.
+
+    The name comes from text: it is held to the characters of device names, so that it cannot
+    lead out of /sys/class/block.
+    """
+    if not _NAME.fullmatch(name) or name in {".", ".."}:
+        return None
+    try:
+        return Devno.parse((sysfs / "class/block" / name / "dev").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def disk_sequence(devno: Devno) -> int | None:
+    """The disk's DISKSEQ: never the same again when a name or number is reused (Linux 5.15)."""
+    base = Path(f"/sys/dev/block/{devno}")
+    for path in (base / "diskseq", base / ".." / "diskseq"):
+        try:
+            return int(path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def sectors(devno: Devno, sysfs: Path = SYSFS) -> int | None:
+    """The device's size in sectors of 512 bytes."""
+    try:
+        return int((sysfs / "dev/block" / str(devno) / "size").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def disk_sequence_of(fd: int) -> int | None:
+    """DISKSEQ of the disk that is open as `fd`, None before Linux 5.15 (linux/fs.h)."""
+    buffer = bytearray(8)
+    try:
+        fcntl.ioctl(fd, BLKGETDISKSEQ, buffer)
+    except OSError:
+        return None
+    return int.from_bytes(buffer, sys.byteorder)
+
+
+def sectors_written(devno: Devno) -> int | None:
+    """Sectors written to the device since it appeared (Documentation/block/stat.rst, field 7).
+
+    None where nobody counts them (`queue/iostats` is 0): a number that stands still says nothing.
+    """
+    try:
+        if _iostats(devno).read_text(encoding="ascii").strip() == "0":
+            return None
+        return int(Path(f"/sys/dev/block/{devno}/stat").read_text(encoding="ascii").split()[6])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def count_writes(devno: Devno) -> None:
+    """Switch the counters of a device on. Raises OSError."""
+    _iostats(devno).write_text("1", encoding="ascii")
+
+
+def _iostats(devno: Devno) -> Path:
+    base = Path(f"/sys/dev/block/{devno}")
+    queue = base / "queue"
+    return (queue if queue.is_dir() else base / ".." / "queue") / "iostats"
+
+
+def is_claimed(device: str) -> bool:
+    """Whether any mount in any namespace, or another exclusive user, holds the device.
+
+    This is the kernel's own answer (open(2), O_EXCL on a block device) and sees mounts that no
+    namespace of ours shows. Raises OSError when the device cannot be opened at all.
+    """
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        raise
+    os.close(fd)
+    return False
+
+
+def sync(device: str) -> None:
+    """Write the device's dirty buffers to what lies beneath; for a mounted device too."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def drop_buffers(device: str) -> None:
+    """Write dirty buffers and forget the clean ones, so that the next read is a real one."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+        fcntl.ioctl(fd, BLKFLSBUF, 0)
+    finally:
+        os.close(fd)
+
+
+def beneath(devno: Devno, sysfs: Path = SYSFS) -> set[str]:
+    """The names of a block device and of all that it rests on: its disk, and its slaves.
+
+    Empty where the number is no block device's (btrfs has numbers of its own).
+    """
+    return _related(devno, "slaves", sysfs)
+
+
+def above(devno: Devno, sysfs: Path = SYSFS) -> set[str]:
+    """The names of a block device and of all that rests on it: partitions, and holders."""
+    return _related(devno, "holders", sysfs)
+
+
+def partitions(devno: Devno, sysfs: Path = SYSFS) -> set[str]:
+    """The names of a disk's partitions."""
+    directory = sysfs / "dev/block" / str(devno)
+    return {part.parent.name for part in directory.resolve().glob("*/partition")}
+
+
+def read_ends(device: str) -> None:
+    """Read the first and the last bytes of a device from the device itself (O_DIRECT).
+
+    Raises the OSError that the device gives; may take as long as the device does.
+    """
+    fd = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        with mmap.mmap(-1, _PAGE) as buffer:  # O_DIRECT wants aligned memory
+            for offset in (0, max(size // _PAGE - 1, 0) * _PAGE):
+                os.preadv(fd, [buffer], offset)
+    finally:
+        os.close(fd)
+
+
+def lower_devices(devno: Devno, sysfs: Path = SYSFS) -> tuple[Devno, ...]:
+    """What a block device rests on directly: the disk of a partition, the slaves of dm and md."""
+    device = sysfs / "dev/block" / str(devno)
+    found = [device / ".." / "dev"] if (device / "partition").exists() else []
+    with contextlib.suppress(OSError):
+        found += [device / "slaves" / name / "dev" for name in os.listdir(device / "slaves")]
+    numbers = []
+    for path in found:
+        with contextlib.suppress(OSError, ValueError):
+            numbers.append(Devno.parse(path.read_text(encoding="ascii")))
+    return tuple(sorted(numbers))
+
+
+def kind_of(devno: Devno, sysfs: Path = SYSFS) -> str | None:
+    """`loop`, `partition`, `dm`, `md`, `nbd` or `disk`; None where it is no block device."""
+    device = sysfs / "dev/block" / str(devno)
+    try:
+        name = os.path.basename(os.readlink(device))
+    except OSError:
+        return None
+    if (device / "partition").exists():
+        return "partition"
+    for kind in ("dm", "md"):
+        if (device / kind).is_dir():
+            return kind
+    return next((kind for kind in ("loop", "nbd") if name.startswith(kind)), "disk")
+
+
+def attribute(devno: Devno, name: str, sysfs: Path = SYSFS) -> str | None:
+    """The line in a sysfs file of the device (`ro`, `md/degraded`, …), None where there is none."""
+    try:
+        path = sysfs / "dev/block" / str(devno) / name
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def btrfs_members(uuid: str, sysfs: Path = SYSFS) -> tuple[Devno, ...]:
+    """The devices of a mounted btrfs, whose own number is no block device's."""
+    found = []
+    for device in sorted((sysfs / "fs/btrfs" / uuid / "devices").glob("*")):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(Devno.parse((device / "dev").read_text(encoding="ascii")))
+    return tuple(found)
+
+
+def _related(devno: Devno, links: str, sysfs: Path) -> set[str]:
+    found: set[str] = set()
+    start = sysfs / "dev/block" / str(devno)
+    left = [start.resolve()] if start.exists() else []
+    while left:
+        device = left.pop()
+        if device.name in found:
+            continue
+        found.add(device.name)
+        with contextlib.suppress(OSError):
+            left += [link.resolve() for link in (device / links).iterdir()]
+        if links == "holders":
+            left += [part.parent for part in device.glob("*/partition")]
+        elif (device / "partition").exists():
+            left.append(device.parent)
+    return found

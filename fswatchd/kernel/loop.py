@@ -1,0 +1,117 @@
+"""Loop devices (include/uapi/linux/loop.h, loop(4)).
+
+`backing_file` in sysfs is a path as somebody saw it once: it may be cut at the root of another
+namespace or end in ` (deleted)`. The file's device and inode from LOOP_GET_STATUS64 are identity.
+"""
+
+import fcntl
+import os
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fswatchd.devno import Devno
+
+LOOP_MAJOR = 7
+LOOP_CLR_FD = 0x4C01
+LOOP_GET_STATUS64 = 0x4C05
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CTL_GET_FREE = 0x4C82
+LO_FLAGS_READ_ONLY = 1
+LO_FLAGS_AUTOCLEAR = 4
+
+_INFO64 = struct.Struct("=QQQQQIIII64s64s32sQQ")
+_CONFIG = struct.Struct("=II232s64s")
+_ATTEMPTS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopStatus:
+    """What a loop device is attached to: the file's filesystem, inode, and the byte offset."""
+
+    device: str
+    backing_devno: Devno
+    backing_inode: int
+    offset: int
+    flags: int
+
+
+def status(device: str) -> LoopStatus:
+    """Status of `/dev/loopN`; raises OSError(ENXIO) where nothing is attached."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return status_of(fd, device)
+    finally:
+        os.close(fd)
+
+
+def status_of(fd: int, device: str) -> LoopStatus:
+    """Status of the loop device open as `fd`."""
+    buffer = bytearray(_INFO64.size)
+    fcntl.ioctl(fd, LOOP_GET_STATUS64, buffer)
+    fields = _INFO64.unpack(buffer)
+    return LoopStatus(
+        device=device,
+        backing_devno=Devno.of(fields[0]),
+        backing_inode=fields[1],
+        offset=fields[3],
+        flags=fields[8],
+    )
+
+
+def attached() -> list[LoopStatus]:
+    """Every attached loop device of this machine, whatever namespace attached it."""
+    found = []
+    for entry in Path("/sys/block").iterdir():
+        if entry.name.startswith("loop") and (entry / "loop").is_dir():
+            # Gone or re-attached between the listing and the question: the next look sees it.
+            with suppress(OSError):
+                found.append(status(f"/dev/{entry.name}"))
+    return found
+
+
+def holders(devno: Devno, inode: int) -> list[str]:
+    """The loop devices attached to the file with this device number and inode."""
+    return [
+        loop.device
+        for loop in attached()
+        if loop.backing_devno == devno and loop.backing_inode == inode
+    ]
+
+
+def attach(image_fd: int, *, autoclear: bool, readonly: bool = False) -> tuple[str, int]:
+    """Attach the open file to a free loop device; return its path and a descriptor on it.
+
+    With `autoclear` the device goes when the last descriptor and mount of it go. Raises OSError
+    (EBUSY after losing the race for a free device too often).
+    """
+    flags = (LO_FLAGS_AUTOCLEAR if autoclear else 0) | (LO_FLAGS_READ_ONLY if readonly else 0)
+    info = _INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, b"", b"", b"", 0, 0)
+    config = _CONFIG.pack(image_fd, 0, info, b"")
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for attempt in range(_ATTEMPTS):
+            path = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
+            mode = os.O_RDONLY if readonly else os.O_RDWR
+            fd = os.open(path, mode | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(fd, LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(fd)
+                if error.errno != 16 or attempt == _ATTEMPTS - 1:  # EBUSY: somebody was faster
+                    raise
+            else:
+                return path, fd
+    finally:
+        os.close(control)
+    raise AssertionError("unreachable")
+
+
+def detach(device: str) -> None:
+    """Detach; with users left the kernel detaches when the last one goes."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, LOOP_CLR_FD)
+    finally:
+        os.close(fd)

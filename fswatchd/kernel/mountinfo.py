@@ -1,0 +1,55 @@
+"""The text of /proc/PID/mountinfo (proc_pid_mountinfo(5)), for kernels without statmount.
+
+Fields are separated by spaces and the kernel writes space, tab, newline and backslash in them as
+octal escapes, so a mount point or source chosen by a tenant cannot forge a line or a field.
+"""
+
+import re
+
+from fswatchd.devno import Devno
+
+from .mounts import Mount
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class MountinfoError(ValueError):
+    """A line does not have the form of proc_pid_mountinfo(5)."""
+
+
+def parse_line(line: str) -> Mount:
+    """One line of mountinfo; raises MountinfoError."""
+    head, separator, tail = line.partition(" - ")
+    fields, rest = head.split(" "), tail.split(" ")
+    if not separator or len(fields) < 6 or len(rest) < 3:
+        raise MountinfoError(f"not a mountinfo line: {line!r}")
+    try:
+        mount_id, devno = int(fields[0]), Devno.parse(fields[2])
+    except ValueError:
+        raise MountinfoError(f"not a mountinfo line: {line!r}") from None
+    options = rest[2].split(",")
+    return Mount(
+        mount_id=mount_id,
+        devno=devno,
+        fstype=rest[0],
+        root=unescape(fields[3]),
+        point=unescape(fields[4]),
+        source=unescape(rest[1]),
+        superblock_options=tuple(options[1:]),
+        superblock_readonly=options[0] == "ro",
+        readonly="ro" in fields[5].split(","),
+    )
+
+
+def read(pid: int | str) -> list[Mount]:
+    """All mounts in the namespace of process `pid`. Raises OSError when the process is gone.
+
+    The file is closed before returning: an open mountinfo keeps its namespace alive.
+    """
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [parse_line(line) for line in file.read().split("\n") if line]
+
+
+def unescape(text: str) -> str:
+    """Undo the kernel's octal escapes."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)

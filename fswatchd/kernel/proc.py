@@ -1,0 +1,111 @@
+"""Processes as /proc shows them (proc(5))."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def boot_id() -> str:
+    """The id of this boot (random(4)): process ids, DISKSEQ and the like mean nothing beyond it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def pids() -> Iterator[int]:
+    """Every process id in this PID namespace."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            yield int(name)
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks from boot to the start of `pid` (field 22 of stat), None when it is gone.
+
+    Together with the PID this names a process for the life of the machine.
+    """
+    fields = _stat_fields(pid)
+    return int(fields[19]) if len(fields) > 19 else None
+
+
+def started_at(pid: int) -> float | None:
+    """When `pid` started, in seconds of CLOCK_REALTIME as it runs now; None when it is gone.
+
+    Too early by up to a clock tick, and wrong by as much as the clock was set since then.
+    """
+    ticks = start_time(pid)
+    if ticks is None:
+        return None
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return boot + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def is_alive(pid: int, started: int | None) -> bool:
+    """Whether `pid` is still the process that started then, and not a zombie."""
+    fields = _stat_fields(pid)
+    if len(fields) < 20 or fields[0] in {b"Z", b"X"}:
+        return False
+    return started is None or int(fields[19]) == started
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` is the parent of (/proc/PID/task/TID/children, proc(5))."""
+    try:
+        lists = [Path(t, "children").read_text() for t in Path(f"/proc/{pid}/task").iterdir()]
+        return [int(word) for text in lists for word in text.split()]
+    except OSError:  # gone, or a kernel without CONFIG_PROC_CHILDREN
+        wanted = str(pid).encode()
+        return [other for other in pids() if _stat_fields(other)[1:2] == [wanted]]
+
+
+def is_container_init(pid: int) -> bool:
+    """Whether `pid` is process 1 of a PID namespace directly below ours."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("NSpid:"):
+                    ids = line.split()[1:]
+                    return len(ids) == 2 and ids[1] == "1"
+    except OSError:
+        pass
+    return False
+
+
+def command_name(pid: int) -> str:
+    """The process's command name, which it chose itself; "?" when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return "?"
+    return text.rstrip("\n")
+
+
+def mount_namespace_inode(pid: int | str) -> int | None:
+    """The inode of the process's mount namespace, None when it is gone or has none."""
+    try:
+        text = os.readlink(f"/proc/{pid}/ns/mnt")
+        return int(text.removeprefix("mnt:[").removesuffix("]"))
+    except (OSError, ValueError):
+        return None
+
+
+def cgroups(pid: int) -> dict[str, str]:
+    """Controller (empty for v2) → path, as in /proc/PID/cgroup; empty when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return {}
+    found = {}
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        found[controllers] = path
+    return found
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third (state) on; empty when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            # The command name may hold spaces and parentheses: count from the last one.
+            return file.read(4096).rpartition(b")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,54 @@
+"""What lies beneath and above a device, on a tree laid out as sysfs is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fswatchd.devno import Devno
+from fswatchd.kernel import block
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    """dm-0 on md0 on sda1 and sdb1."""
+    numbers = {"sda": "8:0", "sda1": "8:1", "sdb": "8:16", "sdb1": "8:17", "md0": "9:0"}
+    numbers["dm-0"] = "253:0"
+    paths = {name: tmp_path / "block" / name for name in numbers if not name.endswith("1")}
+    paths |= {name: tmp_path / "block" / name[:-1] / name for name in ("sda1", "sdb1")}
+    (tmp_path / "dev/block").mkdir(parents=True)
+    for name, path in paths.items():
+        for directory in ("slaves", "holders"):
+            (path / directory).mkdir(parents=True)
+        (path / "dev").write_text(f"{numbers[name]}\n")
+        (tmp_path / "dev/block" / numbers[name]).symlink_to(path)
+    for upper, lower in (("dm-0", "md0"), ("md0", "sda1"), ("md0", "sdb1")):
+        (paths[upper] / "slaves" / lower).symlink_to(paths[lower])
+        (paths[lower] / "holders" / upper).symlink_to(paths[upper])
+    for name in ("sda1", "sdb1"):
+        (paths[name] / "partition").write_text("1\n")
+    members = tmp_path / "fs/btrfs/uuid/devices"
+    members.mkdir(parents=True)
+    (members / "sda1").symlink_to(paths["sda1"])
+    return tmp_path
+
+
+def test_beneath(sysfs: Path) -> None:
+    found = block.beneath(Devno(253, 0), sysfs)
+    assert found == {"dm-0", "md0", "sda1", "sda", "sdb1", "sdb"}
+    assert block.beneath(Devno(8, 0), sysfs) == {"sda"}
+
+
+def test_above(sysfs: Path) -> None:
+    assert block.above(Devno(8, 0), sysfs) == {"sda", "sda1", "md0", "dm-0"}
+    assert block.above(Devno(253, 0), sysfs) == {"dm-0"}
+
+
+def test_a_number_that_is_no_block_devices(sysfs: Path) -> None:
+    assert block.beneath(Devno(0, 39), sysfs) == set()
+
+
+def test_the_members_of_a_btrfs(sysfs: Path) -> None:
+    assert block.btrfs_members("uuid", sysfs) == (Devno(8, 1),)
+    assert block.btrfs_members("nobody", sysfs) == ()

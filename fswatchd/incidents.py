@@ -1,0 +1,261 @@
+"""Incidents: what a fault is made of, and how events join it. Pure values.
+
+One open incident exists per filesystem and domain (damage, space, quota, remote): the same fault
+heard by several sources, and a second fault on the same filesystem, are one incident. Its class
+and severity follow from the set of its events, not from their order.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, replace
+
+from fswatchd.devno import Devno
+from fswatchd.events import (
+    CONSEQUENCES,
+    DEVICE_CLASSES,
+    Domain,
+    EventClass,
+    FsEvent,
+    Severity,
+    is_of_device,
+    worst_class,
+)
+
+RECENT_LIMIT = 512
+RECENT_MERGE_NS = 1_000_000_000
+LOG_LIMIT = 200
+
+
+class State(enum.StrEnum):
+    """Where an incident is in its life."""
+
+    OPEN = "open"
+    WAITING = "waiting"
+    ACTING = "acting"
+    VERIFYING = "verifying"
+    CLOSED = "closed"
+    NEEDS_OPERATOR = "needs-operator"
+
+
+class Outcome(enum.StrEnum):
+    """How an incident ended."""
+
+    REPAIRED = "repaired"
+    RECOVERED = "recovered"
+    FALSE_ALARM = "false-alarm"
+    DISMISSED = "dismissed"
+
+
+class StepState(enum.StrEnum):
+    """Where a step of the plan is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filesystem:
+    """One superblock, as an incident remembers it: enough to know it again, and to name it.
+
+    `disk_sequence` tells two uses of one device number apart; `image` and `image_inode` are the
+    backing file of a loop device and its (device, inode).
+    """
+
+    devno: Devno | None
+    device: str | None
+    fstype: str | None
+    uuid: str | None = None
+    disk_sequence: int | None = None
+    image: str | None = None
+    image_inode: tuple[str, int] | None = None
+    mountpoints: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Identity: never equal for two different attachments of one device number, nor for two
+        volumes that are not attached at all."""
+        if self.devno is None:
+            # By its path: the inode is another one after a repair has exchanged it.
+            return f"name:{self.device or ''}:{self.fstype or ''}:{self.image or ''}"
+        return f"{self.devno}/{self.disk_sequence or 0}"
+
+    @property
+    def volume_key(self) -> str:
+        """Identity of the storage across remounts: image file or device, and UUID."""
+        return f"{self.image or self.device or ''}/{self.uuid or ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One step of the plan and what became of it.
+
+    `journal` is the action's own record of how far it got, written before each phase; it is what
+    a daemon that starts after `kill -9` decides from. `progress` is 0..1 while running.
+    """
+
+    do: str
+    options: dict[str, object] = field(default_factory=dict)
+    state: StepState = StepState.PENDING
+    started_ns: int | None = None
+    ended_ns: int | None = None
+    result: str = ""
+    detail: str = ""
+    progress: float | None = None
+    journal: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """One fault on one filesystem, from the first event to its end.
+
+    Times ending in `_ns` are CLOCK_REALTIME. `timeline` holds CLOCK_MONOTONIC nanoseconds of the
+    milestones (`detected`, `attributed`, `decided`, `contained`, `repaired`, `verified`,
+    `notified`). `counts` is how many errors each source reported: of one fault all of them tell, so
+    they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
+    for thresholds. `cursor` is that of the last event that joined. `log` is the prose of
+    `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
+    `asks` is what a step wants approved before it goes on. `reached_threshold_of` names the rule
+    whose threshold was reached. `undo` is what `rollback` needs.
+
+    `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
+    `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
+    itself reported, since `device_since_ns`. `cause` names what is to blame instead of the
+    filesystem; one that is over has `until`.
+    """
+
+    incident_id: str
+    node: str
+    domain: Domain
+    filesystem: Filesystem
+    opened_ns: int
+    updated_ns: int
+    classes: frozenset[EventClass] = frozenset()
+    severity: Severity = Severity.INFO
+    confirmed: bool = False
+    state: State = State.OPEN
+    waiting_for: str = ""
+    outcome: Outcome | None = None
+    closed_ns: int | None = None
+    ves: tuple[str, ...] = ()
+    through: tuple[str, ...] = ()
+    stack: tuple[dict[str, object], ...] = ()
+    sources: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    errno: int | None = None
+    device_errors: int = 0
+    device_since_ns: int | None = None
+    cause: dict[str, object] | None = None
+    rule: str | None = None
+    channels: tuple[str, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    recent: tuple[tuple[int, str, int], ...] = ()
+    cursor: int = 0
+    timeline: dict[str, int] = field(default_factory=dict)
+    guards: tuple[tuple[str, bool, str], ...] = ()
+    log: tuple[tuple[int, str], ...] = ()
+    asks: str = ""
+    approved_by: str | None = None
+    denied_by: str | None = None
+    requested_by: str | None = None
+    acknowledged_by: str | None = None
+    reached_threshold_of: str | None = None
+    attempts: int = 0
+    healthy_s: float = 60.0
+    undo: dict[str, object] | None = None
+
+    @property
+    def klass(self) -> EventClass:
+        """The class of the fault (see `worst_class`)."""
+        return worst_class(self.classes)
+
+    @property
+    def klass_of_its_own(self) -> EventClass:
+        """The class of what is wrong with the filesystem itself.
+
+        Errors that came of a full host are no fault of a device: what they have left behind is.
+        """
+        if self.cause_is_over and self.cause is not None and self.cause["kind"] == "space":
+            left = worst_class(self.classes - DEVICE_CLASSES)
+            if left is not EventClass.NONE:
+                return left
+        return self.klass
+
+    @property
+    def direct_ves(self) -> tuple[str, ...]:
+        """The VEs that use the filesystem themselves."""
+        return tuple(ve for ve in self.ves if ve not in self.through)
+
+    @property
+    def cause_is_over(self) -> bool:
+        """Whether something else was to blame, and is well again."""
+        return self.cause is not None and "until" in self.cause
+
+    @property
+    def events(self) -> int:
+        """How many errors there were, as far as any one source saw them."""
+        return max(max(self.counts.values()), 1) if self.counts else 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether events can still join it."""
+        return self.state is not State.CLOSED
+
+    @property
+    def key(self) -> tuple[str, Domain]:
+        """What an event must share with the incident to join it."""
+        return (self.filesystem.key, self.domain)
+
+    def joined(self, event: FsEvent, boottime_ns: int, cursor: int = 0) -> Incident:
+        """The incident with one more event, the one with this cursor in the store."""
+        # That the filesystem has stopped is what came of an error, not another one.
+        errors = 0 if event.klass in CONSEQUENCES else event.count
+        from_device = is_of_device(event.klass, event.fstype)
+        sources = self.sources
+        if event.source not in sources:
+            sources = (*sources, event.source)
+        return replace(
+            self,
+            classes=self.classes | {event.klass},
+            severity=max(self.severity, event.severity),
+            confirmed=self.confirmed or event.confirms,
+            sources=sources,
+            counts={**self.counts, event.source: self.counts.get(event.source, 0) + errors},
+            device_errors=self.device_errors + (event.count if from_device else 0),
+            device_since_ns=self.device_since_ns or (event.time_ns if from_device else None),
+            errno=self.errno if self.errno is not None else event.errno,
+            updated_ns=event.time_ns,
+            recent=_counted(self.recent, boottime_ns, event.source, errors),
+            cursor=max(self.cursor, cursor),
+        )
+
+    def noted(self, time_ns: int, text: str) -> Incident:
+        """The incident with one more line in its log; the oldest middle lines make room."""
+        log = (*self.log, (time_ns, text))
+        if len(log) > LOG_LIMIT:
+            log = (*log[: LOG_LIMIT // 2], *log[-LOG_LIMIT // 2 :])
+        return replace(self, log=log, updated_ns=time_ns)
+
+    def reached(self, milestone: str, mono_ns: int) -> Incident:
+        """The incident with the first time of a milestone; later times do not move it."""
+        if milestone in self.timeline:
+            return self
+        return replace(self, timeline={**self.timeline, milestone: mono_ns})
+
+    def with_step(self, index: int, step: StepRecord) -> Incident:
+        """The incident with the step at `index` replaced."""
+        steps = list(self.steps)
+        steps[index] = step
+        return replace(self, steps=tuple(steps))
+
+
+def _counted(
+    recent: tuple[tuple[int, str, int], ...], boottime_ns: int, source: str, count: int
+) -> tuple[tuple[int, str, int], ...]:
+    """Events of one second share an entry, so that a storm does not push out older ones."""
+    if recent and recent[-1][1] == source and boottime_ns - recent[-1][0] < RECENT_MERGE_NS:
+        return (*recent[:-1], (recent[-1][0], source, recent[-1][2] + count))
+    return (*recent[-(RECENT_LIMIT - 1) :], (boottime_ns, source, count))

@@ -1,0 +1,88 @@
+"""Find and read rule files: which apply, and in which order.
+
+Files are read in name order across the directories; a file in a later directory replaces the one of
+the same name in an earlier one, and a link to /dev/null masks it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from fswatchd import adminfile
+from fswatchd.adminfile import AdminFileError
+from fswatchd.config import SHIPPED_RULES, DaemonTable
+from fswatchd.rules import RuleProblem, RuleSet, assemble
+
+
+def embedded_rules() -> Path:
+    """The shipped rules inside the program: what is used where no package has installed them."""
+    inside = Path(__file__).parent / "rules.d"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "rules.d"
+
+
+def load(directories: Iterable[Path]) -> tuple[RuleSet, list[RuleProblem]]:
+    """The rules of all directories, and everything wrong with them."""
+    texts: list[tuple[str, str]] = []
+    problems: list[RuleProblem] = []
+    directories = list(directories)
+    problems += [found for directory in directories if (found := unreadable(directory))]
+    for path in chosen(directories):
+        trusted = path.parent == embedded_rules()
+        text = read(path, trusted=trusted)
+        if isinstance(text, RuleProblem):
+            problems.append(text)
+        else:
+            texts.append((str(path), text))
+    rules, wrong = assemble(texts)
+    problems += wrong
+    return (RuleSet() if problems else rules), problems
+
+
+def unreadable(directory: Path) -> RuleProblem | None:
+    """What is wrong with a directory that was named and cannot be listed.
+
+    The default ones need not exist.
+    """
+    try:
+        os.scandir(directory).close()
+    except FileNotFoundError:
+        if directory in DaemonTable().rules:
+            return None
+        reason = "there is no such directory"
+    except OSError as error:
+        reason = f"cannot be listed: {error.strerror}"
+    else:
+        return None
+    return RuleProblem(
+        file=str(directory),
+        rule="",
+        key="",
+        message=reason,
+        hint="`rules` in fswatchd.toml names the directories",
+    )
+
+
+def chosen(directories: Iterable[Path]) -> list[Path]:
+    """The files that apply, in the order in which they are read."""
+    by_name: dict[str, Path] = {}
+    for directory in directories:
+        if directory == SHIPPED_RULES and not directory.is_dir():
+            directory = embedded_rules()
+        try:
+            names = sorted(entry.name for entry in directory.iterdir())
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(".toml") and not name.startswith("."):
+                by_name[name] = directory / name
+    return [path for _, path in sorted(by_name.items()) if os.path.realpath(path) != "/dev/null"]
+
+
+def read(path: Path, *, trusted: bool = False) -> str | RuleProblem:
+    """The text of one file, or why it is refused (see `adminfile`)."""
+    try:
+        return adminfile.read(path, trusted=trusted)
+    except AdminFileError as error:
+        return RuleProblem(file=str(path), rule="", key="", message=error.message, hint=error.hint)

@@ -1,0 +1,310 @@
+"""The JSON that users and their scripts get: one place where values become documents. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fswatchd.events import Health, VeState, printable
+from fswatchd.incidents import Filesystem, Incident, StepRecord
+from fswatchd.inventory.model import (
+    Backing,
+    BlockDevice,
+    NamespaceKey,
+    NamespaceMount,
+    NodeView,
+    Superblock,
+    Ve,
+    VeId,
+)
+from fswatchd.sources import SourceStatus
+from fswatchd.store import StoredEvent
+
+NS = 1_000_000_000
+# Of the documents that docs/events.md and data/schema/event.schema.json describe: grows when one of
+# them changes in a way that a reader could stumble over.
+EVENT_SCHEMA = 1
+_SHOWN = 200  # of a path or name among others in one line
+
+
+def timestamp(time_ns: int | None) -> str | None:
+    """RFC 3339 in UTC with microseconds; None stays None."""
+    if time_ns is None:
+        return None
+    seconds, rest = divmod(time_ns, NS)
+    moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{moment}.{rest // 1000:06d}Z"
+
+
+def incident(found: Incident) -> dict[str, Any]:
+    """One incident, as in `fswatch incident --json` and in notices."""
+    return {
+        "id": found.incident_id,
+        "class": found.klass.value,
+        "severity": found.severity.label,
+        "confirmed": found.confirmed,
+        "state": found.state.value,
+        "waiting_for": found.waiting_for or None,
+        "outcome": found.outcome.value if found.outcome else None,
+        "node": found.node,
+        "ves": list(found.ves),
+        "ves_through_stack": list(found.through),
+        "filesystem": filesystem(found.filesystem),
+        "stack": list(found.stack),
+        "stack_text": chain(found.stack) or None,
+        "cause": found.cause,
+        "sources": list(found.sources),
+        "events": found.events,
+        "errno": found.errno,
+        "rule": found.rule,
+        "steps": [step(record) for record in found.steps],
+        "attempts": found.attempts,
+        "approved_by": found.approved_by,
+        "requested_by": found.requested_by,
+        "acknowledged_by": found.acknowledged_by,
+        "opened": timestamp(found.opened_ns),
+        "updated": timestamp(found.updated_ns),
+        "closed": timestamp(found.closed_ns),
+        "timeline": dict(found.timeline),
+        "can_roll_back": found.undo is not None and "original" in found.undo,
+    }
+
+
+def step(record: StepRecord) -> dict[str, Any]:
+    """One step of a plan."""
+    return {
+        "do": record.do,
+        "state": record.state.value,
+        "started": timestamp(record.started_ns),
+        "ended": timestamp(record.ended_ns),
+        "result": record.result or None,
+        "detail": printable(record.detail, 4000) or None,
+        "progress": record.progress,
+    }
+
+
+def filesystem(found: Filesystem) -> dict[str, Any]:
+    """The filesystem of an incident."""
+    return {
+        "device": found.device,
+        "devno": str(found.devno) if found.devno else None,
+        "fstype": found.fstype,
+        "uuid": found.uuid,
+        "image": printable(found.image) if found.image else None,
+        "mountpoints": [printable(point) for point in found.mountpoints],
+    }
+
+
+def superblock(
+    found: Superblock, health: Health, namespace: NamespaceKey | None = None
+) -> dict[str, Any]:
+    """A mounted filesystem in `status`, with its mount points as `namespace` sees them.
+
+    Without a namespace, or where it is not mounted there, with all of them.
+    """
+    inside = [place for place in found.mounts if place.namespace == namespace]
+    return {
+        "device": found.device,
+        "devno": str(found.devno),
+        "fstype": found.fstype,
+        "uuid": found.uuid,
+        "mountpoints": [
+            printable(point)
+            for point in dict.fromkeys(place.mount.point for place in inside or found.mounts)
+        ][:16],
+        "health": health.value,
+        "backing": backing(found.backing),
+    }
+
+
+def stack(view: NodeView, found: Superblock, ve: VeId | None = None) -> list[dict[str, Any]]:
+    """The layers from a filesystem down to the disks, nearest first, each once.
+
+    The first is named by where the VE has it mounted.
+    """
+    layers: list[dict[str, Any]] = []
+    for devno in (found.devno, *view.beneath(found.devno)):
+        superblock = view.superblocks.get(devno)
+        if superblock is not None:
+            layers.append(_filesystem_layer(view, superblock, ve if superblock is found else None))
+        device = view.devices.get(devno)
+        if device is not None:
+            layers.append(_device_layer(view, device))
+    return layers
+
+
+def chain(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The way from a filesystem to the disk: `/ is ext4 on loop1, image /a.raw, on xfs /vz …`."""
+    words: list[str] = []
+    for layer in layers:
+        if layer["kind"] == "filesystem":
+            words.append(_filesystem_words(layer, first=not words))
+        elif layer["kind"] == "loop":
+            where = layer["image"] or f"a file without a known name (inode {layer['inode']})"
+            words.append(f"image {where}")
+        elif layer["on"]:
+            label = f" {layer['label']}" if layer["label"] else ""
+            words.append(f"{layer['kind']} {layer['device']}{label} of {', '.join(layer['on'])}")
+    return ", ".join(words)
+
+
+def _filesystem_words(layer: Mapping[str, Any], *, first: bool) -> str:
+    devices = ", ".join(layer["on"]) or layer["device"]
+    if first:
+        return f"{layer['mountpoint']} is {layer['fstype']} on {devices}"
+    return f"on {layer['fstype']} {layer['mountpoint']} ({devices})"
+
+
+def _filesystem_layer(view: NodeView, found: Superblock, ve: VeId | None) -> dict[str, Any]:
+    return {
+        "kind": "filesystem",
+        "device": found.device,
+        "devno": str(found.devno),
+        "fstype": found.fstype,
+        "mountpoint": printable(_mount_point(view, found, ve), _SHOWN),
+        "on": [view.devices[one].name for one in found.members if one in view.devices],
+    }
+
+
+def _device_layer(view: NodeView, found: BlockDevice) -> dict[str, Any]:
+    image = found.backing.image
+    return {
+        "kind": found.kind,
+        "device": found.name,
+        "devno": str(found.devno),
+        "label": printable(found.label, _SHOWN) or None,
+        "image": printable(image, _SHOWN) if image else None,
+        "inode": found.backing.image_inode,
+        "on": [view.devices[one].name for one in found.lower if one in view.devices],
+    }
+
+
+def filesystem_name(view: NodeView, found: Superblock) -> str:
+    """A filesystem in a few words: `xfs /vz (loop0)`."""
+    point = printable(_mount_point(view, found, None), _SHOWN)
+    return f"{found.fstype} {point} ({found.device})"
+
+
+def _mount_point(view: NodeView, found: Superblock, ve: VeId | None) -> str:
+    """Where the VE has it mounted, or the node, or whoever has; the whole of it, if anybody."""
+    owner = view.ves.get(ve) if ve is not None else None
+    wanted = owner.namespace if owner is not None else view.node_namespace
+
+    def rank(place: NamespaceMount) -> tuple[bool, bool, int]:
+        return (place.namespace != wanted, place.mount.root != "/", len(place.mount.point))
+
+    return min(found.mounts, key=rank).mount.point
+
+
+def cause(kind: str, name: str, text: str, since_ns: int) -> dict[str, object]:
+    """What is to blame, as an incident keeps and shows it."""
+    return {
+        "kind": kind,
+        "object": printable(name),
+        "since": timestamp(since_ns),
+        "text": printable(text),
+    }
+
+
+def backing(found: Backing) -> dict[str, Any]:
+    """What a device rests on."""
+    if found.kind != "loop":
+        return {"kind": found.kind}
+    return {
+        "kind": "loop",
+        "image": printable(found.image) if found.image else None,
+        "on": str(found.image_devno) if found.image_devno else None,
+    }
+
+
+def ve(
+    found: Ve, state: VeState, filesystems: list[dict[str, Any]], incidents: list[str]
+) -> dict[str, Any]:
+    """A VE in `status`."""
+    return {
+        "id": found.ve_id,
+        "platform": found.platform,
+        "name": found.name,
+        "state": state.value,
+        "labels": dict(found.labels),
+        "aliases": list(found.aliases),
+        "busy": found.busy,
+        "filesystems": filesystems,
+        "incidents": incidents,
+    }
+
+
+def source(status: SourceStatus) -> dict[str, Any]:
+    """A source in `status`."""
+    return {
+        "name": status.name,
+        "state": status.state.value,
+        "events": status.events,
+        "lost": status.lost,
+        "detail": status.detail,
+        "blind": [
+            {"since": timestamp(since), "until": timestamp(until), "lost": count}
+            for since, until, count in status.blind
+        ],
+        "proven": timestamp(status.proven_ns) if status.proven_ns else None,
+    }
+
+
+def stored_event(stored: StoredEvent) -> dict[str, Any]:
+    """One event, as in `fswatch events --json`."""
+    event = stored.event
+    return {
+        "schema": EVENT_SCHEMA,
+        "cursor": stored.cursor,
+        "time": timestamp(event.time_ns),
+        "stored": timestamp(stored.stored_ns or None),
+        "source": event.source,
+        "class": event.klass.value,
+        "severity": event.severity.label,
+        "confirms": event.confirms,
+        "device": event.device,
+        "devno": str(event.devno) if event.devno else None,
+        "fstype": event.fstype,
+        "errno": event.errno,
+        "count": event.count,
+        "ves": list(stored.ves),
+        "incident": stored.incident_id,
+        "detail": event.detail,
+    }
+
+
+def event_row(row: dict[str, Any], ves: list[str]) -> dict[str, Any]:
+    """The same document from a row of the store."""
+    return {
+        "schema": EVENT_SCHEMA,
+        "cursor": row["id"],
+        "time": timestamp(row["time_ns"]),
+        "stored": timestamp(row["stored_ns"]),
+        "source": row["source"],
+        "class": row["class"],
+        "severity": row["severity"],
+        "confirms": bool(row["confirms"]),
+        "device": row["device"],
+        "devno": row["devno"],
+        "fstype": row["fstype"],
+        "errno": row["errno"],
+        "count": row["count"],
+        "ves": ves,
+        "incident": row["incident"],
+        "detail": row["detail"],
+    }
+
+
+def gap(after: int, upto: int, count: int | None, reason: str) -> dict[str, Any]:
+    """What a reader of events cannot have any more, in the place of these events."""
+    return {
+        "schema": EVENT_SCHEMA,
+        "gap": {"from": after, "to": upto, "count": count, "reason": reason},
+    }
+
+
+def owners(view: NodeView, found: Superblock) -> list[str]:
+    """Everybody who uses a filesystem, for people."""
+    users = view.users[found.devno]
+    return [*users.ves, *(printable(text) for text in users.foreign)]

@@ -1,0 +1,426 @@
+"""Each guard: what it lets pass, and what it must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fswatchd.events import Health
+from fswatchd.policy import (
+    Decision,
+    Disarm,
+    Layer,
+    RunningRepair,
+    Verdict,
+    blame,
+    decide,
+    for_request,
+)
+from fswatchd.rules import RuleSet
+from tests.unit.builders import NOW_NS, event, incident, policy_state, rules, scope, ve_facts
+
+NS = 1_000_000_000
+
+AUTO = """
+[[rule]]
+name = "repair"
+match.class = ["corruption", "readonly"]
+match.severity = ">= error"
+match.fstype = "ext4"
+threshold = "2 in 10m"
+mode = "auto"
+cooldown = "30m"
+budget = { node = 2, device = 1 }
+[[rule.step]]
+do = "fsck"
+[[rule.step]]
+do = "notify"
+to = ["ops"]
+
+[[rule]]
+name = "tell"
+match.class = "*"
+[[rule.step]]
+do = "notify"
+to = ["*"]
+"""
+
+
+def ask(
+    found: Any = None, who: Any = None, state: Any = None, text: str = AUTO, now_ns: int = NOW_NS
+) -> Decision:
+    found = found or incident(event(count=2))
+    return decide(rules(text), found, who or scope(), state or policy_state(), now_ns)
+
+
+def guard(decision: Decision) -> str:
+    """The guard that stopped it."""
+    return decision.answers[-1].guard
+
+
+def test_a_confirmed_fault_in_one_ve_is_repaired() -> None:
+    decision = ask()
+    assert decision.verdict is Verdict.ACT
+    assert decision.rule == "repair"
+    assert [step.do for step in decision.steps] == ["fsck", "notify"]
+    assert decision.channels == ("ops",)
+
+
+def test_every_guard_that_was_asked_leaves_its_answer() -> None:
+    asked = [answer.guard for answer in ask().answers]
+    assert asked == [
+        "rule", "confirmed", "scope", "threshold", "denied", "armed", "cause", "mode", "asked",
+        "cooldown", "budget",
+    ]  # fmt: skip
+
+
+def test_an_unconfirmed_fault_leads_to_nothing_but_a_notice() -> None:
+    decision = ask(incident(event("kmsg", count=5)))
+    assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "confirmed")
+
+
+def test_the_first_matching_rule_decides() -> None:
+    decision = ask(incident(event(klass="space")))
+    assert (decision.verdict, decision.rule) == (Verdict.NOTIFY, "tell")
+
+
+def test_no_rule_no_action() -> None:
+    found = incident(event(klass="space"))
+    decision = decide(RuleSet(), found, scope(), policy_state(), NOW_NS)
+    assert decision.verdict is Verdict.NONE
+
+
+def test_an_io_error_that_came_with_corruption_is_not_fsckd() -> None:
+    found = incident(event(count=2), event("kmsg", "io_error"))
+    assert ask(found).rule == "tell"
+
+
+@pytest.mark.parametrize(
+    ("who", "why"),
+    [
+        (scope(ve_facts(), ve_facts(ve_id="lxc:ve102", name="ve102")), "share"),
+        (scope(foreign_users=("the node",)), "the node"),
+        (scope(ve_facts(hands_off=True)), "another daemon"),
+    ],
+)
+def test_a_filesystem_that_others_use_is_never_repaired(who: Any, why: str) -> None:
+    decision = ask(who=who)
+    assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
+    assert why in decision.answers[-1].text
+
+
+def test_a_ve_that_its_platform_works_on_is_waited_for() -> None:
+    decision = ask(who=scope(ve_facts(busy="Proxmox: lock: backup")))
+    assert (decision.verdict, decision.waiting_for) == (Verdict.WAIT, "scope")
+    assert "lock: backup" in decision.answers[-1].text
+    assert decision.retry_after_s is not None
+
+
+def test_of_a_busy_ve_among_several_is_said_that_nothing_is_ever_done() -> None:
+    decision = ask(who=scope(ve_facts(busy="backup"), ve_facts(ve_id="lxc:b", name="b")))
+    assert decision.verdict is Verdict.NOTIFY
+
+
+def test_the_nodes_own_filesystem_is_never_repaired() -> None:
+    text = AUTO.replace('match.fstype = "ext4"\n', "")
+    who = scope()
+    nobody = type(who)(ves=(), devices=who.devices)
+    decision = ask(who=nobody, text=text)
+    assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
+
+
+@pytest.mark.parametrize("target", ["node", "lxc:ve101"])
+def test_disarmed_means_wait(target: str) -> None:
+    disarm = Disarm(target=target, reason="migration", by="root", until_ns=NOW_NS + 60 * NS)
+    decision = ask(state=policy_state(disarms=(disarm,)))
+    assert (decision.verdict, decision.waiting_for) == (Verdict.WAIT, "armed")
+    assert decision.retry_after_s == pytest.approx(60)
+
+
+def test_a_disarm_of_another_ve_or_one_that_has_run_out_does_not_matter() -> None:
+    other = Disarm(target="lxc:ve102", reason="x", by="root")
+    past = Disarm(target="node", reason="x", by="root", until_ns=NOW_NS)
+    assert ask(state=policy_state(disarms=(other, past))).verdict is Verdict.ACT
+
+
+@pytest.mark.parametrize(("count", "acts"), [(1, False), (2, True), (3, True)])
+def test_the_threshold_is_exact(count: int, acts: bool) -> None:
+    decision = ask(incident(event(count=count)))
+    assert (decision.verdict is Verdict.ACT) is acts
+    if not acts:
+        assert guard(decision) == "threshold"
+
+
+def test_errors_outside_the_window_do_not_count() -> None:
+    found = incident(event(count=2))
+    assert ask(found, now_ns=NOW_NS + 600 * NS).verdict is Verdict.ACT
+    assert ask(found, now_ns=NOW_NS + 600 * NS + 1).verdict is Verdict.NOTIFY
+
+
+def test_witnesses_of_the_same_error_are_not_added_up_to_the_threshold() -> None:
+    assert guard(ask(incident(event("fanotify"), event("kmsg"), event("state")))) == "threshold"
+
+
+@pytest.mark.parametrize("node_mode", ["observe", "approve", "auto"])
+@pytest.mark.parametrize("rule_mode", ["observe", "approve", "auto"])
+def test_no_rule_acts_wider_than_the_node(node_mode: Any, rule_mode: str) -> None:
+    text = AUTO.replace('mode = "auto"', f'mode = "{rule_mode}"')
+    decision = ask(state=policy_state(mode=node_mode), text=text)
+    if "observe" in {node_mode, rule_mode}:
+        assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "mode")
+    elif "approve" in {node_mode, rule_mode}:
+        assert (decision.verdict, decision.waiting_for) == (Verdict.WAIT, "approval")
+    else:
+        assert decision.verdict is Verdict.ACT
+
+
+def test_that_the_filesystem_has_stopped_is_no_further_error() -> None:
+    stopped = [event("state", "readonly"), event("kmsg", "readonly"), event("kmsg", "readonly")]
+    one_error = incident(event("kmsg"), event("state"), *stopped)
+    assert guard(ask(one_error)) == "threshold"
+    assert one_error.events == 1
+    only_stopped = incident(*stopped)
+    assert only_stopped.events == 1
+    once = AUTO.replace('"2 in 10m"', '"1 in 10m"')
+    assert ask(only_stopped, text=once).verdict is Verdict.ACT
+
+
+def test_a_threshold_that_was_reached_stays_reached_while_the_incident_waits() -> None:
+    later = NOW_NS + 3600 * NS
+    waited = incident(event(count=2), reached_threshold_of="repair", approved_by="root")
+    assert ask(waited, now_ns=later).verdict is Verdict.ACT
+    other_rule = incident(event(count=2), reached_threshold_of="another", approved_by="root")
+    assert guard(ask(other_rule, now_ns=later)) == "threshold"
+
+
+def test_a_denial_forbids_in_every_mode_until_somebody_asks_for_the_repair() -> None:
+    denied = incident(event(count=2), denied_by="root")
+    assert (ask(denied).verdict, guard(ask(denied))) == (Verdict.NOTIFY, "denied")
+    asked = incident(event(count=2), denied_by="root", requested_by="root")
+    assert ask(asked).verdict is Verdict.ACT
+
+
+def test_an_approval_permits_and_a_denial_forbids() -> None:
+    state = policy_state(mode="approve")
+    assert ask(incident(event(count=2), approved_by="root"), state=state).verdict is Verdict.ACT
+    assert ask(incident(event(count=2), denied_by="root"), state=state).verdict is Verdict.NOTIFY
+
+
+def test_what_a_step_asked_for_is_waited_for_also_in_mode_auto() -> None:
+    asking = incident(event(count=2), asks="writers would wait 12 s")
+    decision = ask(asking)
+    assert (decision.verdict, decision.waiting_for) == (Verdict.WAIT, "approval")
+    assert ask(incident(event(count=2), asks="x", approved_by="root")).verdict is Verdict.ACT
+    assert ask(incident(event(count=2), asks="x", denied_by="root")).verdict is Verdict.NOTIFY
+
+
+def test_scratch_ves_of_a_drill_answer_to_their_rule_in_every_mode() -> None:
+    who = scope(ve_facts(ve_id="drill:x", platform="drill", scratch=True))
+    assert ask(who=who, state=policy_state(mode="observe")).verdict is Verdict.ACT
+
+
+def test_a_ve_that_only_looks_like_a_drill_does_not() -> None:
+    who = scope(ve_facts(ve_id="drill:x", platform="drill", labels={"scratch": "true"}))
+    assert ask(who=who, state=policy_state(mode="observe")).verdict is Verdict.NOTIFY
+
+
+def test_disarm_stops_a_drill_too() -> None:
+    who = scope(ve_facts(scratch=True))
+    disarm = Disarm(target="node", reason="x", by="root")
+    assert ask(who=who, state=policy_state(disarms=(disarm,))).verdict is Verdict.WAIT
+
+
+@pytest.mark.parametrize(("minutes", "acts"), [(29, False), (30, True)])
+def test_the_cooldown_is_exact(minutes: int, acts: bool) -> None:
+    found = incident(event(count=2))
+    last = {("repair", found.filesystem.volume_key): NOW_NS - minutes * 60 * NS}
+    decision = ask(found, state=policy_state(last_action_ns=last))
+    assert (decision.verdict is Verdict.ACT) is acts
+    if not acts:
+        assert decision.retry_after_s == pytest.approx(60)
+
+
+def test_another_volumes_cooldown_does_not_matter() -> None:
+    last = {("repair", "/vz/other.raw/uuid"): NOW_NS}
+    assert ask(state=policy_state(last_action_ns=last)).verdict is Verdict.ACT
+
+
+def test_the_nodes_budget() -> None:
+    def running(count: int) -> Any:
+        runs = [RunningRepair(incident_id=f"i{n}", devices=("9:9",)) for n in range(count)]
+        return policy_state(running=tuple(runs))
+
+    assert ask(state=running(1)).verdict is Verdict.ACT
+    assert ask(state=running(2)).waiting_for == "budget"
+
+
+def test_one_repair_on_a_backing_device_at_a_time() -> None:
+    run = RunningRepair(incident_id="other", devices=("8:1",))
+    assert ask(state=policy_state(running=(run,))).waiting_for == "budget"
+
+
+def test_the_incidents_own_plan_does_not_use_up_its_budget() -> None:
+    found = incident(event(count=2))
+    run = RunningRepair(incident_id=found.incident_id, devices=("8:1",))
+    assert ask(found, state=policy_state(running=(run,))).verdict is Verdict.ACT
+
+
+def test_a_request_of_root_is_the_approval_in_any_mode() -> None:
+    found = incident(event("kmsg"), requested_by="root")
+    ruleset = for_request(rules(AUTO))
+    decision = decide(ruleset, found, scope(), policy_state(mode="observe"), NOW_NS)
+    assert decision.verdict is Verdict.ACT
+
+
+def test_a_request_that_no_rule_is_about_still_gets_a_check() -> None:
+    found = incident(event(klass="space"), requested_by="root")
+    decision = decide(for_request(rules(AUTO)), found, scope(), policy_state(), NOW_NS)
+    assert (decision.verdict, decision.rule) == (Verdict.ACT, "operator-request")
+
+
+def test_a_request_is_stopped_by_a_disarm_and_by_other_users() -> None:
+    found = incident(requested_by="root")
+    ruleset = for_request(rules(AUTO))
+    disarmed = policy_state(disarms=(Disarm(target="node", reason="x", by="root"),))
+    assert decide(ruleset, found, scope(), disarmed, NOW_NS).verdict is Verdict.WAIT
+    shared = scope(foreign_users=("the node",))
+    assert decide(ruleset, found, shared, policy_state(), NOW_NS).verdict is Verdict.NOTIFY
+
+
+def test_continue_lets_a_later_rule_act_and_keeps_both_channels() -> None:
+    text = AUTO.replace(
+        '[[rule]]\nname = "repair"',
+        '[[rule]]\nname = "log"\ncontinue = true\n[[rule.step]]\ndo = "notify"\nto = ["log"]\n'
+        '[[rule]]\nname = "repair"',
+    )
+    decision = ask(text=text)
+    assert decision.rule == "repair"
+    assert decision.channels == ("log", "ops")
+
+
+@pytest.mark.parametrize(
+    ("match", "matches"),
+    [
+        ('match.ve = "ve1*"', True),
+        ('match.ve = "lxc:ve101"', True),
+        ('match.ve = ["ve2", "ve3"]', False),
+        ('match.platform = "openvz"', False),
+        ('match.label.tier = "gold"', True),
+        ('match.label.tier = "silver"', False),
+        ('match.label.rack = "*"', True),
+        ('match.label.rack = "?*"', False),
+        ('match.node = "hn2"', False),
+        ('match.severity = "warning"', False),
+        ('match.severity = ["error", "critical"]', True),
+        ('match.severity = "< critical"', False),
+    ],
+)
+def test_matching(match: str, matches: bool) -> None:
+    text = f'[[rule]]\nname = "r"\n{match}\n[[rule.step]]\ndo = "notify"\n'
+    decision = ask(who=scope(ve_facts(labels={"tier": "gold"})), text=text)
+    assert (decision.rule == "r") is matches
+
+
+@given(
+    mode=st.sampled_from(["observe", "approve", "auto"]),
+    confirmed=st.booleans(),
+    disarmed=st.booleans(),
+    running=st.integers(0, 3),
+    foreign=st.booleans(),
+)
+def test_nothing_acts_without_permission(
+    mode: Any, confirmed: bool, disarmed: bool, running: int, foreign: bool
+) -> None:
+    found = incident(event("fanotify" if confirmed else "kmsg", count=2))
+    state = policy_state(
+        mode=mode,
+        disarms=(Disarm(target="node", reason="x", by="y"),) if disarmed else (),
+        running=tuple(RunningRepair(incident_id=str(n), devices=()) for n in range(running)),
+    )
+    who = scope(foreign_users=("somebody",) if foreign else ())
+    decision = ask(found, who, state)
+    allowed = mode == "auto" and confirmed and not disarmed and running < 2 and not foreign
+    assert (decision.verdict is Verdict.ACT) is allowed
+    assert decision == ask(found, who, state)
+
+
+GIB = 1 << 30
+HOST = {"kind": "filesystem", "name": "xfs /vz (loop0)", "total_bytes": 100 * GIB}
+
+
+class TestCause:
+    @pytest.mark.parametrize(
+        ("layer", "kind"),
+        [
+            (Layer(kind="device", name="/dev/sda", errors=1), "device"),
+            (Layer(kind="device", name="/dev/sda", readonly=True), "device"),
+            (Layer(kind="device", name="/dev/sda", missing=1), "device"),
+            (Layer(kind="device", name="/dev/sda", state="offline"), "device"),
+            (Layer(kind="device", name="/dev/loop1", short_by=4096), "device"),
+            (Layer(**HOST, free_bytes=0), "space"),
+            (Layer(**HOST, free_bytes=63 << 20), "space"),
+            (Layer(**HOST, free_bytes=GIB, free_inodes=0), "space"),
+            (Layer(**HOST, health=Health.READONLY), "filesystem"),
+            (Layer(**HOST, health=Health.SHUTDOWN), "filesystem"),
+            (Layer(**HOST, damaged="corruption"), "filesystem"),
+            (Layer(**HOST, answers=False), "filesystem"),
+        ],
+    )
+    def test_what_lies_beneath_and_is_not_well_is_waited_for(self, layer: Layer, kind: str) -> None:
+        decision = ask(who=scope(beneath=(layer,)))
+        assert (decision.verdict, decision.waiting_for) == (Verdict.WAIT, "cause")
+        assert decision.cause is not None
+        assert (decision.cause.kind, decision.cause.name) == (kind, layer.name)
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            Layer(kind="device", name="/dev/sda"),
+            Layer(**HOST),
+            Layer(**HOST, free_bytes=65 << 20, free_inodes=1, health=Health.OK),
+            Layer(**HOST, free_bytes=GIB, health=Health.SUSPECT),
+        ],
+    )
+    def test_what_is_well_or_not_known_holds_nothing_up(self, layer: Layer) -> None:
+        decision = ask(who=scope(beneath=(layer,)))
+        assert decision.verdict is Verdict.ACT
+        assert decision.cause is None
+
+    def test_the_deepest_is_to_blame(self) -> None:
+        failing = Layer(kind="device", name="/dev/loop1", errors=3)
+        full = Layer(**HOST, free_bytes=0)
+        disk = Layer(kind="device", name="/dev/sda")
+        found = blame((failing, full, disk))
+        assert found is not None
+        assert found.kind == "space"
+
+    def test_who_asks_for_a_repair_waits_too(self) -> None:
+        layer = Layer(kind="device", name="/dev/sda", errors=1)
+        found = incident(event(), requested_by="root")
+        assert ask(found, scope(beneath=(layer,))).waiting_for == "cause"
+
+    def test_the_nodes_own_filesystem_waits_for_nothing(self) -> None:
+        layer = Layer(kind="device", name="/dev/sda", errors=1)
+        decision = ask(who=scope(beneath=(layer,), foreign_users=("the node",)))
+        assert decision.verdict is Verdict.NOTIFY
+        assert decision.cause is not None
+
+    @pytest.mark.parametrize(
+        ("kind", "rule"), [("space", "repair"), ("device", "tell"), (None, "tell")]
+    )
+    def test_errors_for_want_of_space_are_no_fault_of_a_device(
+        self, kind: str | None, rule: str
+    ) -> None:
+        """A full host that has room again leaves a stopped filesystem to be repaired."""
+        events = (event(klass="io_error"), event(klass="readonly", count=2))
+        cause = {"kind": kind, "object": "x", "until": "now"} if kind else None
+        assert ask(incident(*events, cause=cause)).rule == rule
+
+
+def test_who_depends_on_what_rests_on_it_is_a_reason_to_leave_it() -> None:
+    decision = ask(who=scope(dependents=("lxc:ve102",)))
+    assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
+    assert ask(who=scope(dependents=("lxc:ve101",))).verdict is Verdict.ACT

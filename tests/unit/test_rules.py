@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fswatchd.rulefiles import chosen, embedded_rules, load, read
+from fswatchd.rules import RuleProblem, assemble, parse_file, step_from_options
+from tests.unit.builders import rules
+
+MISTAKES = """
+[[rule]]
+name = "first"
+match.clas = "corruption"
+threshold = 3
+[[rule.step]]
+do = "fsk"
+
+[[rule]]
+name = "second"
+mode = "automatic"
+"""
+
+
+def problems(text: str) -> list[RuleProblem]:
+    return parse_file("x.toml", text)[1]
+
+
+def test_all_mistakes_are_reported_at_once_with_file_rule_and_key() -> None:
+    found = {(p.file, p.rule, p.key) for p in problems(MISTAKES)}
+    assert found == {
+        ("x.toml", "first", "match.clas"),
+        ("x.toml", "first", "threshold"),
+        ("x.toml", "first", "step[1].do"),
+        ("x.toml", "second", "mode"),
+        ("x.toml", "second", "step"),
+    }
+
+
+def test_hints_name_what_was_probably_meant() -> None:
+    hints = {p.key: p.hint for p in problems(MISTAKES)}
+    assert "class" in hints["match.clas"]
+    assert "fsck" in hints["step[1].do"]
+    assert "auto" in hints["mode"]
+    told = next(p for p in problems(MISTAKES) if p.key == "threshold")
+    assert '"3 in 10m"' in told.message
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('match.class = "corruptn"', "match.class"),
+        ('match.severity = "> bad"', "match.severity"),
+        ("match.severity = 3", "match.severity"),
+        ('threshold = "0 in 10m"', "threshold"),
+        ('threshold = "often"', "threshold"),
+        ('cooldown = "10 parsecs"', "cooldown"),
+        ("cooldown = 10", "cooldown"),
+        ("budget = { node = -1 }", "budget.node"),
+        ('budget = { node = "1" }', "budget.node"),
+        ("budget = { nodes = 1 }", "budget.nodes"),
+        ('continue = "yes"', "continue"),
+        ("carry_on = true", "carry_on"),
+        ("match.label.tier = 3", "match.label.tier"),
+    ],
+)
+def test_wrong_values_are_refused(line: str, key: str) -> None:
+    text = f'[[rule]]\nname = "r"\n{line}\n[[rule.step]]\ndo = "fsck"\n'
+    assert [p.key for p in problems(text)] == [key]
+
+
+@pytest.mark.parametrize(
+    ("step", "key"),
+    [
+        ('do = "fsck"\nstrategy = "magic"', "step[1].strategy"),
+        ('do = "fsck"\nstrategy = "online"', "step[1]"),
+        ('do = "fsck"\nmax_write_pause = 5', "step[1].max_write_pause"),
+        ('do = "fsck"\nto = ["ops"]', "step[1].to"),
+        ('do = "notify"\non_failure = "explode"', "step[1].on_failure"),
+        ('strategy = "clone"', "step[1].do"),
+        ('do = "scrub"', "step[1]"),
+    ],
+)
+def test_wrong_steps_are_refused(step: str, key: str) -> None:
+    text = f'[[rule]]\nname = "r"\n[[rule.step]]\n{step}\n'
+    assert [p.key for p in problems(text)] == [key]
+
+
+def test_broken_toml_is_one_problem_with_its_place() -> None:
+    (found,) = problems('[[rule]\nname = "x"')
+    assert "line 1" in found.message
+
+
+def test_single_brackets_are_explained() -> None:
+    (found,) = problems('[rule]\nname = "x"\n')
+    assert "[[rule]]" in found.hint
+
+
+def test_a_name_is_used_once() -> None:
+    one = '[[rule]]\nname = "same"\n[[rule.step]]\ndo = "fsck"\n'
+    _, found = assemble([("a.toml", one), ("b.toml", one)])
+    assert [(p.file, p.key) for p in found] == [("b.toml", "name")]
+    assert "a.toml" in found[0].message
+
+
+def test_any_problem_makes_the_whole_set_empty() -> None:
+    good = '[[rule]]\nname = "good"\n[[rule.step]]\ndo = "fsck"\n'
+    found, _ = assemble([("a.toml", good), ("b.toml", "nonsense = 1")])
+    assert found.rules == ()
+
+
+def test_the_contracts_example_is_right() -> None:
+    found = rules(
+        """
+        [[rule]]
+        name           = "ext4-metadata"
+        match.class    = ["corruption", "readonly"]
+        match.severity = ">= error"
+        match.fstype   = "ext4"
+        match.ve       = "*"
+        threshold      = "1 in 10m"
+        mode           = "approve"
+        cooldown       = "30m"
+        budget         = { node = 2, device = 1 }
+        [[rule.step]]
+        do = "snapshot"
+        [[rule.step]]
+        do = "fsck"
+        strategy   = "clone"
+        on_failure = "quarantine"
+        [[rule.step]]
+        do = "notify"
+        to = ["ops"]
+        """
+    )
+    assert [step.do for step in found.rules[0].step] == ["snapshot", "fsck", "notify"]
+
+
+def test_a_step_survives_being_recorded() -> None:
+    step = (
+        rules('[[rule]]\nname = "r"\n[[rule.step]]\ndo = "fsck"\nmax_write_pause = "7s"\n')
+        .rules[0]
+        .step[0]
+    )
+    again = step_from_options(step.model_dump())
+    assert again == step
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_parser(text: str) -> None:
+    parse_file("x.toml", text)
+
+
+def test_shipped_rules_are_right_and_only_the_drill_acts_by_itself() -> None:
+    found, wrong = load([embedded_rules()])
+    assert not wrong
+    assert [rule.name for rule in found.rules if rule.mode == "auto"] == ["drill"]
+
+
+class TestFiles:
+    GOOD = '[[rule]]\nname = "{}"\n[[rule.step]]\ndo = "fsck"\n'
+
+    def test_a_later_directory_replaces_and_masks_by_name(self, tmp_path) -> None:
+        one, two = tmp_path / "one", tmp_path / "two"
+        one.mkdir()
+        two.mkdir()
+        for name in ("10-a", "20-b", "30-c"):
+            (one / f"{name}.toml").write_text(self.GOOD.format(name))
+        (two / "20-b.toml").write_text(self.GOOD.format("mine"))
+        (two / "10-a.toml").symlink_to("/dev/null")
+        (two / ".hidden.toml").write_text("nonsense")
+        (two / "README").write_text("nonsense")
+        assert [str(p.relative_to(tmp_path)) for p in chosen([one, two])] == [
+            "two/20-b.toml",
+            "one/30-c.toml",
+        ]
+
+    def test_a_file_others_can_write_is_refused(self, tmp_path) -> None:
+        path = tmp_path / "a.toml"
+        path.write_text(self.GOOD.format("a"))
+        path.chmod(0o664)
+        answer = read(path)
+        assert isinstance(answer, RuleProblem)
+        assert "written by others" in answer.message or "owned by" in answer.message
+
+    @pytest.mark.parametrize("kind", ["directory", "missing", "binary", "loop", "huge"])
+    def test_what_is_no_text_file_is_refused_by_name(self, tmp_path, kind: str) -> None:
+        path = tmp_path / "a.toml"
+        if kind == "directory":
+            path.mkdir()
+        elif kind == "binary":
+            path.write_bytes(b"\xff\xfe\x00")
+        elif kind == "loop":
+            path.symlink_to(path)
+        elif kind == "huge":
+            with path.open("wb") as file:
+                file.truncate(100 << 20)
+        answer = read(path, trusted=True)
+        assert isinstance(answer, RuleProblem)
+        assert answer.file == str(path)
+
+
+def test_a_directory_that_is_named_and_not_there_is_a_problem(tmp_path: Path) -> None:
+    rules, wrong = load([tmp_path / "gone"])
+    assert rules.rules == ()
+    (problem,) = wrong
+    assert problem.file == str(tmp_path / "gone")
+
+
+def test_the_default_directories_need_not_exist() -> None:
+    _, wrong = load([Path("/etc/fswatchd/rules.d"), Path("/usr/lib/fswatchd/rules.d")])
+    assert wrong == []

@@ -1,0 +1,128 @@
+"""The incidents that are not closed, in memory and in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from fswatchd.events import Domain
+from fswatchd.incidents import Filesystem, Incident, Outcome, State
+from fswatchd.store import Store
+
+log = logging.getLogger(__name__)
+
+_SAVE_DELAY_S = 0.05
+_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
+
+Listener = Callable[[Incident | None, Incident], None]
+
+
+class IncidentBook:
+    """One entry per open incident. All changes go through `put`, which saves and tells."""
+
+    def __init__(self, store: Store, node: str) -> None:
+        self._store = store
+        self._node = node
+        self._open: dict[str, Incident] = {}
+        self._by_key: dict[tuple[str, Domain], str] = {}
+        self._dirty: set[str] = set()
+        self._flush: asyncio.TimerHandle | None = None
+        self._listeners: list[Listener] = []
+
+    async def load(self) -> list[Incident]:
+        """Take in what an earlier run of the daemon left open."""
+        for incident in await self._store.open_incidents():
+            self._remember(incident)
+        return list(self._open.values())
+
+    def subscribe(self, listener: Listener) -> None:
+        """Be told of every change, as (before or None, after)."""
+        self._listeners.append(listener)
+
+    def open_incidents(self) -> list[Incident]:
+        """All that are not closed, oldest first."""
+        return sorted(self._open.values(), key=lambda incident: incident.opened_ns)
+
+    def get(self, incident_id: str) -> Incident | None:
+        """An open incident."""
+        return self._open.get(incident_id)
+
+    def find(self, filesystem: Filesystem, domain: Domain) -> Incident | None:
+        """The open incident that an event on this filesystem joins."""
+        incident_id = self._by_key.get((filesystem.key, domain))
+        return self._open.get(incident_id) if incident_id else None
+
+    def new(self, filesystem: Filesystem, domain: Domain, ves: tuple[str, ...]) -> Incident:
+        """An incident with nothing in it yet; `put` makes it known."""
+        now = time.time_ns()
+        return Incident(
+            incident_id=_new_id(now),
+            node=self._node,
+            domain=domain,
+            filesystem=filesystem,
+            opened_ns=now,
+            updated_ns=now,
+            ves=ves,
+        )
+
+    def put(self, incident: Incident, *, durable: bool = False) -> Awaitable[None] | None:
+        """Replace the incident; with `durable`, what is returned waits for the disk."""
+        before = self._open.get(incident.incident_id)
+        if before is not None and before.key != incident.key:
+            self._by_key.pop(before.key, None)
+        if incident.state is State.CLOSED:
+            self._open.pop(incident.incident_id, None)
+            self._by_key.pop(incident.key, None)
+        else:
+            self._remember(incident)
+        saved = None
+        if durable or before is None or before.state is not incident.state:
+            # At once, so that it is on the disk together with the notice of the change.
+            self._dirty.discard(incident.incident_id)
+            saved = self._store.save_incident(incident, durable=durable)
+        else:
+            self._dirty.add(incident.incident_id)
+            if self._flush is None:
+                loop = asyncio.get_running_loop()
+                self._flush = loop.call_later(_SAVE_DELAY_S, self.flush)
+        for listener in self._listeners:
+            listener(before, incident)
+        return saved
+
+    def close(self, incident: Incident, outcome: Outcome, why: str) -> Incident:
+        """End the incident; returns it as it is then."""
+        now = time.time_ns()
+        incident = replace(incident, state=State.CLOSED, outcome=outcome, closed_ns=now)
+        incident = replace(incident, waiting_for="")
+        incident = incident.noted(now, f"closed, {outcome.value}: {why}")
+        self.put(incident)
+        return incident
+
+    def note(self, incident_id: str, text: str) -> None:
+        """Add a line to the incident's story."""
+        incident = self._open.get(incident_id)
+        if incident is not None:
+            self.put(incident.noted(time.time_ns(), text))
+
+    def flush(self) -> None:
+        """Save what has changed since the last time."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        for incident_id in self._dirty:
+            if incident_id in self._open:
+                self._store.save_incident(self._open[incident_id])
+        self._dirty.clear()
+
+    def _remember(self, incident: Incident) -> None:
+        self._open[incident.incident_id] = incident
+        self._by_key[incident.key] = incident.incident_id
+
+
+def _new_id(now_ns: int) -> str:
+    day = time.strftime("%Y%m%d", time.gmtime(now_ns / 1e9))
+    return f"{day}-{''.join(secrets.choice(_ALPHABET) for _ in range(5))}"

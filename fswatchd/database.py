@@ -1,0 +1,372 @@
+"""One SQLite database, one thread that writes it, and the cursors of its events.
+
+What is waiting is written in one transaction, so a storm costs few commits. `synchronous` is NORMAL
+(an event may be lost by a power cut, never half-written) and FULL for a batch with a `durable`
+operation in it. Not here: what is kept and in which form (`store`), but for the tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+
+from fswatchd.errors import FswatchError
+
+SCHEMA_VERSION = 1
+_BATCH = 512
+_QUEUE = 20_000
+_KEEP_EVENTS = 200_000
+_PRUNE_EVERY = 1_000
+_RESERVE = 10_000
+_SKIPS_KEPT = 100
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_SCHEMA = """
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, source TEXT NOT NULL, class TEXT NOT NULL,
+    severity TEXT NOT NULL, device TEXT, devno TEXT, fstype TEXT, errno INTEGER,
+    count INTEGER NOT NULL, confirms INTEGER NOT NULL, detail TEXT NOT NULL,
+    ves TEXT NOT NULL, incident TEXT, record TEXT, stored_ns INTEGER NOT NULL);
+CREATE TABLE incident (
+    id TEXT PRIMARY KEY, state TEXT NOT NULL, opened_ns INTEGER NOT NULL,
+    updated_ns INTEGER NOT NULL, document TEXT NOT NULL);
+CREATE INDEX incident_by_state ON incident (state);
+CREATE TABLE outbox (
+    id TEXT PRIMARY KEY, channel TEXT NOT NULL, incident TEXT NOT NULL, type TEXT NOT NULL,
+    body BLOB NOT NULL, created_ns INTEGER NOT NULL, attempts INTEGER NOT NULL,
+    next_ns INTEGER NOT NULL, state TEXT NOT NULL, last_error TEXT NOT NULL, target TEXT NOT NULL);
+CREATE INDEX outbox_by_state ON outbox (state);
+CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+_LOG_FACT = "event-log"
+
+T = TypeVar("T")
+
+
+class StoreError(FswatchError):
+    """The database cannot be opened, read or written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """Cursors after `after` up to `upto` that belong to no stored event: the daemon was killed.
+
+    `lost` is whether some may have been told to readers: after a power cut the last commits may be
+    gone, after the end of a process they are not.
+    """
+
+    after: int
+    upto: int
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Log:
+    """What is remembered of the cursors, as a fact.
+
+    `reserved` is on the disk before a cursor up to it is used: a start after a power cut goes on
+    behind it, so that no two events ever have the same cursor.
+    """
+
+    log_id: str
+    boot_id: str
+    reserved: int
+    clean: bool
+    skips: tuple[Skip, ...] = ()
+
+
+_LOG: TypeAdapter[_Log] = TypeAdapter(_Log)
+
+
+class Insert(Protocol):
+    """An event to insert: the common case, without the cost of a future."""
+
+    @property
+    def cursor(self) -> int:
+        """Its cursor."""
+        ...
+
+    def run(self, database: sqlite3.Connection) -> None:
+        """Insert it."""
+        ...
+
+    def told(self, moment: int | None) -> None:
+        """It was committed (CLOCK_REALTIME ns), or, with None, could not be kept."""
+        ...
+
+
+@dataclass(slots=True)
+class _Operation:
+    """A piece of work for the database and the future that waits for it."""
+
+    work: Callable[[sqlite3.Connection], Any]
+    future: Future[Any]
+    durable: bool
+
+    def run(self, database: sqlite3.Connection) -> Any:
+        return self.work(database)
+
+
+_Write = _Operation | Insert
+
+
+class Database:
+    """`open` before use; the thread ends with `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._synchronous = ""
+        self._thread: threading.Thread | None = None
+        self._cursor = 0
+        self._since_prune = 0
+        self._ended = False
+        self._log = _Log(log_id="", boot_id="", reserved=0, clean=True)
+        self.failed: str | None = None
+
+    async def open(self) -> None:
+        """Open or create the database and start the thread; raises StoreError."""
+        self._loop = asyncio.get_running_loop()
+        opened: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="store", daemon=True)
+        self._thread.start()
+        self._cursor = await asyncio.wrap_future(opened)
+
+    async def close(self) -> None:
+        """Write what is waiting and end the thread."""
+        if self._thread is None:
+            return
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join, 10)
+        self._thread = None
+
+    def next_cursor(self) -> int:
+        """The cursor of the next event; only the event loop asks."""
+        self._cursor += 1
+        return self._cursor
+
+    @property
+    def last_cursor(self) -> int:
+        """The cursor of the newest event."""
+        return self._cursor
+
+    @property
+    def log_id(self) -> str:
+        """Names this log of events: cursors of another one mean nothing here."""
+        return self._log.log_id
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """Cursors that no event has."""
+        return self._log.skips
+
+    def submit(
+        self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False
+    ) -> asyncio.Future[T]:
+        """Have the thread do `work`; with `durable` the future waits for the disk."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # a caller that gives up cannot undo the write
+        self._enqueue(_Operation(work, future, durable))
+        wrapped = asyncio.wrap_future(future)
+        # Who does not wait for the result is told of a failure through `failed`.
+        wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return wrapped
+
+    def insert(self, event: Insert) -> None:
+        """Have the thread insert an event, which is `told` in the event loop, in their order."""
+        self._enqueue(event)
+
+    def _enqueue(self, write: _Write) -> None:
+        if self._queue.qsize() < _QUEUE and not self._ended:
+            self._queue.put(write)
+            return
+        if not self._ended:
+            self.failed = f"{_QUEUE} writes wait for {self._path}"
+        # An event is dropped without a word: told now, readers would get it before those that
+        # wait. They see by its cursor that one is missing.
+        if isinstance(write, _Operation):
+            write.future.set_exception(StoreError(self.failed or "the database is closed"))
+
+    def _run(self, opened: Future[int]) -> None:
+        try:
+            database = self._connect()
+            cursor = self._open_log(database)
+        except (sqlite3.Error, OSError, ValueError, StoreError) as error:
+            hint = "is state_dir a writable directory on a healthy filesystem?"
+            opened.set_exception(StoreError(f"cannot open {self._path}: {error}", hint=hint))
+            return
+        opened.set_result(cursor)
+        try:
+            self._serve(database)
+            with suppress(sqlite3.Error):
+                self._save_log(database, replace(self._log, reserved=self._cursor, clean=True))
+        finally:
+            self._ended = True
+            self.failed = f"nothing is written to {self._path} any more"
+            self._refuse_waiting()
+            database.close()
+
+    def _refuse_waiting(self) -> None:
+        """Nobody may wait for ever for what comes too late."""
+        with suppress(queue.Empty):
+            while True:
+                write = self._queue.get_nowait()
+                if isinstance(write, _Operation):
+                    write.future.set_exception(StoreError(self.failed or ""))
+
+    def _serve(self, database: sqlite3.Connection) -> None:
+        while True:
+            write = self._queue.get()
+            if write is None:
+                break
+            batch: list[_Write] = [write]
+            ending = False
+            while len(batch) < _BATCH:
+                try:
+                    write = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if write is None:
+                    ending = True
+                    break
+                batch.append(write)
+            self._write(database, batch)
+            if ending:
+                break
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
+        database.row_factory = sqlite3.Row
+        # Nobody else opens the database while the daemon runs, so no locks are taken per write.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA busy_timeout = 5000")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            database.executescript(_SCHEMA)
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version != SCHEMA_VERSION:
+            raise StoreError(f"schema {version}, this version of fswatchd knows {SCHEMA_VERSION}")
+        return database
+
+    def _open_log(self, database: sqlite3.Connection) -> int:
+        """The last cursor that may have been used; notes what the end of a run has left unsure."""
+        boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+        last: int = database.execute("SELECT max(id) FROM event").fetchone()[0] or 0
+        row = database.execute("SELECT value FROM fact WHERE key = ?", (_LOG_FACT,)).fetchone()
+        if row is None:
+            log = _Log(log_id=secrets.token_hex(8), boot_id=boot_id, reserved=last, clean=True)
+        else:
+            log = _LOG.validate_json(row[0])
+        skips = log.skips
+        if log.reserved > last and not log.clean:
+            lost = log.boot_id != boot_id
+            if skips and skips[-1].after == last:  # killed again before there was any event
+                skips, lost = skips[:-1], lost or skips[-1].lost
+            skipped = Skip(after=last, upto=log.reserved, lost=lost)
+            skips = (*skips[-(_SKIPS_KEPT - 1) :], skipped)
+        last = max(last, log.reserved)
+        log = replace(log, boot_id=boot_id, reserved=last + _RESERVE, clean=False, skips=skips)
+        self._save_log(database, log)
+        return last
+
+    def _save_log(self, database: sqlite3.Connection, log: _Log) -> None:
+        self._set_synchronous(database, durable=True)
+        document = _LOG.dump_json(log).decode()
+        database.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (_LOG_FACT, document))
+        self._log = log
+
+    def _reserve(self, database: sqlite3.Connection, batch: list[_Write]) -> None:
+        last = max((w.cursor for w in batch if not isinstance(w, _Operation)), default=0)
+        if last > self._log.reserved - _RESERVE // 2:
+            self._save_log(database, replace(self._log, reserved=last + _RESERVE))
+
+    def _write(self, database: sqlite3.Connection, batch: list[_Write]) -> None:
+        results: list[tuple[_Write, Any, StoreError | None]] = []
+        try:
+            self._reserve(database, batch)
+            self._set_synchronous(
+                database, durable=any(isinstance(w, _Operation) and w.durable for w in batch)
+            )
+            if len(batch) == 1 and not isinstance(batch[0], _Operation):
+                batch[0].run(database)  # a statement alone is a transaction
+                results = [(batch[0], None, None)]
+            else:
+                database.execute("BEGIN IMMEDIATE")
+                results += [_write_one(database, self._path, write) for write in batch]
+                database.execute("COMMIT")
+        except sqlite3.Error as error:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            failure = StoreError(f"cannot write {self._path}: {error}")
+            results = [(write, None, failure) for write in batch]
+        self._tell(results, time.time_ns())
+        self._prune(database, len(batch))
+
+    def _tell(self, results: list[tuple[_Write, Any, StoreError | None]], now: int) -> None:
+        committed: list[tuple[Insert, int | None]] = []
+        failures = [problem for _, _, problem in results if problem]
+        self.failed = str(failures[0]) if failures else None
+        for write, result, problem in results:
+            if not isinstance(write, _Operation):
+                committed.append((write, None if problem else now))
+            elif problem:
+                write.future.set_exception(problem)
+            else:
+                write.future.set_result(result)
+        if committed and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(_deliver, committed)
+
+    def _set_synchronous(self, database: sqlite3.Connection, *, durable: bool) -> None:
+        wanted = "FULL" if durable else "NORMAL"
+        if wanted != self._synchronous:
+            database.execute(f"PRAGMA synchronous = {wanted}")
+            self._synchronous = wanted
+
+    def _prune(self, database: sqlite3.Connection, written: int) -> None:
+        self._since_prune += written
+        if self._since_prune >= _PRUNE_EVERY:
+            self._since_prune = 0
+            with suppress(sqlite3.Error):
+                # By number, not by cursor: a daemon that is killed again and again skips many.
+                database.execute(
+                    "DELETE FROM event WHERE id <="
+                    " (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                    (_KEEP_EVENTS,),
+                )
+
+
+def _write_one(
+    database: sqlite3.Connection, path: Path, write: _Write
+) -> tuple[_Write, Any, StoreError | None]:
+    """One write of a batch; when it fails, the others are not taken along."""
+    database.execute("SAVEPOINT one")
+    try:
+        result: tuple[_Write, Any, StoreError | None] = (write, write.run(database), None)
+    except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # Whatever is wrong with one write, also a number too large for SQLite.
+        database.execute("ROLLBACK TO one")
+        result = (write, None, StoreError(f"{path}: {error}"))
+    database.execute("RELEASE one")
+    return result
+
+
+def _deliver(committed: list[tuple[Insert, int | None]]) -> None:
+    for write, moment in committed:
+        write.told(moment)

@@ -1,0 +1,384 @@
+"""Keeps the picture of the node current, and opens filesystems without touching their owners.
+
+`refresh` reads everything again and swaps in a new `NodeView`; it is cheap (unique mount ids are
+described once) and is called by `watch` whenever something may have changed. Superblocks that are
+new are identified through the mount helper and handed to whoever subscribed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fswatchd.devno import Devno
+from fswatchd.helpers.client import Helper, HelperError
+from fswatchd.inventory.merge import merged
+from fswatchd.inventory.model import (
+    Backing,
+    BlockDevice,
+    NamespaceKey,
+    NamespaceMount,
+    NodeView,
+    Superblock,
+    Ve,
+    VeId,
+)
+from fswatchd.inventory.platform import Platform, PlatformError
+from fswatchd.inventory.scan import MountScanner, MountTable, best_scanner, open_namespace
+from fswatchd.inventory.stack import Images, StackReader, inode_key
+from fswatchd.kernel import block, fs, proc
+
+log = logging.getLogger(__name__)
+
+NODE = "the node"
+_OPEN_TIMEOUT_S = 3.0
+_MAX_HANGS = 2
+_HELPER = "fswatchd.helpers.mounts"
+
+NewSuperblock = Callable[[Superblock, int], None]
+VanishedSuperblock = Callable[[Superblock], None]
+NamespaceSeen = Callable[[NamespaceKey, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What a refresh found different from the view before."""
+
+    appeared: tuple[Superblock, ...] = ()
+    vanished: tuple[Superblock, ...] = ()
+
+
+class Inventory:
+    """The live picture. One per daemon; used from the event loop only."""
+
+    def __init__(self, platforms: Iterable[Platform], scanner: MountScanner | None = None) -> None:
+        self.platforms = list(platforms)
+        self.scanner = scanner or best_scanner()
+        self.view = NodeView()
+        self.problems: dict[str, str] = {}
+        self._helper = Helper(_HELPER)
+        self._lock = asyncio.Lock()
+        self._on_superblock: list[NewSuperblock] = []
+        self._on_vanished: list[VanishedSuperblock] = []
+        self._on_namespace: list[NamespaceSeen] = []
+        self._owner_pids: dict[NamespaceKey, tuple[int, str]] = {}
+        self._stack = StackReader()
+        # Seen, but not reached yet: nobody watches them, so every look tries again.
+        self._unreached: set[Devno] = set()
+
+    def subscribe(
+        self,
+        *,
+        on_superblock: NewSuperblock | None = None,
+        on_vanished: VanishedSuperblock | None = None,
+        on_namespace: NamespaceSeen | None = None,
+    ) -> None:
+        """Be told of new superblocks, with a descriptor on them that is closed after the call, of
+        those that are gone, and of every namespace at every refresh (in the scanning thread)."""
+        if on_superblock:
+            self._on_superblock.append(on_superblock)
+        if on_vanished:
+            self._on_vanished.append(on_vanished)
+        if on_namespace:
+            self._on_namespace.append(on_namespace)
+
+    async def close(self) -> None:
+        """End the helper."""
+        await self._helper.close(kill=True)
+
+    # --- questions ----------------------------------------------------------------------------
+
+    def superblock_of_name(self, device: str) -> Superblock | None:
+        """The mounted filesystem on the device that a kernel message names."""
+        devno = block.devno_of(device)
+        return self.view.superblock_on(devno) if devno else None
+
+    def current_options(self, superblock: Superblock) -> tuple[str, ...] | None:
+        """The superblock's options at this moment; None when it is no longer mounted."""
+        for place in superblock.mounts:
+            mount = self.scanner.current(place.namespace, place.mount)
+            if mount is not None and mount.devno == superblock.devno:
+                return replace(superblock, mounts=(replace(place, mount=mount),)).options
+        return None
+
+    async def root_error(self, superblock: Superblock) -> int:
+        """The errno that stat(2) of the superblock's root gives, 0 for none; raises as `opened`."""
+        fd, answer = await self._open(superblock)
+        os.close(fd)
+        return int(answer.get("stat_errno") or 0)
+
+    async def btrfs_error(self, superblock: Superblock) -> int:
+        """See `fs.btrfs_error`, for a read-only superblock; raises as `opened`, or TimeoutError."""
+
+        def ask(mount: int) -> int:
+            directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+            try:
+                return fs.btrfs_error(directory)
+            finally:
+                os.close(directory)
+
+        async with self.opened(superblock) as fd, asyncio.timeout(_OPEN_TIMEOUT_S):
+            return await asyncio.to_thread(ask, fd)
+
+    @asynccontextmanager
+    async def opened(self, superblock: Superblock) -> AsyncIterator[int]:
+        """A descriptor on a detached mount of the superblock, closed on leaving.
+
+        It keeps the superblock alive while it is open. Raises FileNotFoundError when no mount of
+        it can be reached any more, or HelperError.
+        """
+        fd, _ = await self._open(superblock)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    # --- reading ------------------------------------------------------------------------------
+
+    async def refresh(self, *, forget: bool = False) -> Changes:
+        """Read VEs and mounts again. With `forget`, nothing is taken from a cache."""
+        async with self._lock:
+            if forget:
+                self.scanner.forget()
+                self._stack.forget()
+            ves = await self._list_ves()
+            view = await asyncio.to_thread(self._scan, ves)
+            before = self.view
+            self.view = view
+            appeared = [
+                found
+                for devno, found in view.superblocks.items()
+                if devno in self._unreached
+                or not _same_superblock(before.superblocks.get(devno), found)
+            ]
+            self._unreached &= view.superblocks.keys()
+            vanished = [
+                old
+                for devno, old in before.superblocks.items()
+                if not _same_superblock(old, view.superblocks.get(devno))
+            ]
+            for superblock in vanished:
+                for callback in self._on_vanished:
+                    callback(superblock)
+            identified = [await self._identify(found) for found in appeared]
+            return Changes(appeared=tuple(identified), vanished=tuple(vanished))
+
+    async def announce(self, superblock: Superblock) -> bool:
+        """Hand the superblock to the subscribers again; False when it cannot be reached."""
+        try:
+            async with self.opened(superblock) as fd:
+                for callback in self._on_superblock:
+                    callback(superblock, fd)
+        except (OSError, HelperError):
+            return False
+        return True
+
+    async def _list_ves(self) -> dict[VeId, Ve]:
+        found: list[Ve] = []
+        for platform in self.platforms:
+            try:
+                found += await platform.list_ves()
+                self.problems.pop(platform.name, None)
+            except PlatformError as error:
+                found += error.partial
+                self.problems[platform.name] = str(error)
+        return merged(found)
+
+    async def _identify(self, superblock: Superblock) -> Superblock:
+        try:
+            fd, answer = await self._open(superblock)
+        except (OSError, HelperError) as error:
+            if superblock.devno not in self._unreached:
+                log.warning("cannot reach the filesystem on %s: %s", superblock.device, error)
+            self._unreached.add(superblock.devno)
+            return superblock
+        self._unreached.discard(superblock.devno)
+        try:
+            fsid, uuid = answer.get("fsid"), answer.get("uuid")
+            superblock = replace(
+                superblock,
+                uuid=uuid,
+                members=block.btrfs_members(uuid) if uuid and superblock.fstype == "btrfs" else (),
+                fsid=bytes.fromhex(fsid) if fsid else None,
+            )
+            superblocks = {**self.view.superblocks, superblock.devno: superblock}
+            devices = {**self.view.devices, **self._stack.read(superblock.members, {})}
+            self.view = replace(self.view, superblocks=superblocks, devices=devices)
+            for callback in self._on_superblock:
+                callback(superblock, fd)
+        finally:
+            os.close(fd)
+        return superblock
+
+    async def _open(self, superblock: Superblock) -> tuple[int, dict[str, Any]]:
+        failure: Exception = FileNotFoundError(2, "it is not mounted", superblock.device)
+        hangs = 0
+        places = sorted(superblock.mounts, key=lambda place: place.mount.root != "/")
+        for place in places[:8]:
+            pid = self._pid_in(place.namespace)
+            try:
+                ns_fd = await asyncio.to_thread(open_namespace, place.namespace, pid)
+            except OSError as error:
+                failure = error
+                continue
+            try:
+                answer, fds = await self._helper.request(
+                    {"path": place.mount.point, "devno": str(superblock.devno)},
+                    (ns_fd,),
+                    timeout_s=_OPEN_TIMEOUT_S,
+                )
+            except OSError as error:
+                failure = error
+                continue
+            except HelperError as error:
+                # All VEs share the helper, and no refresh goes on meanwhile: not for long.
+                await self._helper.close(kill=True)
+                failure, hangs = error, hangs + 1
+                if hangs == _MAX_HANGS:
+                    break
+                continue
+            finally:
+                os.close(ns_fd)
+            return fds[0], answer
+        raise failure
+
+    def _pid_in(self, namespace: NamespaceKey) -> int | None:
+        owner = self.view.owners.get(namespace)
+        if owner is not None and (ve := self.view.ves.get(VeId(owner))) is not None:
+            return ve.init_pid
+        known = self._owner_pids.get(namespace)
+        return known[0] if known else None
+
+    # --- in the scanning thread ---------------------------------------------------------------
+
+    def _scan(self, ves: dict[VeId, Ve]) -> NodeView:
+        def on_namespace(key: NamespaceKey, fd: int) -> None:
+            for callback in self._on_namespace:
+                callback(key, fd)
+
+        table = self.scanner.scan(on_namespace)
+        images = _images(ves)
+        device_owners = _device_owners(ves)
+        node_namespace = NamespaceKey(proc.mount_namespace_inode("self") or 0)
+        places = _by_device(table)
+        known = self.view.superblocks
+        members = [member for devno in places if devno in known for member in known[devno].members]
+        devices = self._stack.read([*places, *members, *device_owners], images)
+        self._stack.keep_only(devices)
+        return NodeView(
+            superblocks=self._superblocks(places, devices),
+            ves=ves,
+            owners=self._owners(table, ves, node_namespace),
+            node_namespace=node_namespace,
+            image_owners={key: ve_id for key, (ve_id, _) in images.items()},
+            device_owners=device_owners,
+            devices=devices,
+        )
+
+    def _superblocks(
+        self, places: dict[Devno, list[NamespaceMount]], devices: dict[Devno, BlockDevice]
+    ) -> dict[Devno, Superblock]:
+        superblocks: dict[Devno, Superblock] = {}
+        for devno, mounted in places.items():
+            device = devices.get(devno)
+            superblock = Superblock(
+                devno=devno,
+                fstype=mounted[0].mount.fstype,
+                device=device.name if device else mounted[0].mount.source,
+                disk_sequence=device.disk_sequence if device else None,
+                mounts=tuple(mounted),
+                backing=device.backing if device else Backing(kind="device"),
+            )
+            known = self.view.superblocks.get(devno)
+            if known is not None and _same_superblock(known, superblock):
+                superblock = replace(
+                    superblock, uuid=known.uuid, fsid=known.fsid, members=known.members
+                )
+            superblocks[devno] = superblock
+        return superblocks
+
+    def _owners(
+        self, table: MountTable, ves: dict[VeId, Ve], node: NamespaceKey
+    ) -> dict[NamespaceKey, str]:
+        owners: dict[NamespaceKey, str] = {
+            ve.namespace: ve.ve_id for ve in ves.values() if ve.namespace is not None
+        }
+        owners[node] = NODE  # last: no VE is the node, whatever is said of it
+        unknown = [key for key, found in table.items() if found and key not in owners]
+        self._owner_pids = {
+            key: known
+            for key, known in self._owner_pids.items()
+            if key in table and proc.mount_namespace_inode(known[0]) == key
+        }
+        if any(key not in self._owner_pids for key in unknown):
+            self._find_owner_pids({key for key in unknown if key not in self._owner_pids})
+        groups = {ve.cgroup: ve.ve_id for ve in ves.values() if ve.cgroup}
+        for key in unknown:
+            if key in self._owner_pids:
+                owners[key] = _owner_of(*self._owner_pids[key], groups)
+        return owners
+
+    def _find_owner_pids(self, wanted: set[NamespaceKey]) -> None:
+        for pid in proc.pids():
+            inode = proc.mount_namespace_inode(pid)
+            if inode is not None and (key := NamespaceKey(inode)) in wanted:
+                self._owner_pids[key] = (pid, proc.command_name(pid))
+                wanted.discard(key)
+                if not wanted:
+                    return
+
+
+def _by_device(table: MountTable) -> dict[Devno, list[NamespaceMount]]:
+    places: dict[Devno, list[NamespaceMount]] = {}
+    for namespace, found in table.items():
+        for mount in found:
+            place = NamespaceMount(namespace=namespace, mount=mount)
+            places.setdefault(mount.devno, []).append(place)
+    return places
+
+
+def _owner_of(pid: int, command: str, groups: dict[str, VeId]) -> str:
+    for path in proc.cgroups(pid).values():
+        for group, ve_id in groups.items():
+            if path == group or path.startswith(f"{group}/"):
+                return ve_id
+    return f"process {pid} ({command})"
+
+
+def _same_superblock(old: Superblock | None, new: Superblock | None) -> bool:
+    """Whether two looks at a device number saw the same superblock.
+
+    The kernel gives superblocks no id. They are the same where the disk is the same and at least
+    one mount is; a filesystem that was unmounted and mounted between two looks has new mounts.
+    """
+    if old is None or new is None:
+        return False
+    if old.disk_sequence != new.disk_sequence or old.fstype != new.fstype:
+        return False
+    before = {(place.namespace, place.mount.mount_id) for place in old.mounts}
+    return any((place.namespace, place.mount.mount_id) in before for place in new.mounts)
+
+
+def _images(ves: dict[VeId, Ve]) -> Images:
+    found: dict[tuple[Devno, int], tuple[VeId, str]] = {}
+    for ve in ves.values():
+        for volume in ve.volumes:
+            key = inode_key(volume.image) if volume.image else None
+            if key is not None and volume.image:
+                found[key] = (ve.ve_id, volume.image)
+    return found
+
+
+def _device_owners(ves: dict[VeId, Ve]) -> dict[Devno, VeId]:
+    owners = {}
+    for ve in ves.values():
+        for volume in ve.volumes:
+            if volume.device:
+                with suppress(OSError):
+                    owners[Devno.of(os.stat(volume.device).st_rdev)] = ve.ve_id
+    return owners

@@ -1,0 +1,91 @@
+"""One entry a VE, although several platforms know it.
+
+A Proxmox container is an LXC container too, a Docker container one of containerd. The driver that
+is asked first gives id, name and commands; the ids of the others stay as `aliases`. What is
+declared by hand completes what a driver has found, and never replaces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fswatchd.inventory.model import Ve, VeId
+
+DECLARED = "declared"
+
+
+def merged(found: Iterable[Ve]) -> dict[VeId, Ve]:
+    """The VEs by id, each process as the init of one of them."""
+    ves = list(found)
+    known = _without_aliases([ve for ve in ves if ve.platform != DECLARED])
+    by_init: dict[int, VeId] = {}
+    result: dict[VeId, Ve] = {}
+    for ve in known:
+        twin = by_init.get(ve.init_pid) if ve.init_pid is not None else None
+        if twin is not None:
+            result[twin] = _also_called(result[twin], ve)
+            continue
+        result[ve.ve_id] = ve
+        if ve.init_pid is not None:
+            by_init[ve.init_pid] = ve.ve_id
+    for ve in ves:
+        if ve.platform == DECLARED:
+            twin = by_init.get(ve.init_pid) if ve.init_pid is not None else None
+            twin = twin or _with_the_same_volume(result, ve)
+            completed = _completed(result[twin], ve) if twin else ve
+            result[completed.ve_id] = completed
+            if completed.init_pid is not None:
+                by_init[completed.init_pid] = completed.ve_id
+    return result
+
+
+def _without_aliases(ves: list[Ve]) -> list[Ve]:
+    """Without those that another one names as its alias; what is seen of their processes stays."""
+    by_id = {ve.ve_id: ve for ve in ves}
+    hidden = {alias for ve in ves for alias in ve.aliases if alias in by_id and alias != ve.ve_id}
+    found = []
+    for ve in ves:
+        if ve.ve_id in hidden:
+            continue
+        running = next(
+            (by_id[a] for a in ve.aliases if a in by_id and by_id[a].init_pid is not None), None
+        )
+        if ve.init_pid is None and running is not None:
+            ve = replace(
+                ve,
+                state=running.state,
+                init_pid=running.init_pid,
+                init_started=running.init_started,
+                namespace=running.namespace,
+                namespace_id=running.namespace_id,
+                cgroup=running.cgroup,
+            )
+        found.append(ve)
+    return found
+
+
+def _also_called(ve: Ve, other: Ve) -> Ve:
+    aliases = dict.fromkeys((*ve.aliases, other.ve_id, *other.aliases))
+    return replace(ve, aliases=tuple(aliases), busy=ve.busy or other.busy)
+
+
+def _with_the_same_volume(known: dict[VeId, Ve], declared: Ve) -> VeId | None:
+    for ve in known.values():
+        if ve.name == declared.name and set(ve.volumes) & set(declared.volumes):
+            return ve.ve_id
+    return None
+
+
+def _completed(ve: Ve, declared: Ve) -> Ve:
+    return replace(
+        ve,
+        labels={**ve.labels, **declared.labels},
+        volumes=declared.volumes or ve.volumes,
+        commands=replace(
+            ve.commands,
+            start=declared.commands.start or ve.commands.start,
+            stop=declared.commands.stop or ve.commands.stop,
+            kill=declared.commands.kill or ve.commands.kill,
+        ),
+    )

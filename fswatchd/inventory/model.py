@@ -1,0 +1,323 @@
+"""The picture of a node at one moment: who mounts what, on which device, backed by what.
+
+Pure values. Identity is never a name or a PID alone: a superblock is device number plus
+DISKSEQ, an image is device plus inode, a VE is platform plus native id plus the start time of
+its init process and its mount namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NewType
+
+from fswatchd.devno import Devno
+from fswatchd.events import VeState
+from fswatchd.incidents import Filesystem
+from fswatchd.kernel.mounts import Mount
+
+VeId = NewType("VeId", str)
+NamespaceKey = NewType("NamespaceKey", int)  # inode of the mount namespace
+
+# Filesystems with a device of their own that can be damaged. Everything else in a mount table
+# (proc, tmpfs, overlay…) rests on one of these or on memory.
+DISK_FILESYSTEMS = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "nilfs2", "gfs2", "ocfs2", "jfs"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A filesystem of a VE as its platform or `ve.d` declares it: an image file or a device."""
+
+    image: str | None = None
+    device: str | None = None
+    mountpoint: str = "/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commands:
+    """How the platform starts, stops and kills a VE; empty where it cannot."""
+
+    start: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    kill: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ve:
+    """One container or guest.
+
+    `namespace` is None while it does not run and where it shares the node's; `namespace_id` is the
+    kernel's own id of it, which is never given away again (None before Linux 6.11). `node_mounts`
+    says
+    that the platform mounts the VE's volumes in the node's own namespace, and unmounts them when
+    the VE stops. `aliases` are ids that other platforms know the same VE by. `busy` says what its
+    platform is doing with it (a backup, a migration), None where nothing. `scratch` is true only
+    for VEs that a drill registered with this daemon, `hands_off` for those of a drill that another
+    daemon handles.
+    """
+
+    ve_id: VeId
+    platform: str
+    native_id: str
+    name: str
+    state: VeState
+    labels: Mapping[str, str] = field(default_factory=dict)
+    init_pid: int | None = None
+    init_started: int | None = None
+    namespace: NamespaceKey | None = None
+    namespace_id: int | None = None
+    cgroup: str | None = None
+    volumes: tuple[Volume, ...] = ()
+    commands: Commands = Commands()
+    node_mounts: bool = False
+    aliases: tuple[VeId, ...] = ()
+    busy: str | None = None
+    scratch: bool = False
+    hands_off: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backing:
+    """What a block device rests on.
+
+    For a loop device: the image's inode and host filesystem, and its path where one is known that
+    still leads to this inode.
+    """
+
+    kind: str
+    image: str | None = None
+    image_devno: Devno | None = None
+    image_inode: int | None = None
+    offset: int = 0
+
+    @property
+    def inode_key(self) -> tuple[Devno, int] | None:
+        """(device, inode) of the image, None where there is no image."""
+        if self.image_devno is None or self.image_inode is None:
+            return None
+        return (self.image_devno, self.image_inode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDevice:
+    """One block device and what it rests on directly.
+
+    `kind` is `loop`, `partition`, `dm`, `md`, `nbd` or `disk`; `lower` are the devices beneath it,
+    `backing` names the image of a loop device. `label` is what its owner calls it (dm only).
+    """
+
+    devno: Devno
+    name: str
+    kind: str
+    disk_sequence: int | None = None
+    lower: tuple[Devno, ...] = ()
+    backing: Backing = Backing(kind="device")
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceMount:
+    """A mount and the namespace it is in."""
+
+    namespace: NamespaceKey
+    mount: Mount
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Superblock:
+    """One mounted filesystem: all its mounts everywhere, and its device.
+
+    `members` are the block devices of a btrfs, whose `devno` is no block device's.
+    """
+
+    devno: Devno
+    fstype: str
+    device: str
+    disk_sequence: int | None
+    mounts: tuple[NamespaceMount, ...]
+    backing: Backing
+    uuid: str | None = None
+    fsid: bytes | None = None
+    members: tuple[Devno, ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The superblock's options, with `ro` where the kernel has it read-only."""
+        mount = self.mounts[0].mount
+        return (*(("ro",) if mount.superblock_readonly else ()), *mount.superblock_options)
+
+    @property
+    def identity(self) -> tuple[Devno, int | None, str | None]:
+        """Equal only for the same filesystem on the same attachment of the device."""
+        return (self.devno, self.disk_sequence, self.uuid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Users:
+    """Who uses a superblock: VEs, and anybody else by description."""
+
+    ves: tuple[VeId, ...] = ()
+    foreign: tuple[str, ...] = ()
+
+
+_NOBODY = Users()
+# Deeper than anybody builds: an image in an image in an image counts nine.
+_MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """The node at one moment.
+
+    `owners` says whose each mount namespace is: a VE's id, or words for anybody else.
+    `image_owners` and `device_owners` say which VE declares an image or device as its volume.
+    `devices` are the block devices of all superblocks, and all that these rest on.
+    """
+
+    superblocks: Mapping[Devno, Superblock] = field(default_factory=dict)
+    ves: Mapping[VeId, Ve] = field(default_factory=dict)
+    owners: Mapping[NamespaceKey, str] = field(default_factory=dict)
+    node_namespace: NamespaceKey = NamespaceKey(0)
+    image_owners: Mapping[tuple[Devno, int], VeId] = field(default_factory=dict)
+    device_owners: Mapping[Devno, VeId] = field(default_factory=dict)
+    devices: Mapping[Devno, BlockDevice] = field(default_factory=dict)
+    users: Mapping[Devno, Users] = field(init=False)
+    _of_ve: Mapping[VeId, list[Superblock]] = field(init=False, repr=False)
+    _described: dict[Devno, Filesystem] = field(init=False, repr=False, default_factory=dict)
+    _dependents: dict[Devno, Users] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        users = {devno: self._users(found) for devno, found in self.superblocks.items()}
+        of_ve: dict[VeId, list[Superblock]] = {}
+        for devno, found in self.superblocks.items():
+            for ve_id in users[devno].ves:
+                of_ve.setdefault(ve_id, []).append(found)
+        object.__setattr__(self, "users", users)
+        object.__setattr__(self, "_of_ve", of_ve)
+
+    def superblock_on(self, devno: Devno) -> Superblock | None:
+        """The filesystem with this number, or with this block device as a member."""
+        found = self.superblocks.get(devno)
+        if found is None:
+            found = next((s for s in self.superblocks.values() if devno in s.members), None)
+        return found
+
+    def superblocks_of(self, ve_id: VeId) -> list[Superblock]:
+        """The filesystems of a VE: mounted by it, or mounted and declared as its volume."""
+        return self._of_ve.get(ve_id, [])
+
+    def lower(self, devno: Devno) -> tuple[Devno, ...]:
+        """What a filesystem or block device rests on directly: devices, and an image's host."""
+        found: list[Devno] = []
+        if (superblock := self.superblocks.get(devno)) is not None:
+            found += superblock.members
+        if (device := self.devices.get(devno)) is not None:
+            found += device.lower
+            if device.backing.image_devno is not None:
+                found.append(device.backing.image_devno)
+        return tuple(one for one in dict.fromkeys(found) if one != devno)
+
+    def beneath(self, devno: Devno) -> tuple[Devno, ...]:
+        """Everything that a filesystem or block device rests on, nearest first, without itself.
+
+        Each once: what a reading in the middle of a change may make of it cannot lead in circles.
+        """
+        found = {devno: None}
+        level: tuple[Devno, ...] = (devno,)
+        for _ in range(_MAX_DEPTH):
+            level = tuple(
+                dict.fromkeys(
+                    lower for one in level for lower in self.lower(one) if lower not in found
+                )
+            )
+            if not level:
+                break
+            found.update(dict.fromkeys(level))
+        return tuple(found)[1:]
+
+    def dependents(self, devno: Devno) -> Users:
+        """Who depends on a filesystem or block device through what rests on it, and only so.
+
+        A VE whose image lies on it counts also while the VE is stopped. Worked out once a view.
+        """
+        if not self._dependents:
+            self._find_dependents()
+        return self._dependents.get(devno, _NOBODY)
+
+    def affected(self, devno: Devno) -> tuple[VeId, ...]:
+        """Every VE that an error of it concerns: its users, then those through the stack."""
+        return (*self.users.get(devno, _NOBODY).ves, *self.dependents(devno).ves)
+
+    def describe(self, superblock: Superblock) -> Filesystem:
+        """A superblock of this view as incidents remember it; worked out once."""
+        known = self._described.get(superblock.devno)
+        if known is None:
+            known = self._described[superblock.devno] = describe(superblock)
+        return known
+
+    def owner_of_volume(self, superblock: Superblock) -> VeId | None:
+        """The VE that declares this superblock's image or device as its volume."""
+        inode = superblock.backing.inode_key
+        if inode is not None and inode in self.image_owners:
+            return self.image_owners[inode]
+        return self.device_owners.get(superblock.devno)
+
+    def _find_dependents(self) -> None:
+        ves: dict[Devno, dict[VeId, None]] = {}
+        foreign: dict[Devno, dict[str, None]] = {}
+        for devno, superblock in self.superblocks.items():
+            users = self.users[devno]
+            for lower in self.beneath(devno):
+                ves.setdefault(lower, {}).update(dict.fromkeys(users.ves))
+                others = (f"{one} (through {superblock.device})" for one in users.foreign)
+                foreign.setdefault(lower, {}).update(dict.fromkeys(others))
+        owned = [(host, ve_id) for (host, _), ve_id in self.image_owners.items()]
+        for host, ve_id in owned:
+            for devno in (host, *self.beneath(host)):
+                ves.setdefault(devno, {})[ve_id] = None
+        for device, ve_id in self.device_owners.items():
+            for devno in self.beneath(device):
+                ves.setdefault(devno, {})[ve_id] = None
+        for devno in {*ves, *foreign}:
+            direct = self.users.get(devno, _NOBODY).ves
+            self._dependents[devno] = Users(
+                ves=tuple(ve_id for ve_id in ves.get(devno, ()) if ve_id not in direct),
+                foreign=tuple(foreign.get(devno, ())),
+            )
+
+    def _users(self, superblock: Superblock) -> Users:
+        ves: dict[VeId, None] = {}
+        foreign: dict[str, None] = {}
+        declared = self.owner_of_volume(superblock)
+        if declared is not None:
+            ves[declared] = None
+        for place in superblock.mounts:
+            owner = self.owners.get(place.namespace)
+            if owner is None:
+                foreign["a mount namespace without a known owner"] = None
+            elif VeId(owner) in self.ves:
+                ves[VeId(owner)] = None
+            elif not (
+                place.namespace == self.node_namespace
+                and declared is not None
+                and self.ves[declared].node_mounts
+            ):
+                foreign[owner] = None
+        return Users(ves=tuple(ves), foreign=tuple(foreign))
+
+
+def describe(superblock: Superblock) -> Filesystem:
+    """The superblock as incidents remember it."""
+    inode = superblock.backing.inode_key
+    return Filesystem(
+        devno=superblock.devno,
+        device=superblock.device,
+        fstype=superblock.fstype,
+        uuid=superblock.uuid,
+        disk_sequence=superblock.disk_sequence,
+        image=superblock.backing.image,
+        image_inode=(str(inode[0]), inode[1]) if inode else None,
+        mountpoints=tuple(dict.fromkeys(place.mount.point for place in superblock.mounts))[:16],
+    )

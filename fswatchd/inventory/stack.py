@@ -1,0 +1,118 @@
+"""Read what lies beneath filesystems: loop devices and their images, partitions, dm, md, nbd.
+
+From sysfs (Documentation/ABI/stable/sysfs-block) and LOOP_GET_STATUS64. No name is followed: a
+device is its number and DISKSEQ, an image its device and inode, and a path is only kept where it
+still leads to that inode. The graph itself is in `model`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from fswatchd.devno import Devno
+from fswatchd.inventory.model import Backing, BlockDevice, VeId
+from fswatchd.kernel import block, loop
+
+# (device, inode) of an image file → the VE that declares it, and its path.
+Images = Mapping[tuple[Devno, int], tuple[VeId, str]]
+
+# What these rest on can change while they stay the same device (a table is loaded, a disk added).
+_CHANGEABLE = frozenset({"dm", "md"})
+
+
+class StackReader:
+    """Remembers what cannot change while a device keeps its DISKSEQ."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Devno, int | None], BlockDevice] = {}
+
+    def forget(self) -> None:
+        """Read everything anew next time."""
+        self._known.clear()
+
+    def read(self, devices: Iterable[Devno], images: Images) -> dict[Devno, BlockDevice]:
+        """These devices and all that they rest on; numbers of no block device are left out."""
+        found: dict[Devno, BlockDevice] = {}
+        seen: set[Devno] = set()
+        left = list(devices)
+        while left:
+            devno = left.pop()
+            if devno in seen:
+                continue
+            seen.add(devno)
+            device = self._device(devno)
+            if device is None:
+                continue
+            device = replace(device, backing=_with_path(device, images))
+            found[devno] = device
+            left += device.lower
+            if device.backing.image_devno is not None:
+                left.append(device.backing.image_devno)
+        return found
+
+    def keep_only(self, devices: Mapping[Devno, BlockDevice]) -> None:
+        """Forget devices that are not among these any more."""
+        alive = {(device.devno, device.disk_sequence) for device in devices.values()}
+        self._known = {key: known for key, known in self._known.items() if key in alive}
+
+    def _device(self, devno: Devno) -> BlockDevice | None:
+        sequence = block.disk_sequence(devno)
+        known = self._known.get((devno, sequence)) if sequence is not None else None
+        if known is not None and known.kind not in _CHANGEABLE:
+            return known
+        name, kind = block.name_of(devno), block.kind_of(devno)
+        if name is None or kind is None:
+            return None
+        device = BlockDevice(
+            devno=devno,
+            name=name,
+            kind=kind,
+            disk_sequence=sequence,
+            lower=block.lower_devices(devno),
+            backing=_loop_backing(name) if kind == "loop" else Backing(kind="device"),
+            label=block.attribute(devno, "dm/name") or "" if kind == "dm" else "",
+        )
+        if kind != "loop" or device.backing.inode_key is not None:
+            self._known[devno, sequence] = device
+        return device
+
+
+def _loop_backing(name: str) -> Backing:
+    try:
+        status = loop.status(f"/dev/{name}")
+    except OSError:
+        return Backing(kind="loop")
+    return Backing(
+        kind="loop",
+        image_devno=status.backing_devno,
+        image_inode=status.backing_inode,
+        offset=status.offset,
+    )
+
+
+def _with_path(device: BlockDevice, images: Images) -> Backing:
+    """Add a path of the image: one that a VE declares or the kernel remembers, if it still is."""
+    key = device.backing.inode_key
+    if key is None:
+        return device.backing
+    if key in images:
+        return replace(device.backing, image=images[key][1])
+    remembered = Path(f"/sys/block/{device.name}/loop/backing_file")
+    with suppress(OSError):
+        path = remembered.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
+        if inode_key(path) == key:
+            return replace(device.backing, image=path)
+    return device.backing
+
+
+def inode_key(path: str) -> tuple[Devno, int] | None:
+    """(device, inode) of the file at a path, None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (Devno.of(status.st_dev), status.st_ino)

@@ -1,0 +1,160 @@
+"""When to look again: mounts that come and go, VEs that start and end.
+
+Mount events come from fanotify for every mount namespace that has been seen (Linux 6.14), and from
+polling mountinfo of our own on older kernels. A namespace nobody has seen yet tells nothing, so
+the cgroup directories, where a VE's cgroup appears before its first mount, are watched too, and
+after any sign of change the next looks come quickly. A slow timer covers what nothing tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import time
+from contextlib import suppress
+
+from fswatchd.inventory.inventory import Changes, Inventory
+from fswatchd.inventory.model import NamespaceKey
+from fswatchd.kernel import fanotify
+
+log = logging.getLogger(__name__)
+
+# After a sign of change: a VE takes tens of milliseconds from its cgroup to its last mount.
+_BURST_S = (0.0, 0.03, 0.1, 0.3, 1.0)
+_IDLE_S = 4.0
+_SCAN_EVERY_S = 30.0
+_FORGET_EVERY = 4
+
+
+class InventoryWatch:
+    """Drives `Inventory.refresh`. `on_changes` is called after every refresh that found any."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._wake = asyncio.Event()
+        self._mounts: int | None = None
+        self._directories: int | None = None
+        self._mountinfo: int | None = None
+        self._marked: set[NamespaceKey] = set()
+        self._round = 0
+        self._last = 0.0
+        self._listeners: list[asyncio.Queue[Changes]] = []
+        self.refreshes = 0
+
+    def start(self) -> None:
+        """Open the watches; what the kernel lacks is covered by the timer."""
+        with suppress(OSError):
+            self._mounts = fanotify.init(fanotify.FAN_REPORT_MNT | fanotify.FAN_UNLIMITED_QUEUE)
+            self._inventory.subscribe(on_namespace=self._mark_namespace)
+            asyncio.get_running_loop().add_reader(self._mounts, self._drain, self._mounts)
+        if self._mounts is None:
+            self._watch_mountinfo()
+        self._watch_directories()
+
+    def stop(self) -> None:
+        """Close the watches."""
+        loop = asyncio.get_running_loop()
+        for fd in (self._mounts, self._directories, self._mountinfo):
+            if fd is not None:
+                loop.remove_reader(fd)
+                os.close(fd)
+        self._mounts = self._directories = self._mountinfo = None
+
+    def poke(self) -> None:
+        """Something may have changed: look again soon, and some more times after that."""
+        self._wake.set()
+
+    def changes(self) -> asyncio.Queue[Changes]:
+        """A queue that gets what every refresh changed."""
+        queue: asyncio.Queue[Changes] = asyncio.Queue(64)
+        self._listeners.append(queue)
+        return queue
+
+    async def run(self) -> None:
+        """Refresh for ever."""
+        burst: list[float] = []
+        while True:
+            timeout = burst.pop(0) if burst else _IDLE_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+            if self._wake.is_set():
+                self._wake.clear()
+                burst = list(_BURST_S[1:])
+                # Events come in swarms; one look a few milliseconds later sees them all.
+                await asyncio.sleep(0.005)
+            elif not burst and timeout == _IDLE_S and not self._is_due():
+                continue
+            await self._refresh()
+
+    def _is_due(self) -> bool:
+        """Whether to look without any sign of change: a new namespace, or much time has passed."""
+        if time.monotonic() - self._last >= _SCAN_EVERY_S or self._mounts is None:
+            return True
+        try:
+            return self._inventory.scanner.namespaces_changed() is not False
+        except OSError:
+            return True
+
+    async def _refresh(self) -> None:
+        self._round += 1
+        self._last = time.monotonic()
+        self._mark_directories()
+        try:
+            changes = await self._inventory.refresh(forget=self._round % _FORGET_EVERY == 0)
+        except OSError as error:
+            log.error("cannot read the mounts of this node: %s", error)
+            return
+        self.refreshes += 1
+        if changes.appeared or changes.vanished:
+            for queue in self._listeners:
+                with suppress(asyncio.QueueFull):
+                    queue.put_nowait(changes)
+
+    def _mark_namespace(self, key: NamespaceKey, fd: int) -> None:
+        if self._mounts is None or key in self._marked:
+            return
+        with suppress(OSError):
+            fanotify.mark_mount_namespace(self._mounts, fd)
+        # Also when it failed: a kernel that cannot is not asked for every namespace at every look.
+        self._marked.add(key)
+
+    def _watch_directories(self) -> None:
+        try:
+            self._directories = fanotify.init(fanotify.FAN_REPORT_DFID_NAME)
+        except OSError:
+            return
+        self._mark_directories()
+        asyncio.get_running_loop().add_reader(self._directories, self._drain, self._directories)
+
+    def _mark_directories(self) -> None:
+        """At every look: a directory may have come, or come again, with a platform's first VE."""
+        if self._directories is None:
+            return
+        for path in {p for one in self._inventory.platforms for p in one.watch_directories()}:
+            with suppress(OSError):
+                fanotify.mark_directory(self._directories, path)
+
+    def _watch_mountinfo(self) -> None:
+        # Only of our own namespace: an open mountinfo keeps a foreign one alive.
+        with suppress(OSError):
+            mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            poller = select.epoll()
+            poller.register(mountinfo, select.EPOLLPRI | select.EPOLLERR)
+            self._mountinfo = mountinfo
+
+            def changed() -> None:
+                poller.poll(0)
+                self.poke()
+
+            asyncio.get_running_loop().add_reader(poller.fileno(), changed)
+            self._mountinfo_poller = poller
+
+    def _drain(self, fd: int) -> None:
+        with suppress(BlockingIOError):
+            for _ in range(64):
+                if not os.read(fd, fanotify.READ_SIZE):
+                    break
+        self.poke()

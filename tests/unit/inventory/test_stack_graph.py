@@ -1,0 +1,88 @@
+"""Who rests on what, and who depends on whom, in a view of a node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fswatchd import views
+from fswatchd.devno import Devno
+from fswatchd.inventory.model import Backing, BlockDevice, NodeView, VeId
+from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
+
+DISK, PART = Devno(8, 0), Devno(8, 1)
+
+
+def loop_on(minor: int, host: Devno) -> BlockDevice:
+    backing = Backing(kind="loop", image=f"/img{minor}", image_devno=host, image_inode=minor)
+    return BlockDevice(
+        devno=Devno(7, minor), name=f"loop{minor}", kind="loop", disk_sequence=1, backing=backing
+    )
+
+
+def node() -> NodeView:
+    """ve101 on loop1, in an image on loop0 that the node has mounted, on a partition of a disk."""
+    root = replace(superblock(9, (NODE, "/")), devno=PART, device="sda1")
+    host = superblock(0, (NODE, "/vz"))
+    own = superblock(1, (INSIDE, "/"))
+    devices = [
+        BlockDevice(devno=DISK, name="sda", kind="disk"),
+        BlockDevice(devno=PART, name="sda1", kind="partition", lower=(DISK,)),
+        loop_on(0, PART),
+        loop_on(1, host.devno),
+    ]
+    return view(
+        ve("lxc", "ve101"),
+        ve("lxc", "ve102"),
+        superblocks=(root, host, own),
+        owners={INSIDE: "lxc:ve101", NODE: "the node"},
+        devices={device.devno: device for device in devices},
+        image_owners={(host.devno, 77): VeId("lxc:ve102")},
+    )
+
+
+def test_the_way_down_is_told_nearest_first() -> None:
+    assert node().beneath(Devno(7, 1)) == (Devno(7, 0), PART, DISK)
+
+
+def test_who_depends_through_the_stack_is_no_user() -> None:
+    seen = node()
+    for lower in (Devno(7, 0), PART, DISK):
+        assert set(seen.dependents(lower).ves) == {"lxc:ve101", "lxc:ve102"}
+        assert lower not in seen.users or seen.users[lower].ves == ()
+    assert seen.affected(Devno(7, 1)) == ("lxc:ve101",)
+    assert seen.dependents(Devno(7, 1)).ves == ()
+    assert seen.dependents(PART).foreign == ("the node (through loop0)",)
+
+
+def test_a_circle_ends() -> None:
+    """No kernel builds one; a reading in the middle of a change may look like it."""
+    one, two = loop_on(1, Devno(7, 2)), loop_on(2, Devno(7, 1))
+    seen = view(devices={one.devno: one, two.devno: two})
+    assert seen.beneath(one.devno) == (two.devno,)
+    assert seen.dependents(one.devno).ves == ()
+
+
+def test_the_words_lead_from_the_ve_to_the_disk() -> None:
+    seen = node()
+    layers = views.stack(seen, seen.superblocks[Devno(7, 1)], VeId("lxc:ve101"))
+    assert views.chain(layers) == (
+        "/ is ext4 on loop1, image /img1, on ext4 /vz (loop0), image /img0, on ext4 / (sda1), "
+        "partition sda1 of sda"
+    )
+
+
+@pytest.mark.parametrize("images", [10, 300])
+def test_a_host_of_many_images_names_all(images: int) -> None:
+    host = superblock(0, (NODE, "/vz"))
+    devices = [loop_on(0, PART), *(loop_on(n, host.devno) for n in range(1, images + 1))]
+    owners = {(host.devno, n): VeId(f"lxc:ve{n}") for n in range(1, images + 1)}
+    seen = view(
+        *(ve("lxc", f"ve{n}") for n in range(1, images + 1)),
+        superblocks=(host,),
+        devices={device.devno: device for device in devices},
+        owners={NODE: "the node"},
+        image_owners=owners,
+    )
+    assert len(seen.affected(host.devno)) == images

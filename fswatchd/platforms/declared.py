@@ -1,0 +1,222 @@
+"""VEs declared by hand in `ve.d/*.toml`, for platforms without a driver and for tests.
+
+The keys are the contract's: name, labels, cgroup | pid_file | init, volume, start, stop, kill.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from fswatchd import adminfile, process
+from fswatchd.adminfile import AdminFileError
+from fswatchd.errors import ConfigError
+from fswatchd.events import VeState
+from fswatchd.inventory.model import Commands, NamespaceKey, Ve, VeId, Volume
+from fswatchd.inventory.platform import PlatformError
+from fswatchd.kernel import cgroup, mounts, proc
+
+_INIT_TIMEOUT_S = 2.0
+# A file's time comes from the last timer interrupt, up to 10 ms ago (CONFIG_HZ=100).
+_FILE_TIME_LAG_S = 0.02
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")]
+Argv = Annotated[list[str], Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DeclaredVolume(_Table):
+    """One filesystem of the VE: `image` (a file) or `device`."""
+
+    image: str | None = None
+    device: str | None = None
+    mountpoint: str = "/"
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DeclaredVolume:
+        if (self.image is None) == (self.device is None):
+            raise ValueError('a volume needs "image" or "device", one of them')
+        path = self.image or self.device or ""
+        if not path.startswith("/"):
+            raise ValueError(f"{path!r} is not an absolute path")
+        return self
+
+
+class DeclaredVe(_Table):
+    """One `[[ve]]`."""
+
+    name: Name
+    labels: dict[str, str] = {}
+    cgroup: str | None = None
+    pid_file: str | None = None
+    init: Argv | None = None
+    volume: list[DeclaredVolume] = []
+    start: Argv | None = None
+    stop: Argv | None = None
+    kill: Argv | None = None
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> DeclaredVe:
+        if not (self.cgroup or self.pid_file or self.init or self.volume):
+            raise ValueError('it cannot be found: give "cgroup", "pid_file", "init" or a volume')
+        return self
+
+
+class _File(_Table):
+    ve: list[DeclaredVe] = []
+
+
+def load_file(path: Path) -> list[DeclaredVe]:
+    """The VEs in one file; raises ConfigError naming file, VE and key of every mistake."""
+    try:
+        return _File.model_validate(tomllib.loads(adminfile.read(path))).ve
+    except AdminFileError as error:
+        raise ConfigError(f"{path} {error.message}", hint=error.hint) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            place = ".".join(str(p + 1 if isinstance(p, int) else p) for p in detail["loc"])
+            lines.append(f"{path}: {place}: {detail['msg'].removeprefix('Value error, ')}")
+        raise ConfigError("\n".join(lines)) from error
+
+
+class DeclaredPlatform:
+    """All files of the `ves` directories, read again whenever VEs are listed."""
+
+    name = "declared"
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._directories = tuple(directories)
+        self._read: dict[Path, tuple[tuple[int, int, int], list[DeclaredVe]]] = {}
+
+    def watch_directories(self) -> list[str]:
+        """The directories of the declarations, and the cgroup root."""
+        roots = [str(root) for root in cgroup.hierarchies()[:1]]
+        return [*(str(path) for path in self._directories), *roots]
+
+    def _load(self, path: Path) -> list[DeclaredVe]:
+        """The VEs of a file, parsed again only when it has changed."""
+        signature = _signature(path)
+        known = self._read.get(path)
+        if known is None or known[0] != signature:
+            self._read.pop(path, None)
+            known = self._read[path] = (signature, load_file(path))
+        return known[1]
+
+    async def list_ves(self) -> list[Ve]:
+        """See Platform. Files that are wrong are reported after the VEs of the others."""
+        found: dict[str, Ve] = {}
+        problems: list[str] = []
+        for directory in self._directories:
+            for path in sorted(directory.glob("*.toml")):
+                try:
+                    for declared in self._load(path):
+                        found[declared.name] = await build(declared, self.name)
+                except (ConfigError, OSError) as error:
+                    problems.append(str(error))
+        if problems:
+            known = "the VEs of the other files are known"
+            raise PlatformError("\n".join(problems), hint=known, partial=list(found.values()))
+        return list(found.values())
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+async def build(declared: DeclaredVe, platform: str) -> Ve:
+    """The VE as it is now."""
+    init = await _find_init(declared)
+    inode, namespace_id = (mounts.namespace_of(init) if init is not None else None) or (None, None)
+    if inode == proc.mount_namespace_inode("self"):
+        inode = namespace_id = None  # the node's: mounts there say nothing about this VE
+    state = VeState.STOPPED
+    if init is not None:
+        frozen = declared.cgroup is not None and cgroup.is_frozen(declared.cgroup)
+        state = VeState.FROZEN if frozen else VeState.RUNNING
+    return Ve(
+        ve_id=VeId(f"{platform}:{declared.name}"),
+        platform=platform,
+        native_id=declared.name,
+        name=declared.name,
+        state=state,
+        labels=dict(declared.labels),
+        init_pid=init,
+        init_started=proc.start_time(init) if init is not None else None,
+        namespace=NamespaceKey(inode) if inode is not None else None,
+        namespace_id=namespace_id,
+        cgroup=declared.cgroup,
+        volumes=tuple(
+            Volume(image=volume.image, device=volume.device, mountpoint=volume.mountpoint)
+            for volume in declared.volume
+        ),
+        commands=Commands(
+            start=tuple(declared.start or ()),
+            stop=tuple(declared.stop or ()),
+            kill=tuple(declared.kill or ()),
+        ),
+        node_mounts=True,
+    )
+
+
+async def _find_init(declared: DeclaredVe) -> int | None:
+    if declared.cgroup:
+        members = [pid for pid in cgroup.pids(declared.cgroup) if proc.is_alive(pid, None)]
+        if members:
+            inits = [pid for pid in members if proc.is_container_init(pid)]
+            return min(inits or members, key=_age)
+    if declared.pid_file:
+        pid = read_pid_file(declared.pid_file)
+        if pid is not None:
+            return pid
+    if declared.init:
+        try:
+            answer = await process.run(declared.init, timeout_s=_INIT_TIMEOUT_S)
+        except process.ProcessError:
+            return None
+        first = (answer.output.split() or [""])[0]
+        if answer.succeeded and first.isdecimal() and os.path.exists(f"/proc/{first}"):
+            return int(first)
+    return None
+
+
+def _age(pid: int) -> tuple[float, int]:
+    """Orders processes by their start; numbers alone begin anew after the largest one."""
+    return (proc.start_time(pid) or math.inf, pid)
+
+
+def read_pid_file(path: str) -> int | None:
+    """The process that the file names, if it is older than the file.
+
+    A younger one has only got the number of the process that was meant. Where the clock was set
+    back or forth in between this cannot be told: then the file is not believed either.
+    """
+    try:
+        with open(path, encoding="ascii") as file:
+            pid = int(file.read(64).split()[0])
+            written = os.fstat(file.fileno()).st_mtime
+    except (OSError, ValueError, IndexError):
+        return None
+    started = proc.started_at(pid) if pid > 1 else None
+    if started is None or started > written + _FILE_TIME_LAG_S:
+        return None
+    return pid

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fswatchd.inventory.model import Volume
+from fswatchd.inventory.platform import PlatformError
+from fswatchd.platforms import engines
+
+WEB, DB, INFRA = "9" * 64, "a" * 64, "b" * 64
+
+# `podman ps --all --format json` of Podman 4.3.1, what is not read left out.
+PODMAN_PS = [
+    {
+        "Id": WEB,
+        "IsInfra": False,
+        "Labels": {"tier": "gold"},
+        "Mounts": ["/data", "/etc/hosts"],
+        "Names": ["web"],
+        "Pid": 27263,
+        "Pod": "",
+        "State": "running",
+    },
+    {"Id": DB, "IsInfra": False, "Labels": None, "Mounts": [], "Names": ["db"], "State": "exited"},
+    {"Id": INFRA, "IsInfra": True, "Names": ["0123-infra"], "State": "running"},
+]
+# `podman container inspect`.
+PODMAN_INSPECT = [
+    {
+        "Id": WEB,
+        "Name": "web",
+        "Mounts": [
+            {
+                "Type": "volume",
+                "Name": "data",
+                "Source": "/var/lib/containers/storage/volumes/data/_data",
+                "Destination": "/data",
+                "Driver": "local",
+                "RW": True,
+            },
+            {"Type": "bind", "Source": "/etc/hosts", "Destination": "/etc/hosts", "RW": True},
+        ],
+    }
+]
+# `podman volume ls --format json`; Docker's GET /volumes has the same keys in "Volumes".
+VOLUMES = [
+    {"Name": "data", "Driver": "local", "Options": {"device": "/dev/vg/data", "type": "ext4"}},
+    {"Name": "plain", "Driver": "local", "Options": {}},
+    {"Name": "none", "Driver": "local", "Options": None},
+    {"Name": "far", "Driver": "local", "Options": {"device": ":/export", "type": "nfs"}},
+    {"Name": "bind", "Driver": "local", "Options": {"device": "/", "o": "bind", "type": "none"}},
+    {"Name": "other", "Driver": "rbd", "Options": {"device": "/dev/rbd0"}},
+]
+# GET /containers/json?all=1 of the Docker Engine API 1.41.
+DOCKER = [
+    {
+        "Id": WEB,
+        "Names": ["/web"],
+        "Image": "nginx:latest",
+        "Labels": {"com.example.tier": "gold"},
+        "State": "running",
+        "Status": "Up 3 hours",
+        "HostConfig": {"NetworkMode": "default"},
+        "Mounts": [
+            {
+                "Type": "volume",
+                "Name": "data",
+                "Source": "/var/lib/docker/volumes/data/_data",
+                "Destination": "/data",
+                "Driver": "local",
+                "RW": True,
+            }
+        ],
+    }
+]
+
+
+def test_what_podman_tells() -> None:
+    devices = engines.volume_devices(VOLUMES)
+    found = engines.read_podman(PODMAN_PS, PODMAN_INSPECT, devices)
+    assert list(found) == [WEB, DB]  # an infra container is its pod's, and nobody's VE
+    assert (found[WEB].name, found[WEB].labels) == ("web", {"tier": "gold"})
+    assert found[WEB].volumes == (Volume(device="/dev/vg/data", mountpoint="/data"),)
+    assert (found[DB].name, found[DB].labels, found[DB].volumes) == ("db", {}, ())
+
+
+def test_what_docker_tells() -> None:
+    found = engines.read_docker(DOCKER, engines.volume_devices(VOLUMES))
+    assert (found[WEB].name, found[WEB].labels) == ("web", {"com.example.tier": "gold"})
+    assert found[WEB].volumes == (Volume(device="/dev/vg/data", mountpoint="/data"),)
+
+
+def test_a_volume_on_an_image(tmp_path: Path) -> None:
+    image = tmp_path / "data.img"
+    image.touch()
+    volumes = [{"Name": "data", "Driver": "local", "Options": {"device": str(image), "o": "loop"}}]
+    found = engines.read_docker(DOCKER, engines.volume_devices(volumes))
+    assert found[WEB].volumes == (Volume(image=str(image), mountpoint="/data"),)
+
+
+def test_only_volumes_with_a_device_of_their_own_count() -> None:
+    assert engines.volume_devices(VOLUMES) == {"data": "/dev/vg/data"}
+
+
+def test_an_id_that_is_none_is_no_container() -> None:
+    assert engines.read_docker([{"Id": "../../etc", "Names": ["/x"]}]) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "time=now level=warning msg=x\n[]", 'WARN[0000] "[x]" is old\n[]\n']
+)
+def test_warnings_before_the_answer(text: str) -> None:
+    assert engines.parse_json(text, "podman ps") == []
+
+
+@pytest.mark.parametrize("text", ["", "Error: no such thing", json.dumps(PODMAN_PS)[:100]])
+def test_what_is_no_answer(text: str) -> None:
+    with pytest.raises(PlatformError, match="podman ps"):
+        engines.parse_json(text, "podman ps")
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "matches"),
+    [
+        ("podman", f"libpod-{WEB}.scope", True),
+        ("podman", f"libpod-{WEB}", True),
+        ("podman", f"libpod-conmon-{WEB}.scope", False),
+        ("podman", f"docker-{WEB}.scope", False),
+        ("docker", f"docker-{WEB}.scope", True),
+        ("docker", WEB, True),
+        ("docker", f"docker-{WEB[:12]}.scope", False),
+        ("docker", "docker.service", False),
+    ],
+)
+def test_the_cgroup_of_a_container(platform: str, name: str, matches: bool) -> None:
+    engine = {"podman": engines.podman, "docker": engines.docker}[platform]()
+    assert bool(engine.engine.group.fullmatch(name)) is matches
+
+
+async def test_without_the_engine_nobody_is_asked(tmp_path: Path) -> None:
+    async def ask() -> engines.Containers:
+        raise AssertionError("nobody is there")
+
+    engine = replace(
+        engines.podman(storage=str(tmp_path)).engine, parents=("/no-such-slice",), ask=ask
+    )
+    platform = engines.EnginePlatform(engine)
+    assert await platform.list_ves() == []
+    assert platform.asked.problem is None

@@ -1,0 +1,134 @@
+"""Kernel messages from the journal (systemd.journal-fields(7)), through systemd-python.
+
+The journal repeats /dev/kmsg some hundred milliseconds later, and keeps what the kernel's buffer
+has already dropped. It counts as the same witness as `kmsg`, and the engine drops the copies.
+
+Positioning follows what was measured: `seek_tail` loses entries, `seek_realtime` does not; a
+cursor of a vacuumed journal raises nothing and lands somewhere else, which `test_cursor` shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from systemd import journal
+
+from fswatchd.events import SourceState
+from fswatchd.kernlog.grammar import Grammar
+from fswatchd.sources import BATCH, Cursor, Sink
+from fswatchd.sources.kernel_lines import KernelLineSource
+
+_LOOK_EVERY_S = 30.0
+
+
+class JournalSource(KernelLineSource):
+    """Entries with _TRANSPORT=kernel and facility 0."""
+
+    name = "journal"
+
+    def __init__(
+        self, sink: Sink, grammar: Grammar, cursor: Cursor, path: str | None = None
+    ) -> None:
+        super().__init__(sink, grammar)
+        self._cursor = cursor
+        self._path = path
+        self._reader: journal.Reader | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._last_read_ns = time.time_ns()
+
+    async def start(self) -> None:
+        """See Source."""
+        try:
+            self._open()
+        except (OSError, ValueError) as error:
+            self._unavailable(f"cannot open the journal: {error}")
+            return
+        self._timer = asyncio.create_task(self._look_regularly())
+
+    async def stop(self) -> None:
+        """See Source."""
+        if self._timer is not None:
+            self._timer.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._timer
+        self._close()
+        self.status.state = SourceState.OFF
+
+    def _open(self) -> None:
+        reader = journal.Reader(path=self._path) if self._path else journal.Reader()
+        # Asked for at once: watches set up later miss files that are rotated meanwhile.
+        fd = reader.fileno()
+        reader.add_match(_TRANSPORT="kernel")
+        self._reader = reader
+        self._position(reader)
+        asyncio.get_running_loop().add_reader(fd, self._readable)
+        if _has_entries(self._path):
+            self._available()
+        else:
+            self._unavailable("there is no journal on this node yet")
+
+    def _position(self, reader: journal.Reader) -> None:
+        saved = self._cursor.load()
+        if isinstance(saved, str):
+            with suppress(OSError, ValueError):  # rubbish instead of a cursor is a ValueError
+                reader.seek_cursor(saved)
+                if reader.get_next() and reader.test_cursor(saved):
+                    return
+            self._report_loss("the journal no longer has the place where reading stopped")
+        reader.seek_realtime(time.time())
+
+    def _close(self) -> None:
+        if self._reader is not None:
+            asyncio.get_running_loop().remove_reader(self._reader.fileno())
+            self._reader.close()
+            self._reader = None
+
+    def _readable(self) -> None:
+        reader = self._reader
+        if reader is None:
+            return
+        try:
+            reader.process()
+            for _ in range(BATCH):
+                entry = reader.get_next()
+                if not entry:
+                    self._last_read_ns = time.time_ns()
+                    return
+                self._entry(entry)
+        except OSError as error:
+            asyncio.get_running_loop().remove_reader(reader.fileno())
+            self._fail(f"cannot read the journal: {error.strerror}", self._last_read_ns)
+            return
+        asyncio.get_running_loop().call_soon(self._readable)
+
+    def _entry(self, entry: dict[str, Any]) -> None:
+        if self.status.state is not SourceState.OK:
+            self._available()
+        message = entry.get("MESSAGE")
+        facility = entry.get("SYSLOG_FACILITY")
+        if not isinstance(message, str) or not isinstance(facility, int):
+            return  # binary or repeated fields are not how journald stores a kernel message
+        since_boot = entry.get("_SOURCE_MONOTONIC_TIMESTAMP")
+        time_us = None
+        if isinstance(since_boot, timedelta):
+            time_us = since_boot // timedelta(microseconds=1)
+        if self._take(message, time_us, facility=facility):
+            self._cursor.save(str(entry["__CURSOR"]))
+
+    async def _look_regularly(self) -> None:
+        # On some filesystems the journal cannot tell of changes; and a first journal may appear.
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            self._readable()
+
+
+def _has_entries(path: str | None) -> bool:
+    reader = journal.Reader(path=path) if path else journal.Reader()
+    try:
+        return bool(reader.get_next())
+    finally:
+        reader.close()

@@ -1,0 +1,62 @@
+"""What `kmsg` and `journal` share: from a kernel record to an event.
+
+A record counts only when the kernel itself wrote it (facility 0), and when it matches a pattern
+from its first to its last character. Records with a line break are refused but for the patterns
+that know of the kernel's own two-line messages: nothing else has one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fswatchd.events import EventClass, printable
+from fswatchd.kernlog.grammar import Grammar
+from fswatchd.sources import Sink, Source
+
+CANARY = "fswatchd canary "
+
+# After a line like this the kernel's log is known to be incomplete.
+_SUPPRESSED = EventClass.LOST
+# What /dev/kmsg escapes and the journal gives back as it was: to be left out of a comparison.
+_UNLIKE = re.compile(r"(?:\\(?:x[0-9a-f]{2})?|[^\x20-\x7e])+")
+
+
+class KernelLineSource(Source):
+    """A source of kernel messages."""
+
+    def __init__(self, sink: Sink, grammar: Grammar) -> None:
+        super().__init__(sink)
+        self._grammar = grammar
+        self._canary: str | None = None
+
+    def expect_canary(self, token: str) -> None:
+        """See Source."""
+        self._canary = token
+
+    def _take(self, text: str, time_us: int | None, *, facility: int) -> bool:
+        """Handle one message; whether an event came of it."""
+        if facility != 0:
+            if self._canary is not None and text == CANARY + self._canary:
+                self._sink.canary(self.name, self._canary)
+            return False
+        found = self._grammar.classify(text)
+        if found is None:
+            return False
+        if found.line_break:
+            return False
+        if found.klass is _SUPPRESSED:
+            self._report_loss(printable(text, 120))
+            return False
+        if not found.problem and found.klass is not EventClass.RECOVERED:
+            return False
+        self._emit(
+            found.klass,
+            printable(text),
+            confirms=False,
+            severity=found.severity,
+            device=found.device,
+            fstype=found.fstype,
+            errno=found.errno,
+            record=None if time_us is None else f"{time_us}:{_UNLIKE.sub('?', text)}",
+        )
+        return True

@@ -1,0 +1,166 @@
+"""What XFS itself says of its health (Linux 7.0): one monitor a filesystem.
+
+There is one monitor a filesystem for all of the node. Where xfs_healer(8) has it, it stays
+there: a healer that repairs while the filesystem is in use is worth more than one witness more.
+The kernel log then tells of the same errors.
+
+A monitor does not keep the filesystem mounted, and ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from dataclasses import dataclass
+
+from fswatchd.events import EventClass, SourceState
+from fswatchd.inventory.model import Superblock
+from fswatchd.kernel import xfs_health
+from fswatchd.kernel.xfs_health import Type, XfsHealthEvent
+from fswatchd.sources import Sink, Source
+
+_MEANING = {
+    Type.SICK: (EventClass.CORRUPTION, errno.EUCLEAN, "damaged metadata was met"),
+    Type.CORRUPT: (EventClass.CORRUPTION, errno.EUCLEAN, "a check has found damaged metadata"),
+    Type.HEALTHY: (EventClass.RECOVERED, None, "metadata is well again"),
+    Type.SHUTDOWN: (EventClass.SHUTDOWN, errno.ESHUTDOWN, "it has shut down"),
+    Type.MEDIA_ERROR: (EventClass.IO_ERROR, errno.EIO, "media error"),
+    Type.BUFREAD: (EventClass.IO_ERROR, errno.EIO, "a read has failed"),
+    Type.BUFWRITE: (EventClass.IO_ERROR, errno.EIO, "a write-back has failed"),
+    Type.DIOREAD: (EventClass.IO_ERROR, errno.EIO, "a direct read has failed"),
+    Type.DIOWRITE: (EventClass.IO_ERROR, errno.EIO, "a direct write has failed"),
+    Type.DATALOST: (EventClass.DATA_LOSS, errno.EIO, "data of a file is lost"),
+}
+
+
+@dataclass(slots=True)
+class _Monitor:
+    superblock: Superblock
+    fd: int
+    last_read_ns: int
+
+
+class XfsHealthSource(Source):
+    """The monitors of every XFS that it is given and nobody else monitors."""
+
+    name = "xfs_health"
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink)
+        self._running = False
+        self._monitors: dict[tuple[int, int], _Monitor] = {}
+        self._held: dict[tuple[int, int], str] = {}
+
+    async def start(self) -> None:
+        """See Source. Whether the kernel has it shows with the first XFS."""
+        self._running = True
+        self._available("no XFS was seen yet")
+
+    async def stop(self) -> None:
+        """See Source."""
+        for monitor in list(self._monitors.values()):
+            self._close(monitor)
+        self._held.clear()
+        self._running = False
+        self.status.state = SourceState.OFF
+
+    def watch(self, superblock: Superblock, fd: int) -> None:
+        """Listen to an XFS from now on; `fd` is a mount of it, best one of its root."""
+        if not self._running or superblock.fstype != "xfs":
+            return
+        self.forget(superblock)
+        try:
+            root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                monitor = xfs_health.monitor(root)
+            finally:
+                os.close(root)
+        except OSError as error:
+            self._refused(superblock, error)
+            return
+        self.attach(superblock, monitor)
+
+    def attach(self, superblock: Superblock, monitor_fd: int) -> None:
+        """Read the events of a superblock from this descriptor, and close it in the end."""
+        monitor = _Monitor(superblock, monitor_fd, time.time_ns())
+        self._monitors[superblock.devno] = monitor
+        asyncio.get_running_loop().add_reader(monitor_fd, self._readable, monitor)
+        self._describe()
+
+    def forget(self, superblock: Superblock) -> None:
+        """The superblock is gone."""
+        self._held.pop(superblock.devno, None)
+        monitor = self._monitors.get(superblock.devno)
+        if monitor is not None:
+            self._close(monitor)
+
+    def _close(self, monitor: _Monitor) -> None:
+        asyncio.get_running_loop().remove_reader(monitor.fd)
+        os.close(monitor.fd)
+        if self._monitors.get(monitor.superblock.devno) is monitor:
+            del self._monitors[monitor.superblock.devno]
+        self._describe()
+
+    def _refused(self, superblock: Superblock, error: OSError) -> None:
+        if error.errno == errno.ENOTTY:
+            self._unavailable("this kernel has no XFS health monitor (Linux 7.0)")
+            return
+        if error.errno == errno.EEXIST:
+            reason = f"xfs_healer, or another program, holds {superblock.device}"
+        elif error.errno == errno.EPERM:
+            reason = f"{superblock.device}: needs CAP_SYS_ADMIN and a mount of its root"
+        else:
+            reason = f"{superblock.device}: {error.strerror}"
+        self._held[superblock.devno] = reason
+        self._describe()
+
+    def _describe(self) -> None:
+        if self.status.state is SourceState.UNAVAILABLE:
+            return
+        parts = [f"{len(self._monitors)} filesystems", *sorted(self._held.values())]
+        self._available("; ".join(parts))
+
+    def _readable(self, monitor: _Monitor) -> None:
+        try:
+            data = os.read(monitor.fd, xfs_health.READ_SIZE)
+            events = xfs_health.parse(data)
+        except BlockingIOError:
+            return
+        except xfs_health.XfsHealthFormatError as error:
+            self._lost(monitor, f"{error}", None)
+            return
+        except OSError as error:
+            self._lost(monitor, f"cannot read events: {error.strerror}", None)
+            self._close(monitor)
+            return
+        if not data:
+            self._close(monitor)
+            return
+        for event in events:
+            self._handle(monitor, event)
+        monitor.last_read_ns = time.time_ns()
+
+    def _handle(self, monitor: _Monitor, event: XfsHealthEvent) -> None:
+        if event.type == Type.LOST:
+            self._lost(monitor, "the kernel's queue overflowed", event.lost or None)
+        elif event.type == Type.UNMOUNT:
+            if monitor.superblock.devno in self._monitors:
+                self._close(monitor)
+        elif event.type in _MEANING:
+            klass, number, text = _MEANING[Type(event.type)]
+            superblock = monitor.superblock
+            self._emit(
+                klass,
+                f"{text}: {event.details}" if event.details else text,
+                confirms=True,
+                device=superblock.device,
+                devno=superblock.devno,
+                fstype=superblock.fstype,
+                errno=event.error or number,
+            )
+
+    def _lost(self, monitor: _Monitor, reason: str, count: int | None) -> None:
+        where = f"{monitor.superblock.device}: {reason}"
+        self._report_loss(where, count, monitor.last_read_ns)

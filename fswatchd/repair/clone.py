@@ -1,0 +1,194 @@
+"""Copy an image: by sharing its blocks (reflink) where the host filesystem can, else sparsely.
+
+A clone of a filesystem that is still written is good for a preview and for nothing else. It is
+created with O_EXCL under a name of ours beside the image, so that exchanging the two is a rename.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from fswatchd import process
+from fswatchd.devno import Devno
+from fswatchd.kernel import fs
+from fswatchd.repair import swap
+from fswatchd.repair.scope import ImageFile
+from fswatchd.steps import ActionSettings, refuse
+from fswatchd.units import show_size
+
+_NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}
+_COPY_TIMEOUT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clone:
+    """A copy of an image that is ours."""
+
+    file: ImageFile
+    shared: bool
+
+    def remove(self) -> None:
+        """Delete it, if what stands at its path is still it."""
+        if self.file.is_at(self.file.path):
+            with suppress(FileNotFoundError):
+                os.unlink(self.file.path)
+
+
+def clone_path(image: ImageFile, incident_id: str, kind: str) -> str:
+    """Where the clone of `kind` (`preview`, `clone`) for an incident is: beside the image."""
+    return f"{image.path}.fswatchd-{kind}-{incident_id}"
+
+
+def free_path(image: ImageFile, incident_id: str) -> str:
+    """A name for a clone that nothing has: what stands at one of ours may be a kept original."""
+    return swap.free_name(clone_path(image, incident_id, "clone"))
+
+
+def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> None:
+    """Raise StepEnded where a clone would leave less than the reserve on the host filesystem.
+
+    A shared clone takes no room at first, but every block that is then written takes one, also
+    those that the VE overwrites in the original: below the reserve its own writes could fail.
+    """
+    free, reserve = _free_and_reserve(image, settings)
+    needed = reserve if shared else reserve + os.stat(image.path).st_blocks * 512
+    if free < needed:
+        raise refuse(
+            "no room",
+            f"no room for a clone: {show_size(free)} are free below {image.directory}, "
+            f"{show_size(needed)} are needed ({show_size(reserve)} of them as a reserve)",
+        )
+
+
+def room(image: ImageFile, settings: ActionSettings) -> int:
+    """Bytes that may be written beside the image before the reserve is touched; negative below."""
+    free, reserve = _free_and_reserve(image, settings)
+    return free - reserve
+
+
+def _free_and_reserve(image: ImageFile, settings: ActionSettings) -> tuple[int, int]:
+    room = os.statvfs(image.directory)
+    reserve = max(
+        int(room.f_blocks * room.f_frsize * settings.reserve_share), settings.reserve_bytes
+    )
+    return room.f_bavail * room.f_frsize, reserve
+
+
+class NotShareableError(OSError):
+    """The host filesystem cannot share blocks between files."""
+
+
+async def share(image: ImageFile, path: str) -> Clone:
+    """Clone by sharing all blocks. Raises NotShareableError, or OSError; leaves nothing then."""
+    return await asyncio.to_thread(_share, image, path)
+
+
+async def copy(image: ImageFile, path: str) -> Clone:
+    """Clone by copying what is not a hole; only of what stands still. Raises OSError."""
+    with _opened(image) as source, _created(path) as target:
+        # cp finds holes by SEEK_HOLE, and is a process that can be ended.
+        argv = (
+            "cp",
+            "--sparse=always",
+            "--reflink=never",
+            "--no-target-directory",
+            f"/proc/self/fd/{source}",
+            f"/proc/self/fd/{target}",
+        )
+        done = await process.run(
+            argv, timeout_s=_COPY_TIMEOUT_S, heavy=True, pass_fds=(source, target)
+        )
+        if not done.succeeded:
+            raise OSError(errno.EIO, done.describe(), path)
+        await asyncio.to_thread(_settle, source, target)
+        return _finished(target, path, shared=False)
+
+
+def _share(image: ImageFile, path: str) -> Clone:
+    with _opened(image) as source, _created(path) as target:
+        try:
+            fs.reflink(source, target)
+        except OSError as error:
+            if error.errno in _NO_REFLINK:
+                raise NotShareableError(error.errno, error.strerror, path) from None
+            raise
+        _settle(source, target)
+        return _finished(target, path, shared=True)
+
+
+def discard(file: ImageFile) -> None:
+    """Delete the clone that an earlier run has left, if what stands at its path is still it.
+
+    After an exchange the clone's path leads to the only original.
+    """
+    Clone(file=file, shared=False).remove()
+
+
+def discard_unfinished(path: str) -> None:
+    """Delete what is at `path`: only for names under which an original can never be."""
+    with suppress(OSError):
+        discard(ImageFile.at(path))
+
+
+def sync(path: str) -> None:
+    """Return when the clone is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _settle(source: int, target: int) -> None:
+    _dress(source, target)
+    os.fsync(target)
+
+
+def _dress(source: int, target: int) -> None:
+    """Give the clone the image's owner, mode and extended attributes (labels among them)."""
+    status = os.fstat(source)
+    os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source):
+        with suppress(OSError):
+            os.setxattr(target, name, os.getxattr(source, name))
+
+
+def _finished(fd: int, path: str, *, shared: bool) -> Clone:
+    file = ImageFile.at(path)
+    if file.inode != os.fstat(fd).st_ino:
+        raise OSError(errno.ESTALE, "it is another file now", path)
+    return Clone(file=file, shared=shared)
+
+
+@contextmanager
+def _opened(image: ImageFile) -> Iterator[int]:
+    """The image open for reading, proven to be the inode that was decided on."""
+    fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(fd)
+        if (Devno.of(status.st_dev), status.st_ino) != (image.devno, image.inode):
+            raise OSError(errno.ESTALE, "it is another file now", image.path)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _created(path: str) -> Iterator[int]:
+    """A new file of ours, for root only until it is dressed; deleted when the block fails."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(path, flags, 0o600)
+    try:
+        yield fd
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)

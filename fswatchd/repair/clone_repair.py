@@ -1,0 +1,455 @@
+"""`strategy = "clone"`: repair a copy while the VE still reads, then exchange the two.
+
+The rule behind it: a clone of a filesystem that is still written is only a preview; the clone that
+is swapped in is made after writes have stopped for good. They have stopped when the kernel stopped
+them (abort), or when a freeze is held from before the clone until every task of the VE has got
+SIGKILL. Where neither can be had, or reads fail anyway (shutdown), the VE is stopped first and the
+clone is made of the image that stands still.
+
+What is about to happen is in the step's journal first; `resume` goes on from there after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import os
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+
+from fswatchd.helpers.client import HelperError
+from fswatchd.inventory.model import Superblock
+from fswatchd.kernel import block
+from fswatchd.repair import clone, e2fsck, preview, salvage, scope, swap, ve_control, verify
+from fswatchd.repair.clone import Clone
+from fswatchd.repair.freeze import CannotFreezeError, Freeze
+from fswatchd.repair.freeze import mark as freeze_mark
+from fswatchd.repair.journal import RepairJournal, describe_file
+from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
+from fswatchd.repair.scope import ImageFile, Stamp, Target
+from fswatchd.rules import FsckStep
+from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
+from fswatchd.units import show_duration, show_size
+
+_FREEZE_MARGIN_S = 20.0
+_COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured yet
+_CLONE_ATTEMPTS = 3
+
+
+class Condition(enum.Enum):
+    """What the filesystem still lets the VE do."""
+
+    WRITABLE = "it reads and writes"
+    FROZEN = "it reads; writers wait for us"
+    ABORTED = "it reads; the kernel has stopped writes"
+    SHUTDOWN = "it neither reads nor writes"
+    STOPPED = "the VE is stopped"
+
+
+class CloneRepair:
+    """One repair of one volume. Use once, with `async with`."""
+
+    def __init__(self, context: ActionContext, step: FsckStep) -> None:
+        self._context = context
+        self._step = step
+        self._outage = Outage(context)
+        self._freeze = Freeze()
+        self._clone: Clone | None = None
+        self._written: int | None = None
+        self._stamp: Stamp | None = None
+        self._findings = ""
+        self._timeout_s = context.settings.tool_timeout_s
+
+    async def __aenter__(self) -> CloneRepair:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Thaw what is still frozen, delete the clone that is not in use, give the VE back."""
+        await self._freeze.release()
+        with suppress(OSError):
+            self._drop_clone()
+        await self._outage.__aexit__(kind, error, trace)
+
+    async def run(self) -> StepResult:
+        """The whole way, from the first look to the running VE. Raises StepEnded."""
+        target = await scope.resolve(self._context)
+        image = require_image(target)
+        clone.discard_unfinished(clone.clone_path(image, self._incident_id, "preview"))
+        if not target.ve.commands.start:
+            text = f"{target.ve.ve_id} has no start command: it could not be started again"
+            raise refuse("refused", text)
+        await self._context.journal(
+            image=describe_file(image),
+            ve=target.ve.ve_id,
+            cloning=None,
+            clone=None,
+            stopping=False,
+            stamp=None,
+            fresh=False,
+            swapping=False,
+        )
+        condition = _condition(self._context, target)
+        if condition is Condition.WRITABLE:
+            pause_s = await self._look_first(target)
+            condition = await self._hold_writers(target, pause_s)
+        self._context.note(f"{target.filesystem.device or image.path}: {condition.value}")
+        fresh = False
+        if condition is not Condition.STOPPED:
+            self._context.reached("contained")
+        if condition in {Condition.FROZEN, Condition.ABORTED}:
+            await self._prepare_clone(target)
+            if condition is Condition.ABORTED:
+                await self._salvage(target)
+            fresh = await self._stop(target)
+        elif condition is Condition.SHUTDOWN:
+            await self._stop(target)
+        return await self.finish(target, fresh=fresh)
+
+    # --- while the VE runs: nothing here may hurt it --------------------------------------------
+
+    async def _look_first(self, target: Target) -> float | None:
+        """How long writers would wait, None where it cannot be told.
+
+        Raises StepEnded where there is nothing to repair, or nothing that a repair would cure.
+        """
+        image = require_image(target)
+        try:
+            seen = await preview.look(self._context, target, image)
+        except clone.NotShareableError:
+            clone.check_room(image, self._context.settings, shared=False)
+            size = os.stat(image.path).st_blocks * 512
+            text = f"the host filesystem cannot share blocks: {show_size(size)} to copy"
+            self._context.note(f"no preview, {text}")
+            return size / _COPY_BYTES_PER_S
+        except OSError as error:
+            raise refuse("cannot clone", f"no clone can be made: {error}") from None
+        if seen.clean:
+            text = (
+                "a clone of the running filesystem is clean after its journal was replayed: "
+                "nothing on the disk is damaged; its own error record stays until the next fsck"
+            )
+            result = StepResult(next=Next.FINISHED, result="false-alarm", detail=text)
+            raise StepEnded(result)
+        if not seen.curable:
+            left = seen.proof.summary() if seen.proof else seen.check.summary()
+            raise _not_curable(left)
+        found = seen.repair.summary() if seen.repair else ""
+        self._context.note(f"preview: {found}; it took {show_duration(seen.seconds)}")
+        return seen.seconds * 1.3 + 0.2
+
+    async def _hold_writers(self, target: Target, pause_s: float | None) -> Condition:
+        """Freeze, or stop the VE where a freeze would be too long or reach too few."""
+        stop_first = (
+            not ve_control.can_tell_tasks(target.ve)
+            or block.sectors_written(_mounted(target).devno) is None
+        )
+        if pause_s is None or pause_s > self._step.max_write_pause:
+            stop_first = stop_first or self._step.on_long_pause == "offline"
+            if not stop_first and not self._long_pause_approved():
+                raise self._ask(target, pause_s)
+        if stop_first:
+            await self._stop(target, gently=True)
+            return Condition.STOPPED
+        superblock = _mounted(target)
+        deadline_s = self._step.max_write_pause + _FREEZE_MARGIN_S
+        if self._long_pause_approved():
+            deadline_s = self._timeout_s
+        await self._freeze.prepare()
+        await self._context.journal(frozen=freeze_mark(superblock))
+        try:
+            await self._freeze.hold(self._context.inventory, superblock, deadline_s)
+        except CannotFreezeError as error:
+            if error.code == errno.EROFS:
+                return Condition.ABORTED
+            if error.code == errno.EIO:
+                return Condition.SHUTDOWN
+            raise refuse("cannot freeze", f"writers cannot be held: {error}") from None
+        except (HelperError, OSError) as error:
+            raise refuse("cannot freeze", f"writers cannot be held: {error}") from None
+        return Condition.FROZEN
+
+    def _long_pause_approved(self) -> bool:
+        journal = RepairJournal.read(self._context.record.journal)
+        return journal.asked and self._context.incident.approved_by is not None
+
+    def _ask(self, target: Target, pause_s: float | None) -> StepEnded:
+        how_long = "an unknown time" if pause_s is None else f"about {show_duration(pause_s)}"
+        text = (
+            f"{target.ve.ve_id} could not write for {how_long}, more than max_write_pause "
+            f"({show_duration(self._step.max_write_pause)}) allows"
+        )
+        return StepEnded(StepResult(next=Next.ASK, result="long pause", detail=text))
+
+    async def _prepare_clone(self, target: Target) -> None:
+        """Clone what no longer changes, repair and prove the clone."""
+        superblock = _mounted(target)
+        if block.sectors_written(superblock.devno) is None:
+            text = (
+                f"nobody counts what is written to {superblock.device}: whether a clone is stale "
+                f"could not be told; write 1 to /sys/block/{superblock.device}/queue/iostats"
+            )
+            raise refuse("refused", text)
+        for _ in range(_CLONE_ATTEMPTS):
+            self._drop_clone()
+            await asyncio.to_thread(block.sync, f"/dev/{superblock.device}")
+            self._written = block.sectors_written(superblock.devno)
+            self._stamp = require_image(target).stamp()
+            await self._make_clone(target)
+            if self._nothing_written(target):
+                break
+        else:
+            text = f"{superblock.device} is still being written to, although writes have stopped"
+            raise refuse("stale", text)
+        await self._cure()
+
+    async def _salvage(self, target: Target) -> None:
+        self._context.progress(None, "looking for files that never reached the disk")
+        made, image = self._require_clone(), require_image(target)
+        report = await salvage.run(
+            self._context, _mounted(target), made.file, image, self._step.salvage_max
+        )
+        self._context.note(report)
+
+    def _nothing_written(self, target: Target) -> bool:
+        written = block.sectors_written(_mounted(target).devno)
+        if written is None or written != self._written:
+            return False
+        return require_image(target).is_unchanged(self._stamp)
+
+    # --- stopping -----------------------------------------------------------------------------
+
+    async def _stop(self, target: Target, *, gently: bool = False) -> bool:
+        """Stop the VE; whether the clone is what the image ended as.
+
+        Killing and thawing are one step: a task killed while it waits for the freeze dies only
+        after the thaw, and between the two it cannot return to the program that would acknowledge
+        a write. Others who wait for the thaw are not killed: for them the filesystem is shut down
+        first. That writes a little, and nothing does from then on.
+        """
+        await self._context.inventory.refresh()
+        if different := scope.still_the_same(target, self._context.inventory):
+            raise refuse("cancelled", different, Next.CANCELLED)
+        superblock, image = _mounted(target), require_image(target)
+        frozen = self._freeze.held
+        if frozen and not await self._freeze.still_held():
+            raise refuse("stale", "somebody thawed the filesystem: the clone is stale")
+        await self._context.about_to_stop(target.ve.ve_id)
+        self._outage.begin(target.ve, superblock, image)
+        fresh = self._clone is not None and self._nothing_written(target)
+        if gently:
+            told = await ve_control.stop(target.ve, self._context.settings)
+        else:
+            await asyncio.to_thread(ve_control.send_kill, target.ve)
+            if frozen:
+                sealed = await self._freeze.seal()
+                self._stamp = image.stamp()
+                fresh = await self._freeze.thaw() and sealed and fresh
+            told = await ve_control.clean_up_after_kill(target.ve, self._context.settings)
+        self._context.note(f"{target.ve.ve_id}: {told}")
+        holder = await ve_control.wait_released(superblock, image, RELEASE_TIMEOUT_S)
+        if holder is not None:
+            text = f"after the stop, {holder}; the original is untouched"
+            raise refuse("stopped half-way", text, Next.OPERATOR)
+        stamp = image.stamp()
+        if fresh and stamp != self._stamp:
+            self._context.note("the image was written to after the clone was made: it is stale")
+            fresh = False
+        await self._context.journal(fresh=fresh, stamp=stamp)
+        return fresh
+
+    # --- from the image that stands still to the VE that runs on the repaired one ---------------
+
+    async def finish(self, target: Target, *, fresh: bool) -> StepResult:
+        """Make a clone if there is no fresh one, exchange, start, verify. Raises StepEnded."""
+        image = require_image(target)
+        for _ in range(_CLONE_ATTEMPTS):
+            if not fresh:
+                self._drop_clone()
+                await self._context.journal(fresh=False, stamp=image.stamp())
+                await self._make_clone(target)
+                await self._cure()
+                await self._context.journal(fresh=True)
+            # Somebody may have started the VE, and stopped it again: then the clone lacks that.
+            if image.is_unchanged(RepairJournal.read(self._context.record.journal).stamp):
+                await self._swap(target)
+                return await self.start(target)
+            self._context.note("the image has changed since it was cloned: the clone is stale")
+            fresh = False
+        text = f"{image.path} is still being written to, although its VE is stopped"
+        raise refuse("stale", text, Next.OPERATOR)
+
+    def resume_outage(self, target: Target) -> None:
+        """An earlier run of the daemon has stopped the VE."""
+        self._outage.begin(target.ve, None, target.image)
+
+    async def adopt(self, made: Clone) -> None:
+        """Take over the clone of an earlier run, after proving it again. Raises StepEnded."""
+        self._clone = made
+        await self._prove()
+
+    async def _make_clone(self, target: Target) -> None:
+        image = require_image(target)
+        path = clone.free_path(image, self._incident_id)
+        await self._context.journal(clone=None, cloning=path)
+        self._context.progress(None, "cloning")
+        settings = self._context.settings
+        try:
+            try:
+                clone.check_room(image, settings, shared=True)
+                self._clone = await clone.share(image, path)
+            except clone.NotShareableError:
+                clone.check_room(image, settings, shared=False)
+                self._clone = await clone.copy(image, path)
+        except OSError as error:
+            raise refuse("cannot clone", f"no clone can be made: {error}") from None
+        await self._context.journal(clone=describe_file(self._clone.file))
+
+    async def _cure(self) -> None:
+        """Replay, repair and prove the clone. Raises StepEnded when it does not come out clean."""
+        path = self._require_clone().file.path
+        self._context.progress(None, "repairing the clone")
+        replayed = await e2fsck.replay(path, self._timeout_s)
+        if not replayed.usable:
+            raise refuse("cannot check", f"the journal cannot be replayed: {replayed.what}")
+        repaired = await e2fsck.repair(path, self._timeout_s)
+        if not repaired.usable:
+            raise refuse("cannot check", repaired.summary())
+        self._findings = repaired.summary()
+        self._context.note(f"e2fsck on the clone: {self._findings}")
+        await self._prove()
+
+    async def _prove(self) -> None:
+        path = self._require_clone().file.path
+        self._context.progress(None, "proving the clone")
+        proof = await e2fsck.check(path, self._timeout_s)
+        if not proof.clean:
+            raise _not_curable(proof.summary())
+        await asyncio.to_thread(clone.sync, path)
+
+    async def _swap(self, target: Target) -> None:
+        image, made = require_image(target), self._require_clone()
+        await self._context.journal(swapping=True)
+        try:
+            await asyncio.to_thread(swap.exchange, image, made.file)
+        except swap.SwapError as error:
+            text = f"{error}; the original is untouched"
+            raise refuse("not exchanged", text, Next.OPERATOR) from None
+        self._clone = None  # it is the VE's image from here on, nothing of ours to delete
+        await self.keep_original(target)
+
+    async def keep_original(self, target: Target) -> None:
+        """After the exchange: give the original the name under which it is kept."""
+        image, journal = require_image(target), self._exchanged(target)
+        made = journal.clone.path if journal.clone else ""
+        kept = journal.keeping or swap.damaged_path(image, self._incident_id)
+        await self._context.journal(keeping=kept)
+        if not image.is_at(kept):
+            try:
+                await asyncio.to_thread(swap.rename, made, kept)
+            except swap.SwapError as error:
+                self._context.note(f"the damaged original stays at {made}: {error}")
+                kept = made
+        await self._context.journal(kept=kept)
+
+    def _exchanged(self, target: Target) -> RepairJournal:
+        """The facts after the exchange: whatever comes now, the VE is started on what it has."""
+        image = require_image(target)
+        journal = RepairJournal.read(self._context.record.journal)
+        if journal.clone is None:
+            raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
+        repaired = replace(journal.clone, path=image.path).today(image.path)
+        self._outage.begin(target.ve, None, repaired)
+        return journal
+
+    async def start(self, target: Target) -> StepResult:
+        """Start the VE on the repaired image and prove it healthy."""
+        context, ve, image = self._context, target.ve, require_image(target)
+        journal = self._exchanged(target)
+        if journal.clone is None or journal.kept is None:
+            raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
+        repaired = replace(journal.clone, path=image.path).today(image.path)
+        undo = {
+            "image": image.path,
+            "original": journal.kept,
+            "original_file": describe_file(image),
+            "ve": ve.ve_id,
+            "keep_s": self._step.keep_original,
+        }
+        story = ""
+        if not ve_control.is_running(ve):
+            context.progress(None, f"starting {ve.ve_id}")
+            story = await ve_control.start(ve, context.settings, repaired)
+        timeout_s = context.settings.start_timeout_s
+        found = await verify.find_mounted(context, ve, repaired, timeout_s)
+        context.reached("repaired")
+        kept = f"the damaged original is {journal.kept}"
+        if isinstance(found, str):
+            text = f"{found} ({story}); {kept}"
+            return _failed("does not start", text, undo)
+        _, superblock = found
+        context.filesystem_is_now(superblock)
+        unwell = await verify.healthy(context.inventory, context.state, superblock)
+        if unwell is not None:
+            text = f"{ve.ve_id} runs on the repaired image, but {unwell}; {kept}"
+            return _failed("not healthy", text, undo)
+        context.reached("verified")
+        text = f"{self._findings or 'repaired'}; {ve.ve_id} runs on the repaired image; {kept}"
+        return StepResult(
+            next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo
+        )
+
+    @property
+    def _incident_id(self) -> str:
+        return self._context.incident.incident_id
+
+    def _require_clone(self) -> Clone:
+        if self._clone is None:
+            raise refuse("internal", "there is no clone", Next.OPERATOR)
+        return self._clone
+
+    def _drop_clone(self) -> None:
+        if self._clone is not None:
+            self._clone.remove()
+            self._clone = None
+
+
+def require_image(target: Target) -> ImageFile:
+    """The target's image; raises StepEnded for a volume on a device."""
+    if target.image is None:
+        text = f"the volume is on {target.device}, which this version cannot clone"
+        raise refuse("refused", f'{text}; use strategy = "offline"')
+    return target.image
+
+
+def _condition(context: ActionContext, target: Target) -> Condition:
+    if target.superblock is None:
+        return Condition.STOPPED
+    options = context.inventory.current_options(target.superblock)
+    if options is None:
+        text = f"{target.superblock.device} is no longer mounted"
+        raise refuse("cancelled", text, Next.CANCELLED)
+    if "shutdown" in options:
+        return Condition.SHUTDOWN
+    return Condition.ABORTED if "emergency_ro" in options else Condition.WRITABLE
+
+
+def _mounted(target: Target) -> Superblock:
+    if target.superblock is None:
+        raise refuse("internal", "the volume is not mounted", Next.OPERATOR)
+    return target.superblock
+
+
+def _not_curable(left: str) -> StepEnded:
+    text = f"the repaired clone does not come out clean ({left}); the original stays in place"
+    return refuse("not curable", text, Next.OPERATOR)
+
+
+def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:
+    return StepResult(next=Next.FAILED, result=result, detail=text, changed=True, undo=undo)

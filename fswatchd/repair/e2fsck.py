@@ -1,0 +1,112 @@
+"""Run e2fsck (e2fsck(8)) and read what it answers.
+
+The exit code is a sum of bits; a bit that is not known is a failure, and so is the end by a signal
+or by the deadline. Always on something nobody else uses: that is for the caller to prove.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fswatchd import process
+
+FIXED = 1
+REBOOT = 2
+UNCORRECTED = 4
+OPERATIONAL = 8
+USAGE = 16
+CANCELLED = 32
+LIBRARY = 128
+_KNOWN = FIXED | REBOOT | UNCORRECTED | OPERATIONAL | USAGE | CANCELLED | LIBRARY
+
+_RECONNECTED = re.compile(r"^Connect to /lost\+found\? yes", re.MULTILINE)
+_CLEARED = re.compile(r"\b(?:Clear|Clear inode|Delete file|Salvage)\? yes", re.MULTILINE)
+_ANSWERED = re.compile(r"\? (?:yes|no)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """What one run of e2fsck said.
+
+    `clean` means that it found nothing (exit code 0), `fixed` that everything it found is
+    corrected, `damaged` that something is left. When none of them is true it could not do its
+    work, which says nothing about the filesystem.
+    """
+
+    returncode: int
+    output: str
+    duration_s: float
+    clean: bool = False
+    fixed: bool = False
+    damaged: bool = False
+    questions: int = 0
+    reconnected: int = 0
+    cleared: int = 0
+    what: str = field(default="")
+
+    @property
+    def usable(self) -> bool:
+        """Whether the answer is about the filesystem at all."""
+        return self.clean or self.fixed or self.damaged
+
+    def summary(self) -> str:
+        """One line for people."""
+        if self.clean:
+            return "clean"
+        if not self.usable:
+            return f"e2fsck failed: {self.what}"
+        parts = [f"{self.questions} problems"]
+        if self.cleared:
+            parts.append(f"{self.cleared} cleared")
+        if self.reconnected:
+            parts.append(f"{self.reconnected} to lost+found")
+        return ", ".join(parts) + (" fixed" if self.fixed else " found")
+
+
+async def replay(path: str, timeout_s: float) -> CheckResult:
+    """Replay the journal, and nothing else."""
+    return await _run(("-E", "journal_only", "-p"), path, timeout_s)
+
+
+async def check(path: str, timeout_s: float) -> CheckResult:
+    """Check everything, change nothing."""
+    return await _run(("-fn",), path, timeout_s)
+
+
+async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
+    """Check everything and fix what can be fixed; with `undo_file`, so that e2undo can undo it."""
+    undo = ("-z", undo_file) if undo_file else ()
+    return await _run(("-fy", "-E", "fixes_only", *undo), path, timeout_s)
+
+
+async def _run(options: Sequence[str], path: str, timeout_s: float) -> CheckResult:
+    ended = await process.run(("e2fsck", *options, path), timeout_s=timeout_s, heavy=True)
+    return interpret(ended)
+
+
+def interpret(ended: process.Completed) -> CheckResult:
+    """The meaning of an exit code and output of e2fsck."""
+    code = ended.returncode
+    left = code > 0 and bool(code & UNCORRECTED)
+    failed = (
+        ended.timed_out
+        or code < 0
+        or bool(code & ~_KNOWN)
+        or bool(code & (USAGE | CANCELLED | LIBRARY))
+        # With -n it gives up (8) at damage that it may not repair, and says so (4) as well.
+        or (bool(code & OPERATIONAL) and not left)
+    )
+    return CheckResult(
+        returncode=code,
+        output=ended.output,
+        duration_s=ended.duration_s,
+        clean=not failed and code == 0,
+        fixed=not failed and bool(code & FIXED) and not left,
+        damaged=not failed and left,
+        questions=len(_ANSWERED.findall(ended.output)),
+        reconnected=len(_RECONNECTED.findall(ended.output)),
+        cleared=len(_CLEARED.findall(ended.output)),
+        what=ended.describe() if failed else "",
+    )

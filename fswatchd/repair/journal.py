@@ -1,0 +1,83 @@
+"""What a repair writes down before it does it, and reads after the daemon was killed.
+
+Facts, not phases: each says something about the world that stays true whatever came after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fswatchd.devno import Devno
+from fswatchd.repair.scope import ImageFile, Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairJournal:
+    """The facts of one repair.
+
+    `image` is the original; `cloning` a name that was free when a clone of ours was about to get
+    it; `clone` that copy, once it exists; `stopping` that the VE was about to be stopped by us;
+    `stamp` what the image ended as, and `fresh` that the proven clone is a copy of that; `swapping`
+    that the exchange was about to be made; `keeping` the name that the original was about to get
+    after it, `kept` the one it has.
+    """
+
+    image: ImageFile | None = None
+    ve: str | None = None
+    cloning: str | None = None
+    clone: ImageFile | None = None
+    stopping: bool = False
+    stamp: Stamp | None = None
+    fresh: bool = False
+    swapping: bool = False
+    keeping: str | None = None
+    kept: str | None = None
+    asked: bool = False
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> RepairJournal:
+        """From a step's journal."""
+        return cls(
+            image=read_file(facts.get("image")),
+            ve=facts.get("ve"),
+            cloning=facts.get("cloning"),
+            clone=read_file(facts.get("clone")),
+            stopping=bool(facts.get("stopping")),
+            stamp=_read_stamp(facts.get("stamp")),
+            fresh=bool(facts.get("fresh")),
+            swapping=bool(facts.get("swapping")),
+            keeping=facts.get("keeping"),
+            kept=facts.get("kept"),
+            asked=bool(facts.get("asked")),
+        )
+
+
+def _read_stamp(value: object) -> Stamp | None:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return None
+    mtime_ns, ctime_ns, size = (int(part) for part in value)
+    return mtime_ns, ctime_ns, size
+
+
+def describe_file(file: ImageFile) -> dict[str, Any]:
+    """A file for the journal."""
+    return {
+        "path": file.path,
+        "devno": str(file.devno),
+        "inode": file.inode,
+        "birth_ns": file.birth_ns,
+    }
+
+
+def read_file(value: object) -> ImageFile | None:
+    """A file as `describe_file` has written it down; None where nothing was."""
+    if not isinstance(value, dict):
+        return None
+    return ImageFile(
+        path=value["path"],
+        devno=Devno.parse(value["devno"]),
+        inode=int(value["inode"]),
+        birth_ns=value.get("birth_ns"),
+    )

@@ -1,0 +1,317 @@
+"""`strategy = "offline"`: stop the VE, check its volume in place with an undo file, start it.
+
+While e2fsck works on an image, the image has another name: whoever starts the VE meanwhile (an HA
+manager, a reboot, an admin) finds no image instead of a half-repaired one. A device cannot be
+renamed; it is held with O_EXCL from before the check until after the write, and e2fsck works on a
+loop device on top of our descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+
+from fswatchd import process
+from fswatchd.devno import Devno
+from fswatchd.kernel import block, loop
+from fswatchd.repair import e2fsck, scope, swap, ve_control, verify
+from fswatchd.repair.device import DeviceIdentity
+from fswatchd.repair.journal import describe_file, read_file
+from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
+from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.rules import FsckStep
+from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
+
+_UNDO_TIMEOUT_S = 3600.0
+
+
+async def run(context: ActionContext, step: FsckStep) -> StepResult:
+    """The whole classic way. Raises StepEnded."""
+    target = await scope.resolve(context)
+    if not target.ve.commands.start:
+        text = f"{target.ve.ve_id} has no start command: it could not be started again"
+        raise refuse("refused", text)
+    if target.image is None and (different := _other_device(target)):
+        raise refuse("refused", f"{target.device}: {different}")
+    undo_file = _undo_file(context, target)
+    await context.journal(
+        ve=target.ve.ve_id,
+        image=describe_file(target.image) if target.image else None,
+        device=target.device,
+        identity=target.identity.describe() if target.identity else None,
+        undo_file=undo_file,
+        stopping=False,
+    )
+    async with Outage(context) as outage:
+        await _stop(context, target, outage)
+        return await repair_stopped(context, target, step, undo_file, outage)
+
+
+async def repair_stopped(
+    context: ActionContext,
+    target: Target,
+    step: FsckStep,
+    undo_file: str,
+    outage: Outage,
+    *,
+    half_done: bool = False,
+) -> StepResult:
+    """Check in place what nobody holds any more, then start the VE if it came out clean.
+
+    `half_done` says that an earlier run was cut off in the middle of its writes: what this one
+    finds is not what the volume was before, and undoing this one does not bring that back.
+    """
+    context.reached("contained")
+    timeout_s = context.settings.tool_timeout_s
+    try:
+        hold = await Hold.take(target, context.incident.incident_id)
+    except (StepEnded, OSError, swap.SwapError) as error:
+        raise _not_taken(target, error, outage, half_done=half_done) from error
+    proven = restored = False
+    try:
+        await context.journal(writing=True)
+        context.progress(None, "e2fsck in place")
+        repaired = await e2fsck.repair(hold.device, timeout_s, undo_file)
+        proof = await e2fsck.check(hold.device, timeout_s) if repaired.usable else repaired
+        proven = repaired.usable and proof.clean
+        restored = proven or (
+            not half_done and (await hold.untouched() or await _undone(hold.device, undo_file))
+        )
+    finally:
+        if not (proven or restored):
+            outage.end()  # nobody starts a VE on what is half-repaired
+        left_aside = await hold.release(in_place=proven or restored)
+        if left_aside is not None:
+            context.note(f"the volume of {target.ve.ve_id} is left at {left_aside}")
+    if not proven:
+        where = None if restored else left_aside or target.device
+        raise _not_curable(target, proof.summary(), undo_file, where)
+    await context.journal(writing=False, proven=True)
+    outage.end()
+    undo: dict[str, object] = {
+        "undo_file": undo_file,
+        "ve": target.ve.ve_id,
+        "image": target.image.path if target.image else None,
+        "device": target.device,
+        "keep_s": step.keep_original,
+    }
+    return await _start(context, target, repaired.summary(), undo)
+
+
+def _not_taken(target: Target, error: Exception, outage: Outage, *, half_done: bool) -> StepEnded:
+    """The VE gets back what nobody has changed; not what an earlier run has half-written."""
+    text = f"{target.image.path if target.image else target.device} cannot be checked: {error}"
+    if half_done:
+        outage.end()
+        text += f"; an earlier e2fsck was cut off, and {target.ve.ve_id} stays stopped"
+    else:
+        text += "; nothing was changed"
+    return refuse("not taken", text, Next.OPERATOR)
+
+
+async def _undone(device: str, undo_file: str) -> bool:
+    """Take back what e2fsck wrote (e2undo(8)); whether the volume is what it was."""
+    ended = await process.run(("e2undo", undo_file, device), timeout_s=_UNDO_TIMEOUT_S)
+    return ended.succeeded
+
+
+def _not_curable(target: Target, left: str, undo_file: str, where: str | None) -> StepEnded:
+    text = f"e2fsck leaves damage ({left}); the volume is what it was before"
+    if where is not None:
+        text = (
+            f"e2fsck leaves damage ({left}); {target.ve.ve_id} stays stopped, its volume is {where}"
+            f" and what e2fsck changed is in {undo_file}, see e2undo(8)"
+        )
+    return refuse("not curable", text, Next.OPERATOR)
+
+
+async def recover(context: ActionContext, step: FsckStep) -> StepResult:
+    """After a crash: the volume is checked again before anything is started. Raises StepEnded."""
+    journal = context.record.journal
+    file = read_file(journal.get("image"))
+    if file is None and journal.get("device") is None:
+        return await run(context, step)
+    await context.inventory.refresh()
+    ve = next((v for v in context.inventory.view.ves.values() if v.ve_id == journal["ve"]), None)
+    if ve is None:
+        raise refuse("cancelled", f"{journal['ve']} is gone", Next.CANCELLED)
+    if file is not None:
+        file = file.today(file.path, _aside(file, context.incident.incident_id))
+    target = Target(
+        filesystem=context.incident.filesystem,
+        ve=ve,
+        superblock=None,
+        image=file,
+        device=journal.get("device"),  # type: ignore[arg-type]
+        identity=DeviceIdentity.read(journal.get("identity")),
+    )
+    if ve_control.is_running(ve):
+        return await run(context, step)
+    # What the earlier run had attached goes when its last program has died.
+    holder = await ve_control.wait_released(None, file, RELEASE_TIMEOUT_S)
+    if holder is not None:
+        raise refuse("still in use", holder, Next.OPERATOR)
+    # e2fsck is safe to repeat on what it left half-done; the first undo file stays as it is.
+    undo_file = f"{journal['undo_file']}.again"
+    with suppress(FileNotFoundError):
+        os.unlink(undo_file)
+    async with Outage(context) as outage:
+        if journal.get("stopping"):
+            outage.begin(ve, None, file)
+        half_done = bool(journal.get("writing"))
+        return await repair_stopped(context, target, step, undo_file, outage, half_done=half_done)
+
+
+async def _stop(context: ActionContext, target: Target, outage: Outage) -> None:
+    await context.inventory.refresh()
+    if different := scope.still_the_same(target, context.inventory):
+        raise refuse("cancelled", different, Next.CANCELLED)
+    if ve_control.is_running(target.ve):
+        context.progress(None, f"stopping {target.ve.ve_id}")
+        await context.about_to_stop(target.ve.ve_id)
+        outage.begin(target.ve, target.superblock, target.image)
+        context.note(f"{target.ve.ve_id}: {await ve_control.stop(target.ve, context.settings)}")
+    holder = await ve_control.wait_released(target.superblock, target.image, RELEASE_TIMEOUT_S)
+    if holder is not None:
+        text = f"after the stop, {holder}; nothing was changed"
+        raise refuse("still in use", text, Next.OPERATOR)
+
+
+async def _start(
+    context: ActionContext, target: Target, findings: str, undo: dict[str, object]
+) -> StepResult:
+    context.progress(None, f"starting {target.ve.ve_id}")
+    story = await ve_control.start(target.ve, context.settings, target.image)
+    timeout_s = context.settings.start_timeout_s
+    running = await ve_control.wait_running(context, target.ve, timeout_s)
+    context.reached("repaired")
+    problem: str | None = f"{target.ve.ve_id} did not come up ({story})"
+    if running is not None:
+        problem = f"{target.ve.ve_id} runs, but has not mounted its volume"
+        for superblock in context.inventory.view.superblocks_of(running.ve_id):
+            on_image = target.image and superblock.backing.inode_key == (
+                target.image.devno,
+                target.image.inode,
+            )
+            on_device = target.identity and superblock.uuid == target.identity.uuid
+            if on_image or on_device:
+                context.filesystem_is_now(superblock)
+                problem = await verify.healthy(context.inventory, context.state, superblock)
+                break
+    if problem is not None:
+        return StepResult(
+            next=Next.FAILED, result="not healthy", detail=problem, changed=True, undo=undo
+        )
+    context.reached("verified")
+    text = f"{findings}; {target.ve.ve_id} runs again"
+    return StepResult(next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo)
+
+
+class Hold:
+    """A loop device of ours on a volume that nobody else can mount or start meanwhile."""
+
+    def __init__(self, target: Target, aside: str | None, base: int) -> None:
+        self._target = target
+        self._aside_path = aside
+        self._base = base
+        self._fd: int | None = None
+        self._written: int | None = None
+        self.device = ""
+
+    @classmethod
+    async def take(cls, target: Target, incident_id: str) -> Hold:
+        """Hold the volume, also one that an earlier run has left aside.
+
+        Raises OSError, SwapError or StepEnded; nothing is held then, and the volume has the name
+        that it had before.
+        """
+        aside, was_aside = None, False
+        if target.image is None:
+            base = os.open(target.device or "", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        else:
+            aside = _aside(target.image, incident_id)
+            was_aside = target.image.is_at(aside)
+            if not was_aside:
+                swap.rename(target.image.path, aside)
+            base = os.open(aside, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        hold = cls(target, aside, base)
+        try:
+            if different := _other_volume(base, target):
+                raise refuse("cancelled", different, Next.CANCELLED)
+            hold.device, hold._fd = await asyncio.to_thread(loop.attach, base, autoclear=True)
+            block.count_writes(hold._devno())
+            hold._written = block.sectors_written(hold._devno())
+        except BaseException:
+            await hold.release(in_place=not was_aside)
+            raise
+        return hold
+
+    async def untouched(self) -> bool:
+        """Whether nothing at all was written through the device since it was taken."""
+        if self._fd is None:
+            return True
+        await asyncio.to_thread(os.fsync, self._fd)
+        now = block.sectors_written(self._devno())
+        return now is not None and now == self._written
+
+    def _devno(self) -> Devno:
+        return Devno.of(os.stat(self.device).st_rdev)
+
+    async def release(self, *, in_place: bool) -> str | None:
+        """Let go. With `in_place` the image gets its name back; else where it was left."""
+        if self._fd is not None:
+            await asyncio.to_thread(os.fsync, self._fd)
+            os.close(self._fd)
+            await _detached(self.device, self._base)
+            await asyncio.to_thread(os.fsync, self._base)
+        os.close(self._base)
+        if self._aside_path is None or self._target.image is None:
+            return None
+        if not in_place:
+            return self._aside_path
+        swap.rename(self._aside_path, self._target.image.path)
+        return None
+
+
+def _other_volume(base: int, target: Target) -> str | None:
+    """None when what is open as `base` is the target's volume; otherwise why it may not be used."""
+    if target.image is None:
+        if target.identity is None:
+            return "nothing is recorded that would tell the device from others"
+        return target.identity.difference(base)
+    status = os.fstat(base)
+    if (Devno.of(status.st_dev), status.st_ino) != (target.image.devno, target.image.inode):
+        return f"{target.image.path} is another file now"
+    if loops := target.image.loops():
+        return f"{target.image.path} is attached to {', '.join(loops)}"
+    return None
+
+
+def _other_device(target: Target) -> str | None:
+    """The same while the VE still runs, so that it is not stopped for nothing. Raises OSError."""
+    base = os.open(target.device or "", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _other_volume(base, target)
+    finally:
+        os.close(base)
+
+
+async def _detached(device: str, base: int) -> None:
+    status = os.fstat(base)
+    for _ in range(200):
+        if device not in loop.holders(Devno.of(status.st_dev), status.st_ino):
+            return
+        await asyncio.sleep(0.01)
+
+
+def _aside(image: ImageFile, incident_id: str) -> str:
+    return f"{image.path}.under-repair-{incident_id}"
+
+
+def _undo_file(context: ActionContext, target: Target) -> str:
+    """A new name for the undo file, in the state directory: never on the volume itself."""
+    directory = context.settings.state_dir / "undo"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = os.path.basename(target.image.path if target.image else target.device or "volume")
+    return str(directory / f"{name}-{context.incident.incident_id}.e2undo")

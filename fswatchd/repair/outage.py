@@ -1,0 +1,88 @@
+"""The time in which a VE is stopped by us: however it ends, the VE is not forgotten.
+
+A guard that says no, a state disk that is full, a program that cannot be started, a deadline: each
+can end a repair between the stop of the VE and its start. Then the VE gets its volume back as it
+is, and that needs no journal. Never while something still holds the volume: the start command would
+mount it a second time beside a superblock that still writes to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+from fswatchd.errors import FswatchError
+from fswatchd.helpers.client import HelperError
+from fswatchd.inventory.model import Superblock, Ve
+from fswatchd.repair import ve_control
+from fswatchd.repair.scope import ImageFile
+from fswatchd.steps import ActionContext, Next, StepEnded, refuse
+
+RELEASE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Down:
+    ve: Ve
+    superblock: Superblock | None
+    image: ImageFile | None
+
+
+class Outage:
+    """Around all that happens to a stopped VE; `begin` before the stop, `end` when it is over."""
+
+    def __init__(self, context: ActionContext) -> None:
+        self._context = context
+        self._down: _Down | None = None
+
+    def begin(self, ve: Ve, superblock: Superblock | None, image: ImageFile | None) -> None:
+        """The VE is about to be stopped by us, or was."""
+        self._down = _Down(ve, superblock, image)
+
+    def end(self) -> None:
+        """The VE is started by somebody else's line, or must not be started on what there is."""
+        self._down = None
+
+    async def __aenter__(self) -> Outage:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the VE back after an error. Raises StepEnded for the operator in its place."""
+        down, self._down = self._down, None
+        if error is None or down is None:
+            return
+        story = await self._give_back(down)
+        if not isinstance(error, Exception):  # cancelled: it is taken up by the next start
+            self._context.note(f"cut off; {story}")
+            return
+        result = error.result.result if isinstance(error, StepEnded) else "failed"
+        raise refuse(result, f"{error}; {story}", Next.OPERATOR) from error
+
+    async def _give_back(self, down: _Down) -> str:
+        context, ve, name = self._context, down.ve, down.ve.ve_id
+        try:
+            now = await ve_control.wait_running(context, ve, 0)
+            if now is not None and (now.init_pid, now.init_started) != (
+                ve.init_pid,
+                ve.init_started,
+            ):
+                return f"{name} was started meanwhile and runs"
+            holder = await ve_control.wait_released(down.superblock, down.image, RELEASE_TIMEOUT_S)
+            if await ve_control.wait_running(context, ve, 0) is not None:
+                return f"{name} runs"
+            if holder is not None:
+                return f"{name} is left stopped, {holder}: start it when nothing holds that"
+            if down.image is not None and not down.image.is_at(down.image.path):
+                return f"{name} is left stopped: {down.image.path} is not the image it had"
+            story = await ve_control.start(ve, context.settings, down.image)
+            timeout_s = context.settings.start_timeout_s
+            if await ve_control.wait_running(context, ve, timeout_s) is None:
+                return f"{name} does not run ({story})"
+        except (OSError, FswatchError, HelperError) as error:
+            return f"{name} is left stopped, it could not be given back: {error}"
+        return f"{name} runs again"

@@ -1,0 +1,69 @@
+"""See the damage before touching anything: check and repair a clone of the running filesystem."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from fswatchd.kernel import block
+from fswatchd.repair import clone, e2fsck
+from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.steps import ActionContext, refuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What the clone showed.
+
+    `seconds` is how long clone, replay, repair and proof took: about the pause that writers
+    would see. `repair` and `proof` are None where the filesystem was clean.
+    """
+
+    check: e2fsck.CheckResult
+    repair: e2fsck.CheckResult | None
+    proof: e2fsck.CheckResult | None
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        """Nothing is wrong on the disk."""
+        return self.check.clean
+
+    @property
+    def curable(self) -> bool:
+        """A repair of the clone came out clean."""
+        return self.clean or (self.proof is not None and self.proof.clean)
+
+
+async def look(context: ActionContext, target: Target, image: ImageFile) -> Preview:
+    """Preview the repair of `image`; the VE notices nothing and no byte of it changes.
+
+    Raises clone.NotShareableError where only a copy could be made (a copy of what is being
+    written shows nothing), OSError where the clone cannot be made, StepEnded where there is no
+    room for it or e2fsck cannot work on it.
+    """
+    timeout_s = context.settings.tool_timeout_s
+    clone.check_room(image, context.settings, shared=True)
+    path = clone.clone_path(image, context.incident.incident_id, "preview")
+    clone.discard_unfinished(path)
+    context.progress(None, "preview: cloning the running filesystem")
+    started = time.monotonic()
+    if target.superblock is not None:
+        await asyncio.to_thread(block.sync, f"/dev/{target.superblock.device}")
+    copy = await clone.share(image, path)
+    try:
+        context.progress(None, "preview: checking the clone")
+        replayed = await e2fsck.replay(path, timeout_s)
+        cloned_s = time.monotonic() - started
+        check = await e2fsck.check(path, timeout_s)
+        if not replayed.usable or not check.usable:
+            raise refuse("cannot check", f"no verdict: {check.what or replayed.what}")
+        if check.clean:
+            return Preview(check=check, repair=None, proof=None, seconds=cloned_s)
+        repaired = await e2fsck.repair(path, timeout_s)
+        proof = await e2fsck.check(path, timeout_s)
+        seconds = cloned_s + repaired.duration_s + proof.duration_s
+        return Preview(check=check, repair=repaired, proof=proof, seconds=seconds)
+    finally:
+        copy.remove()

@@ -1,0 +1,249 @@
+"""What exactly is going to be repaired, and whether it still is what was decided on.
+
+The one place where identity is checked. A repair calls `resolve` once and `Target.still_the_same`
+before every phase that could do harm.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, replace
+
+from fswatchd.devno import Devno
+from fswatchd.incidents import Filesystem, Incident
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import NodeView, Superblock, Ve, VeId
+from fswatchd.inventory.stack import inode_key
+from fswatchd.kernel import loop, syscalls
+from fswatchd.repair.device import DeviceIdentity
+from fswatchd.steps import ActionContext, Next, refuse
+
+REPAIRABLE = frozenset({"ext2", "ext3", "ext4"})
+
+Stamp = tuple[int, int, int]  # mtime and ctime in nanoseconds, size in bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFile:
+    """A regular file that holds a filesystem, by the name it has and the inode it is.
+
+    `birth_ns` is when it was created, None where the host filesystem does not tell. Inode and birth
+    are the same after a reboot; `devno` may be another one then (btrfs, ZFS, device-mapper).
+    """
+
+    path: str
+    devno: Devno
+    inode: int
+    birth_ns: int | None = None
+
+    @classmethod
+    def at(cls, path: str) -> ImageFile:
+        """What stands at `path`, symbolic links not followed. Raises OSError."""
+        found = os.lstat(path)
+        return cls(
+            path=path,
+            devno=Devno.of(found.st_dev),
+            inode=found.st_ino,
+            birth_ns=syscalls.birth_ns(path),
+        )
+
+    @property
+    def directory(self) -> str:
+        """The directory the file is in."""
+        return os.path.dirname(self.path)
+
+    @property
+    def name(self) -> str:
+        """The file's name in it."""
+        return os.path.basename(self.path)
+
+    def is_at(self, path: str) -> bool:
+        """Whether `path` is this file."""
+        try:
+            found = ImageFile.at(path)
+        except OSError:
+            return False
+        if None in {found.birth_ns, self.birth_ns}:
+            return (found.devno, found.inode) == (self.devno, self.inode)
+        return (found.inode, found.birth_ns) == (self.inode, self.birth_ns)
+
+    def today(self, *paths: str | None) -> ImageFile:
+        """The file with the device number of this boot, if it is at one of these paths."""
+        for path in paths:
+            if path is not None and self.is_at(path):
+                return replace(self, devno=ImageFile.at(path).devno)
+        return self
+
+    def stamp(self) -> Stamp | None:
+        """What changes with every write to it, None where something else is at its path.
+
+        A write through a loop device moves the file's times as any other does.
+        """
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return None
+        if not self.is_at(self.path):
+            return None
+        return (found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+
+    def is_unchanged(self, since: Stamp | None) -> bool:
+        """Whether nothing was written since it had that stamp; not known is no."""
+        return since is not None and self.stamp() == since
+
+    def loops(self) -> list[str]:
+        """Loop devices attached to it, in whatever namespace."""
+        return loop.holders(self.devno, self.inode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The filesystem, the VE it belongs to, and the image below it.
+
+    `superblock` is None where the volume is not mounted (the VE is stopped). `image` is None for a
+    volume on a device; `device` is its path then, `identity` what tells it from others.
+    """
+
+    filesystem: Filesystem
+    ve: Ve
+    superblock: Superblock | None
+    image: ImageFile | None
+    device: str | None = None
+    identity: DeviceIdentity | None = None
+
+
+async def resolve(context: ActionContext) -> Target:
+    """The target of the incident as the node is now. Raises StepEnded, which names the guard."""
+    incident, inventory = context.incident, context.inventory
+    await inventory.refresh()
+    superblock = _superblock(incident, inventory)
+    ve = _only_user(incident, inventory, superblock)
+    fstype = superblock.fstype if superblock else incident.filesystem.fstype
+    if fstype not in REPAIRABLE:
+        raise refuse("refused", f"this version cannot repair {fstype or 'an unknown filesystem'}")
+    if superblock is None:
+        path = incident.filesystem.image
+    elif superblock.backing.kind == "loop":
+        path = superblock.backing.image
+    else:
+        device = f"/dev/{superblock.device}"
+        return Target(
+            filesystem=incident.filesystem,
+            ve=ve,
+            superblock=superblock,
+            image=None,
+            device=device,
+            identity=DeviceIdentity.of(superblock),
+        )
+    known = incident.filesystem.image
+    if superblock is not None and known and inode_key(known) != superblock.backing.inode_key:
+        # The VE would be started again on whatever has that name now.
+        text = f"{known} is another file now than the one below {superblock.device}"
+        raise refuse("refused", text)
+    if path is None:
+        raise refuse("refused", "no path leads to the image: declare it as a volume in ve.d")
+    image = image_file(path)
+    _check_backing(superblock, image)
+    return Target(filesystem=incident.filesystem, ve=ve, superblock=superblock, image=image)
+
+
+def image_file(path: str) -> ImageFile:
+    """The regular file at `path`, symbolic links resolved. Raises StepEnded."""
+    real = os.path.realpath(path)
+    try:
+        found = os.lstat(real)
+    except OSError as error:
+        raise refuse("refused", f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise refuse("refused", f"{real} is not a regular file")
+    if found.st_nlink != 1:
+        text = f"{real} has {found.st_nlink} names; exchanging one would leave the others damaged"
+        raise refuse("refused", text)
+    return ImageFile.at(real)
+
+
+def still_the_same(target: Target, inventory: Inventory) -> str | None:
+    """None when the target is what was decided on; otherwise what is different."""
+    if target.image is not None and not target.image.is_at(target.image.path):
+        return f"{target.image.path} is another file now"
+    if target.superblock is None:
+        return None
+    now = inventory.view.superblocks.get(target.superblock.devno)
+    if now is None:
+        return f"{target.superblock.device} is no longer mounted"
+    if now.identity != target.superblock.identity:
+        return f"another filesystem is mounted on {target.superblock.device} now"
+    users = inventory.view.users[now.devno]
+    others = [*users.foreign, *(ve for ve in users.ves if ve != target.ve.ve_id)]
+    others += _dependents(inventory.view, now, target.ve.ve_id)
+    if others or users.ves != (target.ve.ve_id,):
+        return f"it is used by {', '.join(others) or 'nobody'} now"
+    ve = inventory.view.ves.get(target.ve.ve_id)
+    if ve is None or (ve.init_pid, ve.init_started) != (
+        target.ve.init_pid,
+        target.ve.init_started,
+    ):
+        return f"{target.ve.ve_id} was restarted or is gone"
+    if ve.busy:
+        return f"{ve.ve_id} is busy now: {ve.busy}"
+    return None
+
+
+def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:
+    wanted = incident.filesystem
+    if wanted.devno is None:
+        if wanted.image is None:
+            raise refuse("refused", "the incident names no device")
+        return None
+    found = inventory.view.superblocks.get(wanted.devno)
+    if found is None:
+        text = f"{wanted.device} is no longer mounted: the VE was stopped, or has unmounted it"
+        raise refuse("cancelled", text, Next.CANCELLED)
+    if found.disk_sequence != wanted.disk_sequence or (wanted.uuid and found.uuid != wanted.uuid):
+        text = f"{wanted.device} is another filesystem now than the one of this incident"
+        raise refuse("cancelled", text, Next.CANCELLED)
+    return found
+
+
+def _only_user(incident: Incident, inventory: Inventory, superblock: Superblock | None) -> Ve:
+    view = inventory.view
+    ves: tuple[str, ...] = incident.ves
+    foreign: tuple[str, ...] = ()
+    if superblock is not None:
+        users = view.users[superblock.devno]
+        ves, foreign = users.ves, users.foreign
+    if foreign:
+        raise refuse("refused", f"the filesystem is also used by {', '.join(foreign)}")
+    if len(ves) != 1:
+        names = ", ".join(ves) or "no VE"
+        raise refuse("refused", f"exactly one VE must use the filesystem, not {names}")
+    if superblock is not None and (others := _dependents(view, superblock, ves[0])):
+        text = f"it holds what {', '.join(others)} depends on"
+        raise refuse("refused", text)
+    ve = view.ves.get(VeId(ves[0]))
+    if ve is None:
+        raise refuse("cancelled", f"{ves[0]} is gone", Next.CANCELLED)
+    if ve.busy:
+        raise refuse("cancelled", f"{ve.ve_id} is busy: {ve.busy}", Next.CANCELLED)
+    return ve
+
+
+def _dependents(view: NodeView, superblock: Superblock, ve_id: str) -> list[str]:
+    """Who else than the VE depends on the filesystem through what rests on it."""
+    through = view.dependents(superblock.devno)
+    return [*through.foreign, *(ve for ve in through.ves if ve != ve_id)]
+
+
+def _check_backing(superblock: Superblock | None, image: ImageFile) -> None:
+    loops = image.loops()
+    if superblock is None:
+        if loops:
+            raise refuse("refused", f"{image.path} is attached to {', '.join(loops)}")
+        return
+    if superblock.backing.inode_key != (image.devno, image.inode):
+        raise refuse("refused", f"{image.path} is not the file below {superblock.device}")
+    if superblock.backing.offset:
+        raise refuse("refused", f"{superblock.device} starts inside its image (partitions?)")
+    if loops != [f"/dev/{superblock.device}"]:
+        raise refuse("refused", f"{image.path} is attached more than once: {', '.join(loops)}")

@@ -1,0 +1,72 @@
+"""Exchange an image with its repaired clone, and back: one atomic rename, then a fsync.
+
+At every moment the image's name leads to a whole filesystem: the one from before, or the proven
+one. What the name leads to is told by inode, so an interrupted exchange is recognised afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fswatchd.kernel.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from fswatchd.repair.scope import ImageFile
+
+_NAMES_TRIED = 1000
+
+
+class SwapError(Exception):
+    """The exchange was not made, and nothing was changed."""
+
+
+def exchange(image: ImageFile, clone: ImageFile) -> None:
+    """Give the clone the image's name, and the image the clone's.
+
+    Raises SwapError when either is not the file it should be, when a loop device anywhere is
+    attached to one of them (its user would go on writing to a file that has lost its name), or
+    when the filesystem cannot exchange names.
+    """
+    if image.directory != clone.directory:
+        raise SwapError(f"{clone.path} is not in the directory of {image.path}")
+    directory = os.open(image.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for file in (image, clone):
+            if not file.is_at(file.path):
+                raise SwapError(f"{file.path} is another file now")
+            if loops := file.loops():
+                raise SwapError(f"{file.path} is attached to {', '.join(loops)}")
+        try:
+            renameat2(directory, image.name, clone.name, RENAME_EXCHANGE)
+        except OSError as error:
+            raise SwapError(f"cannot exchange names: {error}") from None
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def is_exchanged(image: ImageFile, clone: ImageFile) -> bool:
+    """Whether the image's name already leads to the clone."""
+    return clone.is_at(image.path)
+
+
+def rename(old: str, new: str) -> None:
+    """Rename within one directory without ever replacing a file; raises SwapError."""
+    directory = os.path.dirname(old)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        renameat2(fd, os.path.basename(old), os.path.basename(new), RENAME_NOREPLACE)
+        os.fsync(fd)
+    except OSError as error:
+        raise SwapError(f"cannot rename {old} to {new}: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def damaged_path(image: ImageFile, incident_id: str) -> str:
+    """Where the damaged original is kept: a free name, an incident may have several."""
+    return free_name(f"{image.path}.damaged-{incident_id}")
+
+
+def free_name(path: str) -> str:
+    """`path`, with a number behind it where something has that name already."""
+    names = (path, *(f"{path}-{number}" for number in range(2, _NAMES_TRIED)))
+    return next((name for name in names if not os.path.lexists(name)), path)

@@ -1,0 +1,65 @@
+"""Prove that a repaired VE is well, by facts and not by exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from fswatchd.helpers.client import HelperError
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock, Ve
+from fswatchd.kernel import fs
+from fswatchd.repair import ve_control
+from fswatchd.repair.scope import ImageFile
+from fswatchd.sources.state import StateSource
+from fswatchd.steps import ActionContext
+
+_PROBE_TIMEOUT_S = 10.0
+_LOOK_EVERY_S = 0.02
+_STOPPED = {"emergency_ro", "shutdown", "ro"}
+
+
+async def find_mounted(
+    context: ActionContext, ve: Ve, image: ImageFile, timeout_s: float
+) -> tuple[Ve, Superblock] | str:
+    """The running VE and its superblock on this very image; or what is missing."""
+    deadline = time.monotonic() + timeout_s
+    running = await ve_control.wait_running(context, ve, timeout_s)
+    if running is None:
+        return f"{ve.ve_id} did not come up within {timeout_s:.0f} s"
+    while True:
+        for superblock in context.inventory.view.superblocks_of(running.ve_id):
+            if superblock.backing.inode_key == (image.devno, image.inode):
+                return running, superblock
+        if time.monotonic() > deadline:
+            return f"{ve.ve_id} runs, but has not mounted {image.path}"
+        await asyncio.sleep(_LOOK_EVERY_S)
+        await context.inventory.refresh()
+
+
+async def healthy(inventory: Inventory, state: StateSource, superblock: Superblock) -> str | None:
+    """None when options, error counter and a write prove health; otherwise what does not."""
+    options = inventory.current_options(superblock)
+    if options is None:
+        return f"{superblock.device} is not mounted"
+    stopped = _STOPPED & set(options)
+    if stopped:
+        return f"the superblock has the option {', '.join(sorted(stopped))}"
+    state.check(superblock.devno)
+    errors = state.errors(superblock.devno)
+    if errors:
+        return f"the filesystem has recorded {errors} errors"
+    try:
+        async with inventory.opened(superblock) as mount:
+            directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+            try:
+                async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                    await asyncio.to_thread(fs.write_probe, directory)
+            finally:
+                os.close(directory)
+    except TimeoutError:
+        return f"a write did not return within {_PROBE_TIMEOUT_S:.0f} s"
+    except (OSError, HelperError) as error:
+        return f"a write fails: {error}"
+    return None

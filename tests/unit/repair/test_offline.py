@@ -1,0 +1,79 @@
+"""The end of a repair in place: under which name the volume is left."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fswatchd.devno import Devno
+from fswatchd.repair import e2fsck, offline
+from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.steps import ActionSettings
+from tests.unit import builders
+from tests.unit.repair.test_outage import VE
+
+TARGET = Target(
+    filesystem=builders.filesystem(),
+    ve=VE,
+    superblock=None,
+    image=ImageFile(path="/vz/ve101.raw", devno=Devno(8, 1), inode=77),
+)
+
+
+class Context:
+    """As much of an ActionContext as is used."""
+
+    settings = ActionSettings()
+    incident = builders.incident()
+
+    def reached(self, _: str) -> None: ...
+    def progress(self, *_: object) -> None: ...
+    def note(self, _: str) -> None: ...
+    async def journal(self, **_: object) -> None: ...
+
+
+class Hold:
+    """A volume that is held, and how it was let go."""
+
+    device = "/dev/loop7"
+    in_place: bool | None = None
+
+    async def release(self, *, in_place: bool) -> str | None:
+        self.in_place = in_place
+        return None if in_place else "/vz/ve101.raw.under-repair-x"
+
+
+class Outage:
+    """Whether the VE may still be given back."""
+
+    ended = False
+
+    def end(self) -> None:
+        self.ended = True
+
+
+async def test_a_check_that_is_cut_off_leaves_the_volume_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hold, outage, begun = Hold(), Outage(), asyncio.Event()
+
+    async def take(*_: object) -> Hold:
+        return hold
+
+    async def never_ends(*_: object) -> Any:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(offline.Hold, "take", take)
+    monkeypatch.setattr(e2fsck, "repair", never_ends)
+    task = asyncio.create_task(
+        offline.repair_stopped(Context(), TARGET, None, "/undo", outage)  # type: ignore[arg-type]
+    )
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert hold.in_place is False
+    assert outage.ended

@@ -1,0 +1,129 @@
+"""A rollback that is cut off ends where it was going, and is never exchanged back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fswatchd.repair import rollback, swap, ve_control
+from fswatchd.repair.journal import describe_file
+from fswatchd.repair.scope import ImageFile
+from fswatchd.steps import ActionSettings, Next, StepEnded
+from tests.unit import builders
+from tests.unit.repair.test_outage import VE
+
+
+class Killed(BaseException):
+    """kill -9."""
+
+
+class Context:
+    """A rollback step of an incident whose repair has put the original aside."""
+
+    def __init__(self, directory: Path) -> None:
+        self.image, self.beside = directory / "ve101.raw", directory / "ve101.raw.damaged-x"
+        self.image.write_bytes(b"repaired")
+        self.beside.write_bytes(b"original")
+        original = replace(ImageFile.at(str(self.beside)), path=str(self.image))
+        undo = {
+            "image": str(self.image),
+            "original": str(self.beside),
+            "original_file": describe_file(original),
+            "ve": str(VE.ve_id),
+        }
+        self.settings = ActionSettings()
+        self.incident = builders.incident(undo=undo)
+        self.record = SimpleNamespace(journal={})
+        self.inventory = SimpleNamespace(
+            view=SimpleNamespace(ves={VE.ve_id: VE}), refresh=self._refresh
+        )
+
+    async def _refresh(self) -> None: ...
+
+    def note(self, _: str) -> None: ...
+
+    def progress(self, *_: object) -> None: ...
+
+    async def journal(self, **facts: Any) -> None:
+        self.record.journal |= facts
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.image.parent.iterdir()}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Starts of the VE, on what its image was then."""
+    starts: list[str] = []
+
+    async def released(*_: object) -> None: ...
+
+    async def running(*_: object) -> Any:
+        return VE if starts else None
+
+    async def start(_ve: object, _settings: object, image: ImageFile) -> str:
+        starts.append(Path(image.path).read_text())
+        return "exit code 0"
+
+    monkeypatch.setattr(ve_control, "is_running", lambda _: False)
+    monkeypatch.setattr(ve_control, "wait_released", released)
+    monkeypatch.setattr(ve_control, "wait_running", running)
+    monkeypatch.setattr(ve_control, "start", start)
+    return starts
+
+
+def killing(real: Any, *, before: bool) -> Any:
+    """`real`, with the end of the daemon before or after it."""
+
+    def killed(*arguments: Any) -> None:
+        if not before:
+            real(*arguments)
+        raise Killed
+
+    return killed
+
+
+@pytest.mark.parametrize(
+    ("where", "before"),
+    [("exchange", True), ("exchange", False), ("rename", True), ("rename", False), ("", True)],
+)
+async def test_whenever_it_is_killed_the_original_is_in_place_afterwards(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[str], where: str, *, before: bool
+) -> None:
+    context = Context(tmp_path)
+    if where:
+        with monkeypatch.context() as patch:
+            patch.setattr(swap, where, killing(getattr(swap, where), before=before))
+            patch.setattr(rollback.Outage, "__aexit__", Nothing.done)
+            with pytest.raises(Killed):
+                await rollback.run(context)  # type: ignore[arg-type]
+    ended = await rollback.run(context)  # type: ignore[arg-type]
+    assert ended.next is Next.CONTINUE
+    kept = f"ve101.raw.repaired-{context.incident.incident_id}"
+    assert context.files() == {"ve101.raw": b"original", kept: b"repaired"}
+    assert started == ["original"]
+
+
+class Nothing:
+    """What a killed daemon does at the end of a block."""
+
+    @staticmethod
+    async def done(*_: object) -> None: ...
+
+
+async def test_another_file_under_the_originals_name_is_not_put_in_place(
+    tmp_path: Path, started: list[str]
+) -> None:
+    context = Context(tmp_path)
+    os.unlink(context.beside)
+    context.beside.write_bytes(b"another")
+    with pytest.raises(StepEnded) as caught:
+        await rollback.run(context)  # type: ignore[arg-type]
+    assert caught.value.result.next is Next.OPERATOR
+    assert context.image.read_bytes() == b"repaired"
+    assert started == []

@@ -1,0 +1,146 @@
+"""A clone is swapped in only when it is a copy of what the image ended as."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fswatchd.repair import clone, resume, ve_control
+from fswatchd.repair.clone import Clone
+from fswatchd.repair.clone_repair import CloneRepair
+from fswatchd.repair.journal import describe_file
+from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.steps import ActionSettings, Next, StepEnded
+from tests.unit import builders
+from tests.unit.repair.test_outage import VE
+
+
+class Context:
+    """A step with its journal, on a node where the VE is stopped."""
+
+    def __init__(self) -> None:
+        self.settings = ActionSettings()
+        self.incident = builders.incident()
+        self.record = SimpleNamespace(journal={})
+        self.inventory = SimpleNamespace(
+            view=SimpleNamespace(ves={VE.ve_id: VE}), refresh=self._refresh
+        )
+
+    async def _refresh(self) -> None: ...
+
+    def note(self, _: str) -> None: ...
+
+    async def journal(self, **facts: Any) -> None:
+        self.record.journal |= facts
+
+
+class Repair(CloneRepair):
+    """The real decisions; `meanwhile` is what happens while a clone is being repaired."""
+
+    def __init__(self, context: Any, meanwhile: Callable[[int], None]) -> None:
+        super().__init__(context, None)  # type: ignore[arg-type]
+        self._meanwhile = meanwhile
+        self.clones: list[bytes] = []
+        self.swapped: bytes | None = None
+
+    async def adopt(self, made: Clone) -> None:
+        self._clone = made
+        self.clones.append(Path(made.file.path).read_bytes())
+
+    async def _make_clone(self, target: Target) -> None:
+        assert target.image is not None
+        path = Path(clone.free_path(target.image, "x1"))
+        path.write_bytes(Path(target.image.path).read_bytes())
+        await self.adopt(Clone(file=ImageFile.at(str(path)), shared=False))
+
+    async def _cure(self) -> None:
+        self._meanwhile(len(self.clones))
+
+    async def _swap(self, target: Target) -> None:
+        self.swapped = self.clones[-1]
+
+    async def start(self, target: Target) -> Any:
+        return "started"
+
+    async def run(self) -> Any:
+        raise AssertionError("it was begun anew although the VE is stopped")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> ImageFile:
+    path = tmp_path / "ve101.raw"
+    path.write_bytes(b"before")
+    return ImageFile.at(str(path))
+
+
+def write(image: ImageFile, content: bytes) -> None:
+    """What a VE that somebody has started does before it is stopped again."""
+    with open(image.path, "r+b") as file:
+        file.write(content)
+
+
+def target(image: ImageFile) -> Target:
+    return Target(filesystem=builders.filesystem(), ve=VE, superblock=None, image=image)
+
+
+async def test_a_clone_of_what_was_written_to_meanwhile_is_made_anew(image: ImageFile) -> None:
+    repair = Repair(Context(), lambda number: write(image, b"after!") if number == 1 else None)
+    assert await repair.finish(target(image), fresh=False) == "started"
+    assert repair.clones == [b"before", b"after!"]
+    assert repair.swapped == b"after!"
+
+
+async def test_a_clone_of_what_stood_still_is_swapped_in(image: ImageFile) -> None:
+    repair = Repair(Context(), lambda _: None)
+    await repair.finish(target(image), fresh=False)
+    assert repair.clones == [b"before"]
+    assert repair.swapped == b"before"
+
+
+async def test_what_never_stands_still_is_for_a_person(image: ImageFile) -> None:
+    repair = Repair(Context(), lambda number: write(image, b"after%d" % number))
+    with pytest.raises(StepEnded) as caught:
+        await repair.finish(target(image), fresh=False)
+    assert caught.value.result.next is Next.OPERATOR
+    assert repair.swapped is None
+
+
+@pytest.mark.parametrize("ran_meanwhile", [True, False])
+async def test_a_clone_from_before_a_crash_is_taken_only_while_the_image_stood_still(
+    monkeypatch: pytest.MonkeyPatch, image: ImageFile, *, ran_meanwhile: bool
+) -> None:
+    async def released(*_: object) -> None: ...
+
+    monkeypatch.setattr(ve_control, "is_running", lambda _: False)
+    monkeypatch.setattr(ve_control, "wait_released", released)
+    context = Context()
+    path = Path(clone.free_path(image, "x1"))
+    path.write_bytes(b"proven")
+    made = ImageFile.at(str(path))
+    await context.journal(
+        image=describe_file(image),
+        ve=str(VE.ve_id),
+        clone=describe_file(made),
+        stopping=True,
+        fresh=True,
+        stamp=image.stamp(),
+    )
+    if ran_meanwhile:
+        write(image, b"after!")
+    repair = Repair(context, lambda _: None)
+    await resume.resume(repair, context)  # type: ignore[arg-type]
+    assert repair.swapped == (b"after!" if ran_meanwhile else b"proven")
+    assert len(repair.clones) == 1
+
+
+def test_a_stamp_that_is_not_known_is_never_the_same(image: ImageFile) -> None:
+    assert image.is_unchanged(image.stamp())
+    assert not image.is_unchanged(None)
+    os.rename(image.path, f"{image.path}.elsewhere")
+    assert image.stamp() is None
+    assert not image.is_unchanged(None)

@@ -1,0 +1,64 @@
+"""`contain`: stop the damage from growing while the VE keeps what it can keep.
+
+It is synced and then aborted: writers get EROFS, readers go on, and only a repair brings writes
+back. `remount,ro` would not do: it answers EBUSY while any file is open for writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from fswatchd.helpers.client import HelperError
+from fswatchd.kernel import fs
+from fswatchd.kernel.syscalls import syncfs
+from fswatchd.repair import scope
+from fswatchd.rules import Step
+from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
+
+_SYNC_TIMEOUT_S = 30.0
+_STOPPED = {"emergency_ro", "shutdown"}
+
+
+class ContainAction:
+    """See the module."""
+
+    async def run(self, context: ActionContext, step: Step) -> StepResult:
+        """See Action."""
+        del step
+        try:
+            return await self._contain(context)
+        except StepEnded as ended:
+            return ended.result
+        except (OSError, HelperError, TimeoutError) as error:
+            return refuse("failed", f"cannot contain: {error or type(error).__name__}").result
+
+    async def _contain(self, context: ActionContext) -> StepResult:
+        target = await scope.resolve(context)
+        if target.superblock is None:
+            return StepResult(next=Next.CONTINUE, result="stopped", detail="it is not mounted")
+        options = set(context.inventory.current_options(target.superblock) or ())
+        if options & _STOPPED:
+            context.reached("contained")
+            text = "the kernel has already stopped writes"
+            return StepResult(next=Next.CONTINUE, result="contained", detail=text)
+        await context.journal(aborting=str(target.superblock.devno))
+        async with context.inventory.opened(target.superblock) as mount:
+            async with asyncio.timeout(_SYNC_TIMEOUT_S):
+                await asyncio.to_thread(_sync, mount)
+            await asyncio.to_thread(fs.abort, mount)
+        context.reached("contained")
+        text = "synced, then aborted: it can be read, and written again only after a repair"
+        return StepResult(next=Next.CONTINUE, result="contained", detail=text, changed=True)
+
+    async def recover(self, context: ActionContext, step: Step) -> StepResult:
+        """Containing again finds it contained, or contains it."""
+        return await self.run(context, step)
+
+
+def _sync(mount: int) -> None:
+    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    try:
+        syncfs(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,96 @@
+"""Which change of an incident is told, and to whom."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+
+from fswatchd import views
+from fswatchd.book import IncidentBook
+from fswatchd.incidents import Incident, State
+from fswatchd.notify.outbox import Outbox
+from fswatchd.notify.webhook import Channel
+from fswatchd.store import Delivery
+
+DRILL = "drill"
+_UPDATE_EVERY_S = 10.0
+_KIND = {
+    State.WAITING: "waiting",
+    State.VERIFYING: "repaired",
+    State.NEEDS_OPERATOR: "needs-operator",
+    State.CLOSED: "closed",
+}
+
+
+class Notices:
+    """Listens to the book and fills the outbox.
+
+    An incident's channels are those that the `notify` steps of its rule name. Scratch VEs of a
+    drill have a channel of their own and never reach another one.
+    """
+
+    def __init__(self, book: IncidentBook, outbox: Outbox) -> None:
+        self._book = book
+        self._outbox = outbox
+        self._updated: dict[str, float] = {}
+        self._scratch: dict[str, str] = {}
+        book.subscribe(self._changed)
+
+    def opened(self, incident: Incident) -> None:
+        """The first decision has been made: now it is known whom to tell."""
+        self.send(incident, "opened")
+
+    def send(
+        self, incident: Incident, kind: str, channels: tuple[str, ...] | None = None
+    ) -> list[str]:
+        """Tell the incident's channels, or those given; returns whom."""
+        wanted = incident.channels if channels is None else channels
+        names = self._resolve(incident, wanted)
+        ves = incident.direct_ves
+        subject = ves[0] if ves else (incident.filesystem.device or "")
+        for name in names:
+            data = views.incident(incident)
+            self._outbox.send(name, kind, incident.incident_id, subject, data)
+        return names
+
+    def add_scratch_channel(self, ve_id: str, url: str, secret: bytes | None) -> None:
+        """Incidents of this scratch VE are told to this receiver."""
+        name = f"{DRILL}:{ve_id}"
+        self._scratch[ve_id] = name
+        self._outbox.add_channel(Channel(name=name, url=url, secret=secret))
+
+    def remove_scratch_channel(self, ve_id: str) -> None:
+        """The drill is over."""
+        name = self._scratch.pop(ve_id, None)
+        if name is not None:
+            self._outbox.remove_channel(name)
+
+    def delivered(self, delivery: Delivery) -> None:
+        """A notice has arrived."""
+        incident = self._book.get(delivery.incident_id)
+        if incident is not None:
+            self._book.put(incident.reached("notified", time.monotonic_ns()))
+
+    def _resolve(self, incident: Incident, wanted: tuple[str, ...]) -> list[str]:
+        # Not those through the stack: an error of the node's own disk is no drill's.
+        if any(ve in self._scratch for ve in incident.direct_ves):
+            return [self._scratch[ve] for ve in incident.direct_ves if ve in self._scratch]
+        regular = [name for name in self._outbox.names if not name.startswith(f"{DRILL}:")]
+        return [n for n in regular if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)]
+
+    def _changed(self, before: Incident | None, after: Incident) -> None:
+        if before is None or "decided" not in before.timeline:
+            return  # nobody has been told that it exists
+        if before.state is not after.state and after.state in _KIND:
+            self.send(after, _KIND[after.state])
+        elif _substance(before) != _substance(after):
+            now = time.monotonic()
+            if now - self._updated.get(after.incident_id, -_UPDATE_EVERY_S) >= _UPDATE_EVERY_S:
+                self._updated[after.incident_id] = now
+                self.send(after, "updated")
+        if after.state is State.CLOSED:
+            self._updated.pop(after.incident_id, None)
+
+
+def _substance(incident: Incident) -> tuple[object, ...]:
+    return (incident.klass, incident.severity, incident.confirmed, incident.ves)

@@ -1,0 +1,176 @@
+"""Notices wait here, on the disk, until their receiver has answered with success.
+
+One worker per channel delivers in order, so that nobody reads "repaired" before "opened". Failures
+are repeated with growing pauses; what has not arrived after `GIVE_UP_S` is kept as failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+
+from fswatchd import views
+from fswatchd.notify.webhook import Channel, post
+from fswatchd.store import Delivery, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 300.0
+GIVE_UP_S = 3 * 86400.0
+NS = 1_000_000_000
+
+Delivered = Callable[[Delivery], None]
+
+
+class Outbox:
+    """See the module."""
+
+    def __init__(self, store: Store, node: str, on_delivered: Delivered) -> None:
+        self._store = store
+        self._node = node
+        self._on_delivered = on_delivered
+        self._channels: dict[str, Channel] = {}
+        self._waiting: dict[str, list[Delivery]] = {}
+        self._wakes: dict[str, asyncio.Event] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self.failures: dict[str, str] = {}
+
+    async def start(self, channels: list[Channel]) -> None:
+        """Begin to deliver, with what an earlier run has left."""
+        self._session = aiohttp.ClientSession()
+        for channel in channels:
+            self.add_channel(channel)
+        for delivery in await self._store.waiting_deliveries():
+            if delivery.channel in self._channels:
+                self._waiting[delivery.channel].append(delivery)
+                self._wakes[delivery.channel].set()
+            else:
+                abandoned = replace(delivery, state="failed", last_error="the channel is gone")
+                self._store.add_delivery(abandoned)
+
+    async def stop(self) -> None:
+        """Stop; what has not arrived stays on the disk."""
+        for worker in self._workers.values():
+            worker.cancel()
+        for worker in self._workers.values():
+            with suppress(asyncio.CancelledError):
+                await worker
+        if self._session is not None:
+            await self._session.close()
+
+    def add_channel(self, channel: Channel) -> None:
+        """Deliver to this channel from now on."""
+        self._channels[channel.name] = channel
+        self._waiting.setdefault(channel.name, [])
+        self._wakes.setdefault(channel.name, asyncio.Event())
+        if channel.name not in self._workers:
+            self._workers[channel.name] = asyncio.create_task(self._work(channel.name))
+
+    def remove_channel(self, name: str) -> None:
+        """Deliver there no more."""
+        self._channels.pop(name, None)
+        self._waiting.pop(name, None)
+        self._wakes.pop(name, None)
+        worker = self._workers.pop(name, None)
+        if worker is not None:
+            worker.cancel()
+
+    @property
+    def names(self) -> list[str]:
+        """The channels there are."""
+        return list(self._channels)
+
+    def waiting(self) -> dict[str, int]:
+        """Channel → notices that have not arrived."""
+        return {name: len(waiting) for name, waiting in self._waiting.items()}
+
+    def send(self, channel: str, kind: str, incident_id: str, subject: str, data: Any) -> None:
+        """Hand a notice over; it is kept before it is tried."""
+        if channel not in self._channels:
+            return
+        now = time.time_ns()
+        delivery_id = str(uuid.uuid4())
+        body = {
+            "specversion": "1.0",
+            "id": delivery_id,
+            "source": f"/fswatchd/{self._node}",
+            "type": f"org.fswatchd.incident.{kind}",
+            "subject": subject,
+            "time": views.timestamp(now),
+            "datacontenttype": "application/json",
+            "data": data,
+        }
+        delivery = Delivery(
+            delivery_id=delivery_id,
+            channel=channel,
+            incident_id=incident_id,
+            type=kind,
+            body=json.dumps(body).encode(),
+            created_ns=now,
+        )
+        self._store.add_delivery(delivery)
+        self._waiting[channel].append(delivery)
+        self._wakes[channel].set()
+
+    async def _work(self, name: str) -> None:
+        while True:
+            if not self._waiting[name]:
+                self._wakes[name].clear()
+                await self._wakes[name].wait()
+                continue
+            delivery = self._waiting[name][0]
+            pause_s = (delivery.next_ns - time.time_ns()) / NS
+            if pause_s > 0:
+                await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
+            delivery = await self._try(delivery)
+            if delivery.state == "waiting":
+                self._waiting[name][0] = delivery
+            else:
+                self._waiting[name].pop(0)
+
+    async def _try(self, delivery: Delivery) -> Delivery:
+        if self._session is None:
+            return delivery
+        attempt = await post(self._session, self._channels[delivery.channel], delivery.body)
+        attempts = delivery.attempts + 1
+        now = time.time_ns()
+        if attempt.delivered:
+            self.failures.pop(delivery.channel, None)
+            delivery = replace(delivery, attempts=attempts, state="delivered", last_error="")
+            self._on_delivered(delivery)
+        elif (now - delivery.created_ns) / NS > GIVE_UP_S:
+            delivery = replace(
+                delivery, attempts=attempts, state="failed", last_error=attempt.error
+            )
+            log.error("gave up a notice to %s: %s", delivery.channel, attempt.error)
+        else:
+            self.failures[delivery.channel] = attempt.error
+            asked_s = attempt.retry_after_s or pause_after(attempts)
+            pause_s = min(asked_s, LONGEST_PAUSE_S)
+            delivery = replace(
+                delivery,
+                attempts=attempts,
+                next_ns=now + int(pause_s * NS),
+                last_error=attempt.error,
+            )
+        with suppress(StoreError):
+            await self._store.add_delivery(delivery)
+        return delivery
+
+
+def pause_after(attempts: int) -> float:
+    """Seconds until the next attempt: doubling, capped, with jitter so that nodes do not march."""
+    pause = min(FIRST_PAUSE_S * 2.0 ** (attempts - 1), LONGEST_PAUSE_S)
+    return pause * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, protects nothing

@@ -1,0 +1,65 @@
+"""From what an event names to the filesystem and the VEs it is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fswatchd.events import FsEvent
+from fswatchd.incidents import Filesystem
+from fswatchd.inventory.model import NodeView, Superblock, VeId
+from fswatchd.kernel import block, loop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """Whose it is. `superblock` is None where nothing is mounted from the device.
+
+    `ves` are all that depend on it, those in `through` only through what rests on it.
+    """
+
+    filesystem: Filesystem
+    ves: tuple[VeId, ...] = ()
+    through: tuple[VeId, ...] = ()
+    superblock: Superblock | None = None
+
+
+def attribute(event: FsEvent, view: NodeView) -> Attribution:
+    """The filesystem and the VEs of an event, as the node is in `view`.
+
+    A device name from a kernel line is looked up now; that is right because lines are read within
+    milliseconds, and wrong for a line that lay about while its device was given to somebody else.
+    """
+    devno = event.devno
+    if devno is None and event.device is not None:
+        devno = block.devno_of(event.device)
+    superblock = view.superblock_on(devno) if devno else None
+    if superblock is not None:
+        return Attribution(
+            filesystem=view.describe(superblock),
+            ves=view.affected(superblock.devno),
+            through=view.dependents(superblock.devno).ves,
+            superblock=superblock,
+        )
+    filesystem = Filesystem(
+        devno=devno,
+        device=event.device,
+        fstype=event.fstype,
+        disk_sequence=block.disk_sequence(devno) if devno else None,
+    )
+    if devno is None:
+        return Attribution(filesystem=filesystem)
+    owner = view.device_owners.get(devno)
+    if owner is None and devno in view.devices:
+        through = view.dependents(devno).ves
+        return Attribution(filesystem=filesystem, ves=through, through=through)
+    if owner is None and devno.major == loop.LOOP_MAJOR:
+        owner = _owner_of_loop(event.device or f"loop{devno.minor}", view)
+    return Attribution(filesystem=filesystem, ves=(owner,) if owner else ())
+
+
+def _owner_of_loop(device: str, view: NodeView) -> VeId | None:
+    try:
+        status = loop.status(f"/dev/{device}")
+    except OSError:
+        return None
+    return view.image_owners.get((status.backing_devno, status.backing_inode))

@@ -1,0 +1,232 @@
+"""Ends incidents when facts prove that they are over, and says so when they are not.
+
+A condition is never cleared by time alone: after a repair the healthy period must pass without an
+event and end with a write that succeeds; without one, the state of the kernel must be clean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from fswatchd.book import IncidentBook
+from fswatchd.engine.history import boottime_ns
+from fswatchd.events import Domain, Health, names_filesystem
+from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock, describe
+from fswatchd.kernel import block
+from fswatchd.repair import verify
+from fswatchd.sources.state import StateSource
+
+log = logging.getLogger(__name__)
+
+_SWEEP_S = 2.0
+_MISSING_S = 5.0
+_DEVICE_QUIET_S = 600.0
+_READ_TIMEOUT_S = 10.0
+NS = 1_000_000_000
+
+
+class Closer:
+    """Sweeps the open incidents."""
+
+    def __init__(
+        self,
+        book: IncidentBook,
+        inventory: Inventory,
+        state: StateSource,
+        *,
+        forget_volume: Callable[[str], None],
+        poke: Callable[[str], None],
+    ) -> None:
+        self._book = book
+        self._inventory = inventory
+        self._state = state
+        self._forget_volume = forget_volume
+        self._poke = poke
+        self._wake = asyncio.Event()
+        self._missing: dict[str, float] = {}
+        # Incident and attempt → when it was first seen verifying (CLOCK_MONOTONIC, ns). In memory
+        # only: the clock of an earlier boot means nothing, and each repair has a period of its own.
+        self._verifying_since: dict[tuple[str, int], int] = {}
+
+    def wake(self) -> None:
+        """Look soon."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            incidents = self._book.open_incidents()
+            now = {(incident.incident_id, incident.attempts) for incident in incidents}
+            self._verifying_since = {k: v for k, v in self._verifying_since.items() if k in now}
+            for incident in incidents:
+                try:
+                    await self._look_at(incident)
+                except Exception:  # a task border: one incident must not stop the others
+                    log.exception("cannot look after %s", incident.incident_id)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self._next_sweep_s()):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def event_joined(self, incident_id: str) -> None:
+        """An event has joined an incident: during the healthy period that is a relapse."""
+        incident = self._book.get(incident_id)
+        if incident is not None and incident.state is State.VERIFYING and incident.confirmed:
+            now = time.time_ns()
+            relapsed = replace(incident, state=State.NEEDS_OPERATOR)
+            self._book.put(relapsed.noted(now, "it failed again within its healthy period"))
+
+    def _next_sweep_s(self) -> float:
+        verifying = [i for i in self._book.open_incidents() if i.state is State.VERIFYING]
+        if not verifying:
+            return _SWEEP_S
+        due = min(self._verified_until_ns(incident) for incident in verifying)
+        return min(max((due - time.monotonic_ns()) / NS, 0.05), _SWEEP_S)
+
+    def _verified_until_ns(self, incident: Incident) -> int:
+        key = (incident.incident_id, incident.attempts)
+        since = self._verifying_since.setdefault(key, time.monotonic_ns())
+        return since + int(incident.healthy_s * NS)
+
+    async def _look_at(self, incident: Incident) -> None:
+        if incident.state is State.VERIFYING:
+            await self._verify(incident)
+        elif incident.state in {State.OPEN, State.WAITING} and incident.domain is Domain.DAMAGE:
+            if incident.cause is not None and not incident.cause_is_over:
+                return  # it ends first
+            if self._is_bare_device(incident):
+                await self._look_at_device(incident)
+            elif self._had_no_room(incident):
+                await self._look_after_room(incident)
+            else:
+                self._look_for_recovery(incident)
+
+    async def _verify(self, incident: Incident) -> None:
+        if time.monotonic_ns() < self._verified_until_ns(incident):
+            return
+        superblock = self._superblock(incident)
+        if superblock is None:
+            self._relapse(incident, "it is no longer mounted")
+            return
+        unwell = await verify.healthy(self._inventory, self._state, superblock)
+        current = self._book.get(incident.incident_id)
+        if current is None or current.state is not State.VERIFYING:
+            return
+        if unwell is not None:
+            self._relapse(current, unwell)
+            return
+        text = f"healthy for {incident.healthy_s:.0f} s, and a write succeeds"
+        self._book.close(current, Outcome.REPAIRED, text)
+
+    def _relapse(self, incident: Incident, why: str) -> None:
+        relapsed = replace(incident, state=State.NEEDS_OPERATOR)
+        self._book.put(relapsed.noted(time.time_ns(), f"not healthy after the repair: {why}"))
+
+    def _is_bare_device(self, incident: Incident) -> bool:
+        """Whether it is about a device that only other things rest on, or about its errors."""
+        devno = incident.filesystem.devno
+        if devno is None or names_filesystem(incident.filesystem.fstype):
+            return False
+        device = self._inventory.view.devices.get(devno)
+        return device is not None and device.disk_sequence == incident.filesystem.disk_sequence
+
+    async def _look_at_device(self, incident: Incident) -> None:
+        """A device is well when it was quiet for long, and reads at both ends succeed.
+
+        It may be quiet because nothing is asked of it any more; so it is asked.
+        """
+        if not incident.recent or not self._is_quiet(incident):
+            return
+        path = f"/dev/{incident.filesystem.device}"
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT_S):
+                await asyncio.to_thread(block.read_ends, path)
+        except (OSError, TimeoutError):
+            return
+        current = self._book.get(incident.incident_id)
+        if current is not None and current.recent == incident.recent:
+            text = f"no error for {_DEVICE_QUIET_S / 60:.0f} minutes, and {path} can be read"
+            self._book.close(current, Outcome.RECOVERED, text)
+
+    def _is_quiet(self, incident: Incident) -> bool:
+        return boottime_ns() - incident.recent[-1][0] > _DEVICE_QUIET_S * NS
+
+    def _had_no_room(self, incident: Incident) -> bool:
+        return incident.cause_is_over and (incident.cause or {}).get("kind") == "space"
+
+    async def _look_after_room(self, incident: Incident) -> None:
+        """What only waited for room goes on when there is some: facts and a write prove it."""
+        superblock = self._superblock(incident)
+        if superblock is None or await verify.healthy(self._inventory, self._state, superblock):
+            self._look_for_recovery(incident)
+            return
+        current = self._book.get(incident.incident_id)
+        if current is not None and current.state in {State.OPEN, State.WAITING}:
+            text = (
+                "there is room again beneath it, and a write succeeds; what could not be written "
+                "meanwhile is lost where the writer was told so"
+            )
+            self._book.close(current, Outcome.RECOVERED, text)
+
+    def _look_for_recovery(self, incident: Incident) -> None:
+        superblock = self._superblock(incident)
+        if superblock is not None:
+            self._missing.pop(incident.incident_id, None)
+            if not incident.recent:
+                return  # opened a moment ago: the event that opened it has not joined yet
+            quiet_s = (boottime_ns() - incident.recent[-1][0]) / NS
+            healthy = self._state.health(superblock.devno) is Health.OK
+            keep = incident.requested_by is not None
+            # Counters of a filesystem say nothing about its device: that has to be quiet for long.
+            keep = keep or (incident.device_errors > 0 and not self._is_quiet(incident))
+            if not keep and not incident.confirmed and healthy and quiet_s > incident.healthy_s:
+                text = "only log lines said so, and the kernel's own counters are clean"
+                self._book.close(incident, Outcome.FALSE_ALARM, text)
+            return
+        if incident.filesystem.devno is None:
+            return
+        successor = self._successor(incident)
+        if successor is None:
+            # One look may have missed it in the middle of a change.
+            since = self._missing.setdefault(incident.incident_id, time.monotonic())
+            if time.monotonic() - since < _MISSING_S:
+                return
+            self._forget_volume(incident.filesystem.volume_key)
+            device = incident.filesystem.device
+            text = f"{device} is no longer mounted; a later mount is looked at anew"
+            self._book.close(incident, Outcome.DISMISSED, text)
+        elif self._state.health(successor.devno) is Health.OK:
+            text = "the volume was mounted again and has no error recorded"
+            self._book.close(incident, Outcome.RECOVERED, text)
+        else:
+            moved = replace(incident, filesystem=describe(successor))
+            text = f"the volume was mounted again as {successor.device}, with its error record"
+            self._book.put(moved.noted(time.time_ns(), text))
+            self._poke(incident.incident_id)
+
+    def _superblock(self, incident: Incident) -> Superblock | None:
+        devno = incident.filesystem.devno
+        found = self._inventory.view.superblocks.get(devno) if devno else None
+        if found is None or found.disk_sequence != incident.filesystem.disk_sequence:
+            return None
+        return found
+
+    def _successor(self, incident: Incident) -> Superblock | None:
+        """The same volume, mounted again: the same image inode, or the same device and UUID."""
+        wanted = incident.filesystem
+        for found in self._inventory.view.superblocks.values():
+            now = describe(found)
+            if wanted.image_inode is not None:
+                if now.image_inode == wanted.image_inode:
+                    return found
+            elif now.device == wanted.device and now.uuid == wanted.uuid:
+                return found
+        return None

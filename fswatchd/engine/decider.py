@@ -1,0 +1,272 @@
+"""Asks the policy what to do about each incident, when something about it has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from fswatchd import policy, views
+from fswatchd.book import IncidentBook
+from fswatchd.engine.history import History, boottime_ns
+from fswatchd.engine.substrate import Substrate
+from fswatchd.events import printable
+from fswatchd.incidents import Incident, State
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock, VeId
+from fswatchd.policy import (
+    Cause,
+    Decision,
+    Layer,
+    PolicyState,
+    RunningRepair,
+    Scope,
+    VeFacts,
+    Verdict,
+)
+from fswatchd.rules import Mode, RuleSet
+
+log = logging.getLogger(__name__)
+
+# The witnesses of one fault speak within some milliseconds of each other.
+_SETTLE_S = 0.2
+_RETRY_MAX_S = 3600.0
+# Whether what is to blame is well again is looked at after 1, 2, 4… seconds.
+_CAUSE_RETRY_MAX_S = 30.0
+
+Submit = Callable[[str, Decision, Scope], None]
+Running = Callable[[], tuple[RunningRepair, ...]]
+
+
+class Decider:
+    """One timer per incident; each time it rings, one decision."""
+
+    def __init__(
+        self,
+        book: IncidentBook,
+        inventory: Inventory,
+        history: History,
+        mode: Mode,
+        *,
+        submit: Submit,
+        running: Running,
+        on_decided: Callable[[Incident], None],
+        substrate: Substrate,
+    ) -> None:
+        self._book = book
+        self._inventory = inventory
+        self._history = history
+        self._submit = submit
+        self._running = running
+        self._on_decided = on_decided
+        self._substrate = substrate
+        self._cause_looks: dict[str, int] = {}
+        book.subscribe(self._changed)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.mode: Mode = mode
+        self.rules = RuleSet()
+
+    def poke(self, incident_id: str, delay_s: float = _SETTLE_S) -> None:
+        """Decide about the incident soon; a decision that is due earlier stays."""
+        loop = asyncio.get_running_loop()
+        known = self._timers.get(incident_id)
+        if known is not None:
+            if known.when() <= loop.time() + delay_s:
+                return
+            known.cancel()
+        self._timers[incident_id] = loop.call_later(delay_s, self._ring, incident_id)
+
+    def poke_all(self) -> None:
+        """Something that all decisions depend on has changed: rules, budget, disarms."""
+        for incident in self._book.open_incidents():
+            if incident.state in {State.OPEN, State.WAITING}:
+                self.poke(incident.incident_id, 0.0)
+
+    def poke_waiting(self) -> None:
+        """A budget may be free again: ask about those that wait."""
+        for incident in self._book.open_incidents():
+            if incident.state is State.WAITING:
+                self.poke(incident.incident_id, 0.0)
+
+    def stop(self) -> None:
+        """Decide nothing more."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    def scope(self, incident: Incident) -> Scope:
+        """Whom the incident's filesystem belongs to, as the node is now."""
+        view = self._inventory.view
+        devno = incident.filesystem.devno
+        superblock = view.superblocks.get(devno) if devno else None
+        ves: tuple[str, ...] = incident.ves
+        foreign: tuple[str, ...] = ()
+        devices: tuple[str, ...] = ()
+        dependents: tuple[str, ...] = ()
+        if superblock is not None:
+            users = view.users[superblock.devno]
+            ves, foreign = users.ves, users.foreign
+            through = view.dependents(superblock.devno)
+            dependents = (*through.foreign, *through.ves)
+            devices = self._devices(superblock)
+        facts = [
+            VeFacts(
+                ve_id=ve.ve_id,
+                name=ve.name,
+                platform=ve.platform,
+                labels=ve.labels,
+                busy=ve.busy,
+                scratch=ve.scratch,
+                hands_off=ve.hands_off,
+            )
+            for name in ves
+            if (ve := view.ves.get(VeId(name))) is not None
+        ]
+        return Scope(
+            ves=tuple(facts), foreign_users=foreign, dependents=dependents, devices=devices
+        )
+
+    def policy_state(self) -> PolicyState:
+        """Everything outside an incident that a decision depends on."""
+        return PolicyState(
+            mode=self.mode,
+            disarms=self._history.current_disarms(),
+            running=self._running(),
+            last_action_ns=self._history.last_action_ns,
+        )
+
+    def _ring(self, incident_id: str) -> None:
+        self._timers.pop(incident_id, None)
+        task = asyncio.get_running_loop().create_task(self._look_and_decide(incident_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_and_decide(self, incident_id: str) -> None:
+        try:
+            # Who uses the filesystem now, not some seconds ago.
+            await self._inventory.refresh()
+            incident = self._book.get(incident_id)
+            if incident is None:
+                return
+            layers = await self._substrate.beneath(incident)
+            incident = self._book.get(incident_id)
+            if incident is not None and incident.state in {State.OPEN, State.WAITING}:
+                self._decide(self._as_of_now(incident), layers)
+        except Exception:  # a task border: one incident must not stop the others
+            log.exception("no decision about %s", incident_id)
+
+    def _as_of_now(self, incident: Incident) -> Incident:
+        """With what rests on it and what it rests on now; who was concerned once stays named."""
+        view, devno = self._inventory.view, incident.filesystem.devno
+        if devno is None:
+            return incident
+        superblock = view.superblocks.get(devno)
+        stack = incident.stack
+        if superblock is not None:
+            ves = view.users[devno].ves
+            stack = tuple(views.stack(view, superblock, ves[0] if ves else None))
+        new = tuple(ve for ve in view.affected(devno) if ve not in incident.ves)
+        through = tuple(ve for ve in new if ve in view.dependents(devno).ves)
+        return replace(
+            incident, ves=(*incident.ves, *new), through=(*incident.through, *through), stack=stack
+        )
+
+    def _decide(self, incident: Incident, layers: tuple[Layer, ...]) -> None:
+        incident, layers = _without_errors_for_want_of_space(incident, layers)
+        scope = replace(self.scope(incident), beneath=layers)
+        cause = policy.blame(layers)
+        incident = self._blamed(incident, cause)
+        rules = policy.for_request(self.rules) if incident.requested_by else self.rules
+        decision = policy.decide(rules, incident, scope, self.policy_state(), boottime_ns())
+        first = "decided" not in incident.timeline
+        incident = self._recorded(incident, decision)
+        self._book.put(incident)
+        if first:
+            self._on_decided(incident)
+        if decision.verdict is Verdict.ACT:
+            self._submit(incident.incident_id, decision, scope)
+            return
+        if decision.verdict is Verdict.WAIT and decision.retry_after_s is not None:
+            self.poke(incident.incident_id, min(decision.retry_after_s, _RETRY_MAX_S))
+        if cause is not None:
+            looks = self._cause_looks.get(incident.incident_id, 0)
+            self._cause_looks[incident.incident_id] = looks + 1
+            self.poke(incident.incident_id, min(2.0**looks, _CAUSE_RETRY_MAX_S))
+        else:
+            self._cause_looks.pop(incident.incident_id, None)
+
+    def _blamed(self, incident: Incident, cause: Cause | None) -> Incident:
+        """The incident with what is to blame; that it is well again is kept with it."""
+        now, known = time.time_ns(), incident.cause
+        if cause is None:
+            if known is None or incident.cause_is_over:
+                return incident
+            over = replace(incident, cause={**known, "until": views.timestamp(now)})
+            return over.noted(now, f"{known['object']} is well again")
+        same = known is not None and known["object"] == printable(cause.name)
+        if same and not incident.cause_is_over:
+            return incident
+        found = views.cause(cause.kind, cause.name, cause.text, cause.since_ns or now)
+        text = f"{found['object']} is to blame: {found['text']}"
+        return replace(incident, cause=found).noted(now, text)
+
+    def _changed(self, before: Incident | None, after: Incident) -> None:
+        """An object got worse or well: what rests on it, or waits for it, is decided anew."""
+        worse = before is None or (before.device_errors == 0 and after.device_errors > 0)
+        worse = worse or (before is not None and before.confirmed is not after.confirmed)
+        closed = after.state is State.CLOSED
+        if closed:
+            self._cause_looks.pop(after.incident_id, None)
+        devno = after.filesystem.devno
+        if devno is None or not (worse or closed):
+            return
+        view = self._inventory.view
+        for incident in self._book.open_incidents():
+            above = incident.filesystem.devno
+            if (
+                incident.state in {State.OPEN, State.WAITING}
+                and incident.incident_id != after.incident_id
+                and above is not None
+                and devno in view.beneath(above)
+            ):
+                self.poke(incident.incident_id)
+
+    def _recorded(self, incident: Incident, decision: Decision) -> Incident:
+        answers = tuple((a.guard, a.passed, a.text) for a in decision.answers)
+        waiting = decision.verdict is Verdict.WAIT
+        reached = any(a.guard == "threshold" and a.passed for a in decision.answers)
+        told = replace(
+            incident.reached("decided", time.monotonic_ns()),
+            rule=decision.rule,
+            reached_threshold_of=decision.rule if reached else incident.reached_threshold_of,
+            channels=decision.channels or incident.channels,
+            healthy_s=decision.healthy_s,
+            guards=answers,
+            state=State.WAITING if waiting else State.OPEN,
+            waiting_for=decision.waiting_for if waiting else "",
+        )
+        if answers != incident.guards:
+            why = decision.answers[-1]
+            told = told.noted(time.time_ns(), f"decision: {decision.verdict.value} ({why.text})")
+        return told
+
+    def _devices(self, superblock: Superblock) -> tuple[str, ...]:
+        found = [str(superblock.devno)]
+        if superblock.backing.image_devno is not None:
+            found.append(str(superblock.backing.image_devno))
+        return tuple(found)
+
+
+def _without_errors_for_want_of_space(
+    incident: Incident, layers: tuple[Layer, ...]
+) -> tuple[Incident, tuple[Layer, ...]]:
+    """A loop device reports errors when its image has no room to grow: no fault of the device."""
+    known = incident.cause
+    if known is None or known["kind"] != "space" or incident.cause_is_over or not layers:
+        return incident, layers
+    return replace(incident, device_errors=0), (replace(layers[0], errors=0), *layers[1:])

@@ -1,0 +1,490 @@
+"""Carries plans out: one step after the other, recorded before it begins, bounded in time.
+
+One plan at a time on one VE. A plan that was cut off by the end of the daemon goes on, or is
+undone, from what its steps wrote into their journals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from fswatchd.book import IncidentBook
+from fswatchd.engine.history import History
+from fswatchd.errors import FswatchError
+from fswatchd.helpers.client import HelperError
+from fswatchd.incidents import Incident, Outcome, State, StepRecord, StepState
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock, describe
+from fswatchd.kernel import cgroup
+from fswatchd.policy import Decision, RunningRepair, Scope
+from fswatchd.repair import clone, freeze, resume, rollback
+from fswatchd.repair.journal import RepairJournal
+from fswatchd.rules import Step, step_from_options
+from fswatchd.sources.state import StateSource
+from fswatchd.steps import Action, ActionSettings, Next, StepEnded, StepResult, refuse
+from fswatchd.store import StoreError
+
+log = logging.getLogger(__name__)
+
+_STEP_TIMEOUT_S = {"fsck": 24 * 3600.0, "snapshot": 3600.0, "stop": 300.0, "start": 300.0}
+_USUAL_TIMEOUT_S = 60.0
+_THAW_S = 5.0
+_LAST_SECONDS_S = 60.0
+# A plan that was cancelled is decided about again, so often and after such a pause, doubling.
+_MAX_CANCELLED = 3
+_AGAIN_S = 5.0
+
+
+class Executor:
+    """See the module.
+
+    `on_end` is called with the incident's id whenever a plan has ended, `again` with an incident to
+    be decided about once more, in so many seconds.
+    """
+
+    def __init__(
+        self,
+        book: IncidentBook,
+        inventory: Inventory,
+        state: StateSource,
+        history: History,
+        settings: ActionSettings,
+        actions: Mapping[str, Action],
+        on_end: Callable[[str], None],
+        again: Callable[[str, float], None],
+    ) -> None:
+        self._book = book
+        self._inventory = inventory
+        self._state = state
+        self._history = history
+        self._settings = settings
+        self._actions = actions
+        self._on_end = on_end
+        self._again = again
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._running: dict[str, RunningRepair] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    # --- plans ----------------------------------------------------------------------------------
+
+    def running(self) -> tuple[RunningRepair, ...]:
+        """The plans that are being carried out."""
+        return tuple(self._running.values())
+
+    def submit(self, incident_id: str, decision: Decision, scope: Scope) -> None:
+        """Begin to carry out what was decided."""
+        incident = self._book.get(incident_id)
+        if incident is None or incident_id in self._tasks:
+            return
+        steps = tuple(StepRecord(do=step.do, options=step.model_dump()) for step in decision.steps)
+        asked = [record for record in incident.steps if record.journal.get("asked")]
+        if asked and [s.do for s in incident.steps] == [s.do for s in steps]:
+            steps = incident.steps  # approved: the plan goes on where it asked
+        incident = replace(
+            incident,
+            state=State.ACTING,
+            waiting_for="",
+            steps=steps,
+            attempts=incident.attempts + 1,
+        )
+        self._book.put(incident)
+        self._begin(incident, scope.devices, resume=False)
+
+    async def recover(self) -> None:
+        """Take up what an earlier run of the daemon left half-way; thaw what it left frozen."""
+        for incident in self._book.open_incidents():
+            # At the end of a plan everything is thawed: what is frozen later is somebody else's.
+            for record in incident.steps:
+                if incident.state is State.ACTING or record.result == freeze.LEFT_FROZEN:
+                    await self._thaw_leftover(record)
+        for incident in self._book.open_incidents():
+            if incident.state is State.ACTING:
+                self._book.note(incident.incident_id, "the daemon was restarted in the middle")
+                self._begin(incident, (), resume=True)
+
+    def begin_rollback(self, incident: Incident) -> None:
+        """Undo what the incident's plan has changed (already checked and permitted)."""
+        record = StepRecord(do="rollback", options={"do": "rollback"})
+        incident = replace(
+            incident,
+            state=State.ACTING,
+            outcome=None,
+            closed_ns=None,
+            steps=(*incident.steps, record),
+        )
+        self._book.put(incident)
+        self._begin(incident, (), resume=False)
+
+    async def stop(self) -> None:
+        """Cancel what runs: a repair that is cut off is taken up by the next start.
+
+        A VE that a repair has stopped should not wait for that: such a plan gets time to end.
+        """
+        half_way = [task for id_, task in self._tasks.items() if self._has_stopped_its_ve(id_)]
+        if half_way:
+            await asyncio.wait(half_way, timeout=_LAST_SECONDS_S)
+        for task in list(self._tasks.values()):
+            task.cancel()
+        for task in list(self._tasks.values()):
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def _has_stopped_its_ve(self, incident_id: str) -> bool:
+        incident = self._book.get(incident_id)
+        return incident is not None and any(
+            record.state is StepState.RUNNING and record.journal.get("stopping")
+            for record in incident.steps
+        )
+
+    def _begin(self, incident: Incident, devices: tuple[str, ...], *, resume: bool) -> None:
+        incident_id = incident.incident_id
+        self._running[incident_id] = RunningRepair(incident_id=incident_id, devices=devices)
+        task = asyncio.create_task(self._carry_out(incident, resume=resume))
+        self._tasks[incident_id] = task
+        task.add_done_callback(lambda done: self._ended(incident_id, done))
+
+    def _ended(self, incident_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(incident_id) is task:  # else a rollback has begun in its place
+            del self._tasks[incident_id]
+            self._running.pop(incident_id, None)
+        if task.cancelled():
+            return
+        if task.exception() is not None:
+            log.error("the plan of %s failed", incident_id, exc_info=task.exception())
+            incident = self._book.get(incident_id)
+            if incident is not None:
+                self._hand_over(incident, f"internal error: {task.exception()}")
+        self._on_end(incident_id)
+
+    async def _carry_out(self, incident: Incident, *, resume: bool) -> None:
+        lock = self._locks.setdefault(
+            ",".join(incident.direct_ves) or incident.incident_id, asyncio.Lock()
+        )
+        async with lock:
+            try:
+                await self._carry_out_steps(incident, resume=resume)
+            finally:
+                # Also when the daemon is told to end in the middle.
+                await self._thaw_tasks(incident.incident_id)
+
+    async def _carry_out_steps(self, incident: Incident, *, resume: bool) -> None:
+        changed = any(
+            record.state is StepState.DONE and record.journal.get("changed")
+            for record in incident.steps
+        )
+        for index, record in enumerate(incident.steps):
+            if record.state in {StepState.DONE, StepState.FAILED, StepState.SKIPPED}:
+                continue
+            cut_off = resume and record.state is StepState.RUNNING
+            result = self._disarmed(incident.incident_id, index)
+            if result is None:
+                result = await self._step(incident.incident_id, index, cut_off=cut_off)
+            elif cut_off:
+                await asyncio.to_thread(_discard_clones, incident.incident_id, record)
+            changed = changed or result.changed
+            if result.next is not Next.CONTINUE and not self._may_go_on(
+                incident.incident_id, index, result
+            ):
+                await self._thaw_tasks(incident.incident_id)
+                self._finish(incident.incident_id, index, result)
+                return
+        await self._thaw_tasks(incident.incident_id)
+        self._finish_all(incident.incident_id, changed=changed)
+
+    def _disarmed(self, incident_id: str, index: int) -> StepResult | None:
+        """Nothing is begun on what was disarmed since it was decided.
+
+        A plan that has begun to stop or to change the VE goes on, also after a restart: to leave
+        it there would leave the VE down. (Each stop asks for itself, see `about_to_stop`.)
+        """
+        context = self._context(incident_id, index)
+        if context.record.do in {"notify", "rollback"} or _has_begun(context.incident):
+            return None
+        why = self._history.why_disarmed(context.incident.ves)
+        if why is None:
+            return None
+        result = StepResult(next=Next.CANCELLED, result="disarmed", detail=why)
+        context.ended(result)
+        return result
+
+    def _context(self, incident_id: str, index: int) -> StepContext:
+        return StepContext(
+            self._book,
+            self._inventory,
+            self._state,
+            self._history,
+            self._settings,
+            incident_id,
+            index,
+        )
+
+    async def _step(self, incident_id: str, index: int, *, cut_off: bool) -> StepResult:
+        context = self._context(incident_id, index)
+        record = context.record
+        try:
+            await context.started()
+            async with asyncio.timeout(_timeout(record)):
+                result = await self._run_action(context, record, cut_off=cut_off)
+        except TimeoutError:
+            text = f"{record.do} did not end within {_timeout(record):.0f} s"
+            result = StepResult(next=Next.OPERATOR, result="timed out", detail=text)
+        except StepEnded as ended:
+            result = ended.result
+        except StoreError as error:
+            text = f"nothing is done that cannot be recorded: {error}"
+            result = refuse("not recorded", text).result
+        except (FswatchError, OSError, HelperError) as error:
+            result = refuse("failed", str(error)).result
+        except Exception as error:  # a task border: what it left behind is for a person to see
+            log.exception("step %s of %s failed", record.do, incident_id)
+            result = refuse("internal error", repr(error), Next.OPERATOR).result
+        context.ended(result)
+        return result
+
+    async def _run_action(
+        self, context: StepContext, record: StepRecord, *, cut_off: bool
+    ) -> StepResult:
+        if record.do == "rollback":
+            return await rollback.run(context)
+        action = self._actions[record.do]
+        step: Step = step_from_options(record.options)
+        return await (action.recover if cut_off else action.run)(context, step)
+
+    # --- how plans end --------------------------------------------------------------------------
+
+    def _may_go_on(self, incident_id: str, index: int, result: StepResult) -> bool:
+        incident = self._book.get(incident_id)
+        if incident is None or result.next is not Next.FAILED:
+            return False
+        return incident.steps[index].options.get("on_failure") == "continue"
+
+    def _finish(self, incident_id: str, index: int, result: StepResult) -> None:
+        incident = self._book.get(incident_id)
+        if incident is None:
+            return
+        record = incident.steps[index]
+        if result.next is Next.ASK:
+            journal = {**record.journal, "asked": True}
+            asking = replace(record, state=StepState.PENDING, journal=journal, progress=None)
+            incident = replace(
+                incident.with_step(index, asking),
+                state=State.WAITING,
+                waiting_for="approval",
+                asks=result.detail,
+                approved_by=None,
+            )
+            self._book.put(incident.noted(time.time_ns(), f"asks: {result.detail}"))
+            return
+        incident = replace(_skip_rest(incident, index), asks="")
+        if result.next is Next.FINISHED:
+            self._acted(incident)
+            self._book.close(incident, Outcome.FALSE_ALARM, result.detail)
+        elif result.next is Next.CANCELLED and not _has_begun(incident):
+            self._cancelled(incident, result.detail)
+        elif (
+            result.next is Next.FAILED
+            and record.options.get("on_failure") == "rollback"
+            and incident.undo is not None
+            and "original" in incident.undo
+        ):
+            self._acted(incident)
+            self._book.note(incident_id, f"rolling back: {result.detail}")
+            asyncio.get_running_loop().call_soon(self._roll_back_after_failure, incident_id)
+        else:
+            self._acted(incident)
+            self._hand_over(incident, result.detail)
+
+    def _cancelled(self, incident: Incident, why: str) -> None:
+        """Nothing was done. What it was about may have changed in that moment: ask once more."""
+        disarmed = self._history.why_disarmed(incident.ves) is not None
+        if not disarmed and incident.attempts >= _MAX_CANCELLED:
+            self._hand_over(incident, f"cancelled {incident.attempts} times: {why}")
+            return
+        state = State.WAITING if disarmed else State.OPEN
+        incident = replace(incident, state=state, waiting_for="armed" if disarmed else "")
+        self._book.put(incident.noted(time.time_ns(), f"cancelled: {why}"))
+        if not disarmed:
+            self._again(incident.incident_id, _AGAIN_S * 2**incident.attempts)
+
+    def _roll_back_after_failure(self, incident_id: str) -> None:
+        incident = self._book.get(incident_id)
+        if incident is not None:
+            self.begin_rollback(incident)
+
+    def _finish_all(self, incident_id: str, *, changed: bool) -> None:
+        incident = self._book.get(incident_id)
+        if incident is None:
+            return
+        incident = replace(incident, asks="")
+        self._acted(incident)
+        if incident.steps and incident.steps[-1].do == "rollback":
+            self._book.close(incident, Outcome.DISMISSED, "rolled back")
+        elif changed:
+            state = replace(incident, state=State.VERIFYING)
+            self._book.put(state.noted(time.time_ns(), "done; watching whether it stays healthy"))
+        else:
+            self._book.put(replace(incident, state=State.OPEN))
+
+    def _hand_over(self, incident: Incident, why: str) -> None:
+        incident = replace(incident, state=State.NEEDS_OPERATOR, waiting_for="")
+        self._book.put(incident.noted(time.time_ns(), f"needs an operator: {why}"))
+
+    def _acted(self, incident: Incident) -> None:
+        if incident.rule:
+            self._history.acted(incident.rule, incident.filesystem.volume_key)
+
+    # --- whatever was frozen --------------------------------------------------------------------
+
+    async def _thaw_tasks(self, incident_id: str) -> None:
+        """At the end of a plan no task stays frozen, whatever the plan said."""
+        incident = self._book.get(incident_id)
+        for record in incident.steps if incident else ():
+            group = record.journal.get("frozen_cgroup")
+            if isinstance(group, str) and cgroup.is_frozen(group):
+                await asyncio.to_thread(cgroup.thaw, group, _THAW_S)
+
+    async def _thaw_leftover(self, record: StepRecord) -> None:
+        group = record.journal.get("frozen_cgroup")
+        if isinstance(group, str):
+            await asyncio.to_thread(cgroup.thaw, group, _THAW_S)
+        try:
+            device = await freeze.thaw_marked(self._inventory, record.journal.get("frozen"))
+            if device is not None:
+                log.warning("thawed %s, left frozen", device)
+        except (OSError, HelperError) as error:
+            log.error("cannot thaw what an earlier run has frozen: %s", error)
+
+
+class StepContext:
+    """The ActionContext of one step (see actions.ActionContext)."""
+
+    def __init__(
+        self,
+        book: IncidentBook,
+        inventory: Inventory,
+        state: StateSource,
+        history: History,
+        settings: ActionSettings,
+        incident_id: str,
+        index: int,
+    ) -> None:
+        self._book = book
+        self._history = history
+        self._incident_id = incident_id
+        self._index = index
+        self.inventory = inventory
+        self.state = state
+        self.settings = settings
+
+    @property
+    def incident(self) -> Incident:
+        """See ActionContext."""
+        found = self._book.get(self._incident_id)
+        if found is None:
+            raise refuse("internal", "the incident was closed meanwhile", Next.OPERATOR)
+        return found
+
+    @property
+    def record(self) -> StepRecord:
+        """See ActionContext."""
+        return self.incident.steps[self._index]
+
+    def note(self, text: str) -> None:
+        """See ActionContext."""
+        self._book.put(self.incident.noted(time.time_ns(), text))
+
+    def progress(self, share: float | None, text: str) -> None:
+        """See ActionContext."""
+        self._put(replace(self.record, progress=share, detail=text))
+
+    def reached(self, milestone: str) -> None:
+        """See ActionContext."""
+        self._book.put(self.incident.reached(milestone, time.monotonic_ns()))
+
+    def filesystem_is_now(self, superblock: Superblock) -> None:
+        """See ActionContext."""
+        self._book.put(replace(self.incident, filesystem=describe(superblock)))
+
+    async def about_to_stop(self, ve_id: str) -> None:
+        """See ActionContext."""
+        if self.record.journal.get("stopping"):
+            return
+        why = self._history.why_disarmed((ve_id, *self.incident.ves))
+        if why is not None:
+            raise refuse("disarmed", f"{why}; {ve_id} was not stopped", Next.CANCELLED)
+        await self.journal(stopping=True)
+
+    async def journal(self, **facts: Any) -> None:
+        """See ActionContext."""
+        record = replace(self.record, journal={**self.record.journal, **facts})
+        await self._save(record)
+
+    async def started(self) -> None:
+        """The step begins: that is on the disk before anything is done."""
+        started = self.record.started_ns or time.time_ns()
+        await self._save(replace(self.record, state=StepState.RUNNING, started_ns=started))
+
+    def ended(self, result: StepResult) -> None:
+        """The step has ended."""
+        done = result.next in {Next.CONTINUE, Next.FINISHED}
+        record = replace(
+            self.record,
+            state=StepState.DONE if done else StepState.FAILED,
+            ended_ns=time.time_ns(),
+            result=result.result,
+            detail=result.detail,
+            progress=None,
+            journal={**self.record.journal, "changed": result.changed},
+        )
+        incident = self.incident.with_step(self._index, record)
+        if result.undo is not None:
+            incident = replace(incident, undo={**(incident.undo or {}), **result.undo})
+        self._book.put(
+            incident.noted(time.time_ns(), f"{record.do}: {result.result}: {result.detail}")
+        )
+
+    def _put(self, record: StepRecord) -> None:
+        self._book.put(self.incident.with_step(self._index, record))
+
+    async def _save(self, record: StepRecord) -> None:
+        saved = self._book.put(self.incident.with_step(self._index, record), durable=True)
+        if saved is not None:
+            await saved
+
+
+def _timeout(record: StepRecord) -> float:
+    wanted = record.options.get("timeout")
+    if isinstance(wanted, int | float):
+        return float(wanted)
+    return _STEP_TIMEOUT_S.get(record.do, _USUAL_TIMEOUT_S)
+
+
+def _has_begun(incident: Incident) -> bool:
+    """Whether a step of the plan has begun to do what cannot just be left as it is."""
+    marks = ("stopping", "swapping", "writing", "changed")
+    return any(record.journal.get(mark) for record in incident.steps for mark in marks)
+
+
+def _discard_clones(incident_id: str, record: StepRecord) -> None:
+    """Delete the copies that a step which was cut off has made, and that nobody uses."""
+    journal = RepairJournal.read(record.journal)
+    if journal.image is not None:
+        clone.discard_unfinished(clone.clone_path(journal.image, incident_id, "preview"))
+    resume.discard_copy(journal)
+    snapshot = record.journal.get("snapshot")
+    if isinstance(snapshot, str):
+        clone.discard_unfinished(snapshot)
+
+
+def _skip_rest(incident: Incident, index: int) -> Incident:
+    for later in range(index + 1, len(incident.steps)):
+        record = incident.steps[later]
+        if record.state is StepState.PENDING and record.do != "notify":
+            incident = incident.with_step(later, replace(record, state=StepState.SKIPPED))
+    return incident

@@ -1,0 +1,220 @@
+"""Events in, incidents out: attribution, de-duplication, joining, storing, publishing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+
+from fswatchd.book import IncidentBook
+from fswatchd.engine.attribution import Attribution, attribute
+from fswatchd.engine.hearing import Hearing
+from fswatchd.engine.stream import EventStream
+from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_device
+from fswatchd.incidents import Filesystem, Incident, Outcome
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.sources.state import StateSource
+from fswatchd.store import Store, StoredEvent
+
+log = logging.getLogger(__name__)
+
+_RECORDS_KEPT = 8192
+_DIGEST_S = 0.002
+
+
+class Intake:
+    """The sink of all sources."""
+
+    def __init__(
+        self, store: Store, book: IncidentBook, inventory: Inventory, stream: EventStream
+    ) -> None:
+        self._store = store
+        self._book = book
+        self._inventory = inventory
+        self._stream = stream
+        self._records: OrderedDict[str, None] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_incident: list[Callable[[str], None]] = []
+        self._undigested: list[tuple[StoredEvent, Attribution]] = []
+        self.state: StateSource | None = None
+        self.hearing: Hearing | None = None
+
+    def subscribe(self, on_incident: Callable[[str], None]) -> None:
+        """Be told the id of every incident that an event has opened or joined."""
+        self._on_incident.append(on_incident)
+
+    def remember_records(self, records: list[str]) -> None:
+        """Records that an earlier run of the daemon has handled."""
+        self._records.update(dict.fromkeys(records))
+
+    def event(self, event: FsEvent) -> None:
+        """See sources.Sink."""
+        hearing = self.hearing
+        if hearing is not None and event.devno is not None and event.devno == hearing.devno:
+            hearing.heard(event.source, None)
+            return
+        if event.record is not None and self._is_copy(event.record):
+            return
+        found = attribute(event, self._inventory.view)
+        devno = found.filesystem.devno
+        if found.superblock is None and devno and devno not in self._inventory.view.devices:
+            # Mounted a moment ago, perhaps: look again before deciding that nobody owns it.
+            self._later(self._attribute_again(event))
+            return
+        self._accept(event, found)
+
+    def lost(self, lost: Lost) -> None:
+        """See sources.Sink: whatever was missed, the state of everything tells."""
+        log.warning("%s lost %s: %s", lost.source, lost.count or "an unknown number", lost.reason)
+        self._later(self._read_everything())
+
+    def canary(self, source: str, token: str) -> None:
+        """See sources.Sink."""
+        if self.hearing is not None:
+            self.hearing.heard(source, token)
+
+    async def catch_up(self) -> None:
+        """Join what was stored with an open incident before a crash, and not seen in it any more.
+
+        Events are stored at once, incidents some milliseconds later; the sources have noted that
+        they reported these events, and will not do it again.
+        """
+        for incident in self._book.open_incidents():
+            missed = await self._store.events_of(incident.incident_id, incident.cursor)
+            for stored in missed:
+                self._join(stored)
+
+    async def settle(self) -> None:
+        """Wait until everything that was heard has been dealt with."""
+        self._digest_all()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _is_copy(self, record: str) -> bool:
+        if record in self._records:
+            return True
+        self._records[record] = None
+        if len(self._records) > _RECORDS_KEPT:
+            self._records.popitem(last=False)
+        return False
+
+    async def _attribute_again(self, event: FsEvent) -> None:
+        await self._inventory.refresh()
+        self._accept(event, attribute(event, self._inventory.view))
+
+    async def _read_everything(self) -> None:
+        await self._inventory.refresh(forget=True)
+        if self.state is not None:
+            self.state.check_all()
+
+    def _accept(self, event: FsEvent, found: Attribution) -> None:
+        """Store first: what the event means for its incident can wait some milliseconds.
+
+        Two threads of Python do not run at once: going on here would hold up the store's.
+        """
+        stored = StoredEvent(
+            cursor=self._store.next_cursor(),
+            event=_completed(event, found.filesystem),
+            ves=tuple(found.ves),
+            incident_id=self._incident_for(event, found),
+        )
+        self._store.add_event(stored, self._publish)
+        if not self._undigested:
+            asyncio.get_running_loop().call_later(_DIGEST_S, self._digest_all)
+        self._undigested.append((stored, found))
+
+    def _digest_all(self) -> None:
+        undigested, self._undigested = self._undigested, []
+        for stored, found in undigested:
+            self._digest(stored, found)
+
+    def _incident_for(self, event: FsEvent, found: Attribution) -> str | None:
+        """The id of the incident that the event belongs to, opened where there is none."""
+        if not event.klass.is_problem:
+            return None
+        domain = domain_of(event.klass)
+        incident = self._book.find(found.filesystem, domain)
+        if incident is None:
+            incident = self._book.new(found.filesystem, domain, tuple(found.ves))
+            incident = replace(incident, through=tuple(found.through))
+            incident = incident.noted(event.time_ns, f"first heard by {event.source}")
+            incident = incident.reached("detected", event.mono_ns)
+            if found.ves or found.superblock is not None:
+                incident = incident.reached("attributed", time.monotonic_ns())
+            self._book.put(incident)
+        return incident.incident_id
+
+    def _digest(self, stored: StoredEvent, found: Attribution) -> None:
+        event = stored.event
+        if stored.incident_id is not None:
+            self._join(stored)
+        elif event.klass is EventClass.RECOVERED:
+            self._all_clear(event, found)
+        if event.source != "state" and found.superblock is not None and self.state is not None:
+            # The kernel's state confirms or refutes what was heard.
+            self.state.check_soon(found.superblock.devno)
+
+    def _join(self, stored: StoredEvent) -> None:
+        event = stored.event
+        incident = self._book.get(stored.incident_id or "")
+        if incident is None:
+            return  # closed in this very turn: the event is stored with it
+        before = (incident.klass, incident.severity, incident.confirmed)
+        fresh = event.source not in incident.sources
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        incident = incident.joined(event, now, stored.cursor)
+        if fresh or before != (incident.klass, incident.severity, incident.confirmed):
+            confirms = " (confirms)" if event.confirms else ""
+            incident = incident.noted(event.time_ns, f"{event.source}: {event.detail}{confirms}")
+        self._book.put(incident)
+        if _is_older_than_repair(event, incident):
+            return
+        for callback in self._on_incident:
+            callback(incident.incident_id)
+
+    def _all_clear(self, event: FsEvent, found: Attribution) -> None:
+        domain = Domain.QUOTA if event.source == "quota" else Domain.REMOTE
+        incident = self._book.find(found.filesystem, domain)
+        if incident is not None:
+            self._book.close(incident, Outcome.RECOVERED, f"{event.source}: {event.detail}")
+
+    def _publish(self, stored: StoredEvent, committed_ns: int | None) -> None:
+        # Without a time it was not kept; readers get it all the same, and see that.
+        self._stream.publish(replace(stored, stored_ns=committed_ns or 0))
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("an event could not be handled", exc_info=task.exception())
+
+
+def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:
+    """Whether the kernel wrote the line before the repair, and it was only read afterwards.
+
+    A repair shuts the damaged filesystem down, and the kernel says so. The next mount often gets
+    the same loop device, so a late line would look like a relapse.
+    """
+    written_us, _, _ = (event.record or "").partition(":")
+    repaired_ns = incident.timeline.get("repaired")
+    return (
+        repaired_ns is not None and written_us.isdecimal() and int(written_us) * 1000 < repaired_ns
+    )
+
+
+def _completed(event: FsEvent, filesystem: Filesystem) -> FsEvent:
+    """The event with what attribution has found out about its device."""
+    device = filesystem.device or event.device
+    # What the block layer says of the device stays known as such: no filesystem has said it.
+    of_device = is_of_device(event.klass, event.fstype)
+    fstype = event.fstype if of_device else event.fstype or filesystem.fstype
+    if (event.devno, event.device, event.fstype) == (filesystem.devno, device, fstype):
+        return event
+    return replace(event, devno=filesystem.devno, device=device, fstype=fstype)

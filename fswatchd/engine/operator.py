@@ -1,0 +1,283 @@
+"""What people ask for: repair, roll back, approve, deny, acknowledge, arm and disarm."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fswatchd import policy
+from fswatchd.book import IncidentBook
+from fswatchd.engine.decider import Decider
+from fswatchd.engine.executor import Executor
+from fswatchd.engine.history import History, boottime_ns
+from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
+from fswatchd.events import Domain
+from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
+from fswatchd.inventory import lookup
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock, Ve, describe
+from fswatchd.policy import Disarm
+from fswatchd.repair import clone, preview, rollback, scope
+from fswatchd.repair.clone_repair import require_image
+from fswatchd.sources.state import StateSource
+from fswatchd.steps import ActionSettings, StepEnded
+from fswatchd.store import Store
+from fswatchd.units import show_duration
+
+NS = 1_000_000_000
+_BUSY = {State.ACTING, State.VERIFYING}
+
+
+class Operator:
+    """Carries out requests; `by` is who asked, for the record."""
+
+    def __init__(
+        self,
+        book: IncidentBook,
+        store: Store,
+        inventory: Inventory,
+        state: StateSource,
+        decider: Decider,
+        executor: Executor,
+        history: History,
+        settings: ActionSettings,
+    ) -> None:
+        self._book = book
+        self._store = store
+        self._inventory = inventory
+        self._state = state
+        self._decider = decider
+        self._executor = executor
+        self._history = history
+        self._settings = settings
+
+    async def find(self, text: str) -> Incident:
+        """An incident by its id or the end of it; raises UnknownTargetError."""
+        known = self._book.get(text)
+        if known is not None:
+            return known
+        self._book.flush()
+        found = await self._store.find_incidents(text)
+        if not found:
+            raise UnknownTargetError(
+                f"there is no incident {text!r}", hint="fswatch incidents --all lists them"
+            )
+        if len(found) > 1:
+            ids = ", ".join(incident.incident_id for incident in found[:5])
+            raise UnknownTargetError(f"{text} names several incidents: {ids}")
+        return self._book.get(found[0].incident_id) or found[0]
+
+    async def incidents(self) -> list[Incident]:
+        """The newest incidents, closed ones too, newest first."""
+        self._book.flush()
+        kept = await self._store.incidents()
+        return [self._book.get(incident.incident_id) or incident for incident in kept]
+
+    async def repair(self, target: str, by: str) -> Incident:
+        """Begin to repair the filesystem of a VE, a device or a mount point."""
+        filesystem, ves = await self._filesystem(target)
+        self._refuse_if_disarmed(ves)
+        self._refuse_if_not_repairable(filesystem, ves)
+        incident = self._book.find(filesystem, Domain.DAMAGE)
+        if incident is not None:
+            refuse_another(incident, filesystem, ves)
+        else:
+            incident = self._book.new(filesystem, Domain.DAMAGE, ves)
+            incident = replace(incident, sources=("operator",))
+            incident = incident.reached("detected", time.monotonic_ns())
+            incident = incident.reached("attributed", time.monotonic_ns())
+        if incident.state in _BUSY:
+            raise ConflictError(f"{incident.incident_id} is {incident.state.value} already")
+        incident = replace(
+            incident, state=State.OPEN, requested_by=by, steps=(), asks="", denied_by=None
+        )
+        self._book.put(incident.noted(time.time_ns(), f"repair requested by {by}"))
+        self._decider.poke(incident.incident_id, 0.0)
+        return incident
+
+    async def preview(self, target: str) -> dict[str, Any]:
+        """What a repair would find and do; nothing of the VE or its volume is changed."""
+        filesystem, ves = await self._filesystem(target)
+        incident = self._book.new(filesystem, Domain.DAMAGE, ves)
+        context = _DryRun(self._inventory, self._state, self._settings, incident)
+        try:
+            resolved = await scope.resolve(context)
+            seen = await preview.look(context, resolved, require_image(resolved))
+        except StepEnded as ended:
+            raise RefusedError(ended.result.detail) from None
+        except clone.NotShareableError:
+            raise RefusedError(
+                "no preview: the host filesystem cannot share blocks, and a copy of a "
+                "filesystem that is written shows nothing",
+                hint="XFS (reflink=1) and btrfs can share blocks",
+            ) from None
+        return {
+            "target": target,
+            "ve": resolved.ve.ve_id,
+            "image": resolved.image.path if resolved.image else None,
+            "clean": seen.clean,
+            "curable": seen.curable,
+            "found": seen.check.summary(),
+            "would_do": seen.repair.summary() if seen.repair else "nothing",
+            "seconds": round(seen.seconds, 3),
+            "output": (seen.repair or seen.check).output[-20_000:],
+        }
+
+    async def roll_back(self, text: str, by: str, *, discard_newer: bool) -> Incident:
+        """Begin to put the volume from before the repair in place again."""
+        incident = await self.find(text)
+        if incident.state in {State.ACTING}:
+            raise ConflictError(f"{incident.incident_id} is {incident.state.value}")
+        rollback.check(incident, discard_newer=discard_newer)
+        self._refuse_if_disarmed(incident.ves)
+        incident = incident.noted(time.time_ns(), f"rollback requested by {by}")
+        self._executor.begin_rollback(incident)
+        return self._book.get(incident.incident_id) or incident
+
+    async def approve(self, text: str, by: str) -> Incident:
+        """Permit what the incident waits for."""
+        incident = await self.find(text)
+        if incident.state is not State.WAITING or incident.waiting_for != "approval":
+            raise ConflictError(f"{incident.incident_id} does not wait for an approval")
+        incident = replace(incident, approved_by=by, denied_by=None)
+        self._book.put(incident.noted(time.time_ns(), f"approved by {by}"))
+        self._decider.poke(incident.incident_id, 0.0)
+        return incident
+
+    async def deny(self, text: str, by: str) -> Incident:
+        """Forbid what the incident waits for; it stays open."""
+        incident = await self.find(text)
+        if incident.state is not State.WAITING:
+            raise ConflictError(f"{incident.incident_id} does not wait for an approval")
+        incident = replace(incident, denied_by=by, approved_by=None)
+        self._book.put(incident.noted(time.time_ns(), f"denied by {by}"))
+        self._decider.poke(incident.incident_id, 0.0)
+        return incident
+
+    async def acknowledge(self, text: str, by: str) -> Incident:
+        """Somebody has seen it; an incident that needs an operator ends with that."""
+        incident = await self.find(text)
+        if incident.state is State.CLOSED:
+            raise ConflictError(f"{incident.incident_id} is closed")
+        incident = replace(incident, acknowledged_by=by)
+        if incident.state is State.NEEDS_OPERATOR:
+            return self._book.close(incident, Outcome.DISMISSED, f"acknowledged by {by}")
+        incident = incident.noted(time.time_ns(), f"acknowledged by {by}")
+        self._book.put(incident)
+        return incident
+
+    async def disarm(self, target: str | None, reason: str, by: str, for_s: float | None) -> str:
+        """Nobody acts on the VE (None: on the whole node) any more; returns what was disarmed."""
+        name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
+        until = None if for_s is None else boottime_ns() + int(for_s * NS)
+        await self._history.disarm(Disarm(target=name, reason=reason, by=by, until_ns=until))
+        self._decider.poke_all()
+        return name
+
+    async def arm(self, target: str | None) -> str:
+        """Act again; returns what was armed. Raises ConflictError when it was not disarmed."""
+        name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
+        if not await self._history.arm(name):
+            raise ConflictError(f"{name} is not disarmed")
+        self._decider.poke_all()
+        return name
+
+    async def _filesystem(self, target: str) -> tuple[Filesystem, tuple[str, ...]]:
+        await self._inventory.refresh()
+        view = self._inventory.view
+        ve, found = lookup.find_superblocks(view, target)
+        if ve is not None and not found:
+            return self._unmounted_volume(ve), (ve.ve_id,)
+        if len(found) > 1:
+            found = self._most_wanted(found)
+        if len(found) > 1:
+            devices = ", ".join(f"/dev/{superblock.device}" for superblock in found)
+            raise UnknownTargetError(
+                f"{target} has several filesystems: {devices}", hint="name one"
+            )
+        return describe(found[0]), tuple(view.users[found[0].devno].ves)
+
+    def _most_wanted(self, found: list[Superblock]) -> list[Superblock]:
+        with_incident = [
+            s for s in found if self._book.find(describe(s), Domain.DAMAGE) is not None
+        ]
+        return with_incident or found
+
+    def _unmounted_volume(self, ve: Ve) -> Filesystem:
+        images = [volume.image for volume in ve.volumes if volume.image]
+        if len(images) != 1:
+            raise UnknownTargetError(
+                f"{ve.ve_id} has no filesystem of its own that is mounted, and "
+                f"{len(images)} image files that are known"
+            )
+        return Filesystem(devno=None, device=None, fstype="ext4", image=images[0])
+
+    def _refuse_if_not_repairable(self, filesystem: Filesystem, ves: tuple[str, ...]) -> None:
+        asked = self._book.new(filesystem, Domain.DAMAGE, ves)
+        refused = policy.refused_scope(self._decider.scope(asked))
+        if refused is None and filesystem.fstype not in scope.REPAIRABLE:
+            refused = f"{filesystem.fstype} cannot be repaired by this version"
+        if refused is not None:
+            raise RefusedError(f"not repaired: {refused}")
+
+    def _refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
+        for disarm in self._history.current_disarms():
+            if disarm.target == "node" or disarm.target in ves:
+                left = ""
+                if disarm.until_ns is not None:
+                    left = f" for another {show_duration((disarm.until_ns - boottime_ns()) / NS)}"
+                raise RefusedError(
+                    f"{disarm.target} was disarmed by {disarm.by}{left}: {disarm.reason}",
+                    hint="fswatch arm ends that",
+                )
+
+
+def refuse_another(incident: Incident, filesystem: Filesystem, ves: tuple[str, ...]) -> None:
+    """The incident that was found must be about the volume and the VEs that were asked for."""
+    known = incident.filesystem
+    same_image = None in (known.image, filesystem.image) or known.image == filesystem.image
+    if same_image and (not incident.ves or set(incident.direct_ves) == set(ves)):
+        return
+    known_ves, asked = ", ".join(incident.ves), ", ".join(ves)
+    raise ConflictError(
+        f"{incident.incident_id}, which is open, is about {known.image or known.device} of "
+        f"{known_ves or 'no VE'}, not about {filesystem.image or filesystem.device} of {asked}",
+        hint=f"fswatch ack {incident.incident_id} when it is settled",
+    )
+
+
+@dataclass(slots=True)
+class _DryRun:
+    """An ActionContext that records nothing, for looking without touching."""
+
+    inventory: Inventory
+    state: StateSource
+    settings: ActionSettings
+    transient: Incident
+
+    @property
+    def incident(self) -> Incident:
+        return self.transient
+
+    @property
+    def record(self) -> StepRecord:
+        return StepRecord(do="preview")
+
+    def note(self, text: str) -> None:
+        pass
+
+    def progress(self, share: float | None, text: str) -> None:
+        pass
+
+    def reached(self, milestone: str) -> None:
+        pass
+
+    def filesystem_is_now(self, superblock: Any) -> None:
+        pass
+
+    async def about_to_stop(self, ve_id: str) -> None:
+        pass
+
+    async def journal(self, **facts: Any) -> None:
+        pass

@@ -1,0 +1,76 @@
+"""Deletes damaged originals when nobody needs them any more: they share blocks with the repaired
+image, and every block that the VE overwrites takes room while they exist.
+
+Deleted is only the very file that a repair has put aside, told by inode, that no loop device holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+from fswatchd.incidents import Incident, State
+from fswatchd.repair.journal import read_file
+from fswatchd.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 3600.0
+NS = 1_000_000_000
+
+
+class Retention:
+    """Looks once an hour."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            with suppress(StoreError):
+                await self.look()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Delete what is due."""
+        for incident in await self._store.incidents():
+            if is_due(incident, time.time_ns()):
+                await self._delete(incident)
+
+    async def _delete(self, incident: Incident) -> None:
+        undo = dict(incident.undo or {})
+        path = str(undo.pop("original"))
+        story = await asyncio.to_thread(delete_original, path, undo.pop("original_file", None))
+        log.info("%s: %s", incident.incident_id, story)
+        done = replace(incident, undo=undo).noted(time.time_ns(), story)
+        await self._store.save_incident(done, durable=True)
+
+
+def is_due(incident: Incident, now_ns: int) -> bool:
+    """Whether the original of a closed incident has been kept long enough."""
+    undo = incident.undo
+    if incident.state is not State.CLOSED or incident.closed_ns is None or undo is None:
+        return False
+    keep_s = undo.get("keep_s")
+    if "original" not in undo or not isinstance(keep_s, int | float):
+        return False
+    return now_ns - incident.closed_ns > keep_s * NS
+
+
+def delete_original(path: str, recorded: object) -> str:
+    """Delete the file at `path` if it is the recorded one; returns what was done."""
+    known = read_file(recorded)
+    if known is None:
+        return f"{path} stays: nothing says which file it was"
+    original = replace(known, path=path).today(path)
+    if not original.is_at(path):
+        return f"{path} is gone, or another file: nothing to delete"
+    if loops := original.loops():
+        return f"{path} stays: it is attached to {', '.join(loops)}"
+    os.unlink(path)
+    return f"{path} was deleted: it had been kept long enough"

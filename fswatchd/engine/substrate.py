@@ -1,0 +1,122 @@
+"""How everything beneath an incident's filesystem is at this moment, for the policy to judge.
+
+Facts only: room by statfs on a descriptor of the filesystem, sysfs of the devices, what open
+incidents say of each object. Who is to blame is decided in `policy.blame`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+
+from fswatchd import views
+from fswatchd.book import IncidentBook
+from fswatchd.devno import Devno
+from fswatchd.events import DEVICE_CLASSES, Domain
+from fswatchd.helpers.client import HelperError
+from fswatchd.incidents import Incident
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import BlockDevice, Superblock
+from fswatchd.kernel import block
+from fswatchd.policy import Layer
+from fswatchd.sources.state import StateSource
+
+_STATFS_TIMEOUT_S = 3.0
+# What `device/state` says of a disk that does its work (drivers/scsi/scsi_sysfs.c, nvme/host).
+_RUNNING = frozenset({"running", "live", ""})
+
+
+class Substrate:
+    """Looks at the layers beneath an incident."""
+
+    def __init__(self, inventory: Inventory, state: StateSource, book: IncidentBook) -> None:
+        self._inventory = inventory
+        self._state = state
+        self._book = book
+
+    async def beneath(self, incident: Incident) -> tuple[Layer, ...]:
+        """The filesystem's own device and all that lies beneath, nearest first.
+
+        Nothing for an incident of a bare device: that is the culprit itself.
+        """
+        view = self._inventory.view
+        devno = incident.filesystem.devno
+        superblock = view.superblocks.get(devno) if devno else None
+        if superblock is None:
+            return ()
+        incidents = {
+            found.filesystem.key: found
+            for found in self._book.open_incidents()
+            if found.domain is Domain.DAMAGE
+        }
+        layers: list[Layer] = []
+        for number in (superblock.devno, *view.beneath(superblock.devno)):
+            host = view.superblocks.get(number)
+            if host is not None and host is not superblock:
+                known = incidents.get(view.describe(host).key)
+                layers.append(await self._filesystem(host, known))
+            device = view.devices.get(number)
+            if device is not None:
+                known = incidents.get(f"{device.devno}/{device.disk_sequence or 0}")
+                layers.append(await asyncio.to_thread(_device, device, known))
+        return tuple(layers)
+
+    async def _filesystem(self, superblock: Superblock, known: Incident | None) -> Layer:
+        name = views.filesystem_name(self._inventory.view, superblock)
+        health = self._state.health(superblock.devno)
+        damaged, since = "", None
+        if known is not None and (known.confirmed or known.classes & DEVICE_CLASSES):
+            own = known.klass_of_its_own
+            damaged, since = f"{own.value} (incident {known.incident_id})", known.opened_ns
+        room: os.statvfs_result | None = None
+        answers = True
+        try:
+            async with self._inventory.opened(superblock) as fd, asyncio.timeout(_STATFS_TIMEOUT_S):
+                room = await asyncio.to_thread(os.fstatvfs, fd)
+        except (TimeoutError, HelperError):
+            answers = False
+        except OSError:
+            pass  # no mount of it can be reached: its health tells, and the image is held by loop
+        return Layer(
+            kind="filesystem",
+            name=name,
+            since_ns=since,
+            free_bytes=room.f_bavail * room.f_frsize if room else None,
+            total_bytes=room.f_blocks * room.f_frsize if room else 0,
+            free_inodes=room.f_favail if room and room.f_files else None,
+            health=health,
+            damaged=damaged,
+            answers=answers,
+        )
+
+
+def _device(device: BlockDevice, known: Incident | None) -> Layer:
+    missing = block.attribute(device.devno, "md/degraded") or "0"
+    state = block.attribute(device.devno, "device/state") or ""
+    if block.attribute(device.devno, "dm/suspended") == "1":
+        state = "suspended"
+    errors, since = (known.device_errors, known.device_since_ns) if known else (0, None)
+    return Layer(
+        kind="device",
+        name=f"/dev/{device.name}",
+        since_ns=since,
+        errors=errors,
+        readonly=block.attribute(device.devno, "ro") == "1",
+        missing=int(missing) if missing.isdecimal() else 0,
+        state="" if state in _RUNNING else state,
+        short_by=_short_by(device),
+    )
+
+
+def _short_by(device: BlockDevice) -> int:
+    """How many bytes a loop device reaches beyond the end of its image."""
+    sectors = block.sectors(device.devno)
+    if device.backing.image is None or sectors is None:
+        return 0
+    with suppress(OSError):
+        found = os.stat(device.backing.image)
+        same = (found.st_dev, found.st_ino)
+        if device.backing.inode_key == (Devno.of(same[0]), same[1]):
+            return max(sectors * 512 + device.backing.offset - found.st_size, 0)
+    return 0

@@ -1,0 +1,87 @@
+"""The healthy period after a repair."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from fswatchd.book import IncidentBook
+from fswatchd.engine.closer import Closer
+from fswatchd.incidents import Incident, State
+from fswatchd.inventory.model import NodeView
+from fswatchd.repair import verify
+from fswatchd.store import Store
+from tests.unit.builders import incident
+from tests.unit.inventory.test_lookup import superblock
+
+_ANY_BOOT = [1, 10**18]  # of long ago, and of a machine that ran much longer than this one
+
+
+@pytest.fixture
+async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[IncidentBook]:
+    """A book that a closer looks after, in which everything is healthy."""
+
+    async def healthy(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(verify, "healthy", healthy)
+    store = Store(tmp_path / "fswatchd.db")
+    await store.open()
+    made = IncidentBook(store, "hn1")
+    one = replace(superblock(3), disk_sequence=42)
+    inventory = SimpleNamespace(view=NodeView(superblocks={one.devno: one}))
+    closer = Closer(
+        made, inventory, SimpleNamespace(), forget_volume=lambda _: None, poke=lambda _: None
+    )
+    made.subscribe(lambda _, after: after.state is State.VERIFYING and closer.wake())
+    task = asyncio.create_task(closer.run())
+    yield made
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await store.close()
+
+
+def verifying(verified_ns: int, healthy_s: float, **more: object) -> Incident:
+    timeline = {"repaired": verified_ns, "verified": verified_ns}
+    return incident(state=State.VERIFYING, timeline=timeline, healthy_s=healthy_s, **more)
+
+
+async def closed(book: IncidentBook, incident_id: str) -> None:
+    while book.get(incident_id) is not None:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("verified_ns", _ANY_BOOT)
+async def test_it_ends_whatever_clock_the_milestones_are_of(book, verified_ns: int) -> None:
+    found = verifying(verified_ns, 0.05)
+    book.put(found)
+    async with asyncio.timeout(10):
+        await closed(book, found.incident_id)
+
+
+@pytest.mark.parametrize("verified_ns", _ANY_BOOT)
+async def test_it_does_not_end_before_its_time(book, verified_ns: int) -> None:
+    found = verifying(verified_ns, 3600.0)
+    book.put(found)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await closed(book, found.incident_id)
+
+
+async def test_a_second_repair_has_a_period_of_its_own(book) -> None:
+    """The milestones keep the times of the first one."""
+    found = verifying(1, 0.4, attempts=1)
+    book.put(found)
+    await asyncio.sleep(0.3)
+    book.put(replace(found, attempts=2))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await closed(book, found.incident_id)
+    async with asyncio.timeout(10):
+        await closed(book, found.incident_id)

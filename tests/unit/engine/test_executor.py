@@ -1,0 +1,75 @@
+"""Which plan is running: the end of one is not the end of the one that follows it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+from fswatchd.engine.executor import Executor
+from fswatchd.incidents import Incident, State
+from fswatchd.policy import RunningRepair
+from tests.unit import builders
+
+ID = "20261121-abcde"
+
+
+async def test_the_end_of_a_plan_does_not_forget_the_rollback_that_has_begun() -> None:
+    nothing = cast("Any", SimpleNamespace())
+    executor = Executor(
+        nothing, nothing, nothing, nothing, nothing, {}, lambda _: None, lambda *_: None
+    )
+    plan = asyncio.create_task(asyncio.sleep(0))
+    rollback = asyncio.create_task(asyncio.sleep(0))
+    await plan
+    executor._tasks[ID] = rollback
+    executor._running[ID] = RunningRepair(incident_id=ID, devices=())
+    executor._ended(ID, plan)
+    assert [repair.incident_id for repair in executor.running()] == [ID]
+    await rollback
+    executor._ended(ID, rollback)
+    assert executor.running() == ()
+
+
+class Book:
+    """The last thing that became of an incident."""
+
+    def put(self, incident: Incident) -> None:
+        self.last = incident
+
+
+def cancelled(attempts: int, disarmed: str | None = None) -> tuple[Incident, list[float]]:
+    """What becomes of an incident whose plan was cancelled, and when it is decided about again."""
+    nothing = cast("Any", SimpleNamespace())
+    book, again = Book(), []
+    history = cast("Any", SimpleNamespace(why_disarmed=lambda _: disarmed, acted=lambda *_: None))
+    executor = Executor(
+        cast("Any", book),
+        nothing,
+        nothing,
+        history,
+        nothing,
+        {},
+        lambda _: None,
+        lambda _, delay_s: again.append(delay_s),
+    )
+    found = builders.incident(state=State.ACTING, attempts=attempts)
+    executor._cancelled(found, "the VE was restarted")
+    return book.last, again
+
+
+def test_a_cancelled_plan_is_decided_about_again_and_later_each_time() -> None:
+    first, soon = cancelled(1)
+    second, later = cancelled(2)
+    assert first.state is second.state is State.OPEN
+    assert soon[0] < later[0]
+
+
+def test_what_is_cancelled_again_and_again_needs_an_operator() -> None:
+    incident, again = cancelled(3)
+    assert (incident.state, again) == (State.NEEDS_OPERATOR, [])
+
+
+def test_what_a_disarm_has_cancelled_waits_for_the_arm() -> None:
+    incident, again = cancelled(3, "the node was disarmed")
+    assert (incident.state, incident.waiting_for, again) == (State.WAITING, "armed", [])

@@ -1,0 +1,100 @@
+"""From events to incidents, with a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import pytest
+
+from fswatchd.book import IncidentBook
+from fswatchd.engine.intake import Intake
+from fswatchd.engine.stream import EventStream
+from fswatchd.events import EventClass
+from fswatchd.inventory.model import NodeView
+from fswatchd.store import Store
+from tests.unit.builders import event
+
+
+class Running:
+    """A daemon's intake, book and store on one database file."""
+
+    def __init__(self, path) -> None:
+        self.store = Store(path)
+        self.book = IncidentBook(self.store, "hn1")
+        inventory = SimpleNamespace(view=NodeView())
+        self.intake = Intake(self.store, self.book, inventory, EventStream(self.store))
+
+    async def start(self) -> Running:
+        await self.store.open()
+        await self.book.load()
+        await self.intake.catch_up()
+        return self
+
+    async def stored(self, cursor: int) -> None:
+        """Wait until the event with this cursor is in the database."""
+        while not await self.store.events_since(cursor - 1, 1):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def path(tmp_path) -> AsyncIterator[object]:
+    return tmp_path / "fswatchd.db"
+
+
+def nameless(source: str, klass: str = "corruption", **more: object):
+    """An event whose device nobody mounts, and so nobody has to look for."""
+    return event(source, klass, devno=None, device=None, **more)
+
+
+async def test_what_was_stored_but_not_joined_before_a_crash_joins_at_the_next_start(path) -> None:
+    killed = await Running(path).start()
+    killed.intake.event(nameless("fanotify", count=3))
+    killed.intake.event(nameless("state", "io_error"))
+    await killed.stored(2)
+    (before,) = killed.book.open_incidents()
+    assert before.sources == ()
+    await killed.store.close()
+
+    again = await Running(path).start()
+    (incident,) = again.book.open_incidents()
+    assert incident.incident_id == before.incident_id
+    assert incident.sources == ("fanotify", "state")
+    assert incident.counts == {"fanotify": 3, "state": 1}
+    assert incident.klass is EventClass.IO_ERROR
+    assert incident.confirmed
+    await again.store.close()
+
+
+async def test_what_had_joined_does_not_join_twice(path) -> None:
+    first = await Running(path).start()
+    first.intake.event(nameless("fanotify", count=3))
+    await first.intake.settle()
+    first.book.flush()
+    await first.store.close()
+
+    again = await Running(path).start()
+    (incident,) = again.book.open_incidents()
+    assert incident.counts == {"fanotify": 3}
+    await again.store.close()
+
+
+@pytest.mark.parametrize(("written_us", "told"), [(4_999_999, 1), (5_000_001, 2)])
+async def test_a_line_from_before_the_repair_that_is_read_late_is_no_relapse(
+    path, written_us: int, told: int
+) -> None:
+    running = await Running(path).start()
+    heard: list[str] = []
+    running.intake.subscribe(heard.append)
+    running.intake.event(nameless("fanotify"))
+    await running.intake.settle()
+    (incident,) = running.book.open_incidents()
+    running.book.put(incident.reached("repaired", 5_000_000_000))
+    line = "Aborting journal on device loop3-8."
+    running.intake.event(nameless("journal", "readonly", record=f"{written_us}:{line}"))
+    await running.intake.settle()
+    assert len(heard) == told
+    (incident,) = running.book.open_incidents()
+    assert "journal" in incident.sources
+    await running.store.close()

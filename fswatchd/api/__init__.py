@@ -1,0 +1,1 @@
+"""The daemon's HTTP API on a unix socket: `server` routes, `status` and `prose` build documents."""

@@ -1,0 +1,113 @@
+"""`fswatch why`: an incident told in words, from what was recorded when it happened. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fswatchd import views
+from fswatchd.events import printable, witnesses
+from fswatchd.incidents import Incident, StepRecord
+from fswatchd.units import show_duration
+
+_NS = 1_000_000_000
+_LINE = 4000
+_VES_SHOWN = 20
+
+
+def why(incident: Incident) -> str:
+    """The whole story: evidence, identity, rule, guards, decision, steps."""
+    lines = [
+        *_head(incident),
+        "",
+        *_evidence(incident),
+        "",
+        *_decision(incident),
+        *_steps(incident),
+        "",
+        "What happened:",
+        *(f"  {views.timestamp(when)}  {text}" for when, text in incident.log),
+    ]
+    # Paths and names in it may be a tenant's choice, and this is shown on terminals.
+    return "\n".join(printable(line, _LINE) for line in lines)
+
+
+def _head(incident: Incident) -> list[str]:
+    state = incident.state.value
+    if incident.outcome:
+        state += f", {incident.outcome.value}"
+    if incident.waiting_for:
+        state += f" for {incident.waiting_for}"
+    filesystem = incident.filesystem
+    where = filesystem.device or filesystem.image or "an unknown device"
+    what = f"{incident.klass.value} ({incident.severity.label})"
+    lines = [
+        f"Incident {incident.incident_id}: {what}, {state}",
+        f"  VE          {', '.join(incident.direct_ves) or 'none: it belongs to no VE'}",
+        f"  Filesystem  {filesystem.fstype or 'unknown'} on {where}"
+        + (f" ({filesystem.devno})" if filesystem.devno else "")
+        + (f", UUID {filesystem.uuid}" if filesystem.uuid else ""),
+    ]
+    if filesystem.image:
+        inode = filesystem.image_inode
+        proof = f" (inode {inode[1]} on {inode[0]})" if inode else ""
+        lines.append(f"  Image       {filesystem.image}{proof}")
+    if incident.stack:
+        lines.append(f"  Stack       {views.chain(incident.stack)}")
+    if incident.through:
+        lines.append(f"  Concerned   {_concerned(incident)}")
+    if incident.cause:
+        lines.append(f"  Cause       {cause(incident.cause)}")
+    return lines
+
+
+def cause(found: Mapping[str, Any]) -> str:
+    """What is to blame, in words."""
+    over = f", until {found['until']}" if "until" in found else ""
+    return f"{found['object']}: {found['text']} (since {found['since']}{over})"
+
+
+def _concerned(incident: Incident) -> str:
+    shown = ", ".join(incident.through[:_VES_SHOWN])
+    more = len(incident.through) - _VES_SHOWN
+    more_words = f" and {more} more" if more > 0 else ""
+    return f"{len(incident.through)} VEs through what rests on it: {shown}{more_words}"
+
+
+def _evidence(incident: Incident) -> list[str]:
+    count = len(witnesses(incident.sources))
+    told = "one witness" if count == 1 else f"{count} independent witnesses"
+    proof = (
+        "a fact of the kernel's state confirms it"
+        if incident.confirmed
+        else "nothing but log lines says so"
+    )
+    counts = ", ".join(f"{source} {number}" for source, number in incident.counts.items())
+    return [
+        f"Evidence: {told} ({', '.join(incident.sources)}); {proof}.",
+        *([f"  errors seen: {counts}"] if counts else []),
+    ]
+
+
+def _decision(incident: Incident) -> list[str]:
+    if not incident.guards:
+        return ["Nothing has been decided yet."]
+    lines = [f"Decision by rule {incident.rule}:" if incident.rule else "Decision:"]
+    for guard, passed, text in incident.guards:
+        lines.append(f"  {'yes' if passed else 'NO '} {guard:<10} {text}")
+    return lines
+
+
+def _steps(incident: Incident) -> list[str]:
+    if not incident.steps:
+        return []
+    return ["", "Steps:", *(_step(record) for record in incident.steps)]
+
+
+def _step(record: StepRecord) -> str:
+    took = ""
+    if record.started_ns and record.ended_ns:
+        took = f" in {show_duration((record.ended_ns - record.started_ns) / _NS)}"
+    result = f": {record.result}" if record.result else ""
+    detail = f" ({record.detail})" if record.detail else ""
+    return f"  {record.do:<9} {record.state.value}{took}{result}{detail}"

@@ -1,0 +1,299 @@
+"""The commands of `fswatch`, one function each: ask, show, and return the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fswatchd.cli import events as events_command
+from fswatchd.cli import follow, render
+from fswatchd.client import Client, quoted
+from fswatchd.exitcode import Exit
+
+_DEAF = {"blind", "deaf"}
+_VES_SHOWN = 8
+
+
+def status(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch status [VE]`"""
+    document = client.get("/v1/status", ve=arguments.ve)
+    if arguments.json:
+        _print_json(document)
+    else:
+        _show_status(document)
+    return status_code(document)
+
+
+def status_code(document: dict[str, Any]) -> Exit:
+    """0 fine, 1 an incident is open or waits, 2 a person or a source is missing."""
+    states = {incident["state"] for incident in document["incidents"]}
+    if "needs-operator" in states or any(s["state"] in _DEAF for s in document["sources"]):
+        return Exit.CRITICAL
+    return Exit.WARNING if states else Exit.OK
+
+
+def incidents(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch incidents`"""
+    every = "1" if arguments.all else None
+    found = client.get("/v1/incidents", all=every, ve=arguments.ve)["incidents"]
+    if arguments.json:
+        _print_json(found)
+    else:
+        _show_incidents(found)
+    return Exit.OK
+
+
+def incident(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch incident ID`"""
+    document = client.get(f"/v1/incidents/{quoted(arguments.id)}")
+    if arguments.json:
+        _print_json(document)
+        return Exit.OK
+    _show_incidents([document])
+    if document["stack_text"]:
+        print(document["stack_text"])
+    render.table(
+        "Steps",
+        ("step", "state", "result", "detail"),
+        [(s["do"], s["state"], s["result"], s["detail"]) for s in document["steps"]],
+    )
+    return Exit.OK
+
+
+def why(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch why ID`"""
+    document = client.get(f"/v1/incidents/{quoted(arguments.id)}/why")
+    if arguments.json:
+        _print_json(document)
+    else:
+        print(document["text"])
+    return Exit.OK
+
+
+def events(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch events`"""
+    shown = events_command.Shown(as_json=arguments.json)
+    if arguments.follow:
+        events_command.follow(client, shown, since=arguments.since, ve=arguments.ve)
+    else:
+        events_command.page(client, shown, since=arguments.since, ve=arguments.ve)
+    return Exit.OK
+
+
+def classify(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch classify`; needs no daemon."""
+    del client
+    from fswatchd.cli.classify import run
+
+    return run(arguments.file, problems_only=arguments.problems, as_json=arguments.json)
+
+
+def rules(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch rules` without a command never gets here."""
+    del arguments, client
+    return Exit.USAGE
+
+
+def rules_check(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch rules check`; needs no daemon."""
+    del client
+    from fswatchd.cli.rules_check import run
+
+    return run([Path(path) for path in arguments.paths], as_json=arguments.json)
+
+
+def repair(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch repair TARGET`"""
+    body = {"target": arguments.target, "dry_run": arguments.dry_run}
+    document = client.post("/v1/repair", body)
+    if not arguments.dry_run:
+        return _follow(arguments, client, document)
+    if arguments.json:
+        _print_json(document)
+    else:
+        if document["output"]:
+            print(document["output"].rstrip())
+        print(f"{document['ve']}: {document['found']}; a repair would do: {document['would_do']}")
+        print(f"writers would wait about {document['seconds']} s")
+    return Exit.OK if document["curable"] else Exit.CRITICAL
+
+
+def rollback(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch rollback INCIDENT`"""
+    body = {"discard_newer": arguments.discard_newer}
+    path = f"/v1/incidents/{quoted(arguments.id)}/rollback"
+    return _follow(arguments, client, client.post(path, body))
+
+
+def approve(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch approve ID`"""
+    return _decide(arguments, client, "approve")
+
+
+def deny(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch deny ID`"""
+    return _decide(arguments, client, "deny")
+
+
+def acknowledge(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch ack ID`"""
+    return _decide(arguments, client, "ack")
+
+
+def disarm(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch disarm`"""
+    target = _ve_or_node(arguments)
+    body = {"target": target, "reason": arguments.reason, "for": arguments.duration}
+    document = client.post("/v1/disarm", body)
+    _print_json(document) if arguments.json else print(f"disarmed: {document['disarmed']}")
+    return Exit.OK
+
+
+def arm(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch arm`"""
+    document = client.post("/v1/arm", {"target": _ve_or_node(arguments)})
+    _print_json(document) if arguments.json else print(f"armed: {document['armed']}")
+    return Exit.OK
+
+
+def doctor(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch doctor`"""
+    findings = client.get("/v1/doctor")["findings"]
+    if arguments.json:
+        _print_json(findings)
+    else:
+        rows = [(f["level"], f["name"], f["text"], f["remedy"]) for f in findings]
+        render.table("Doctor", ("", "what", "finding", "remedy"), rows)
+    levels = {finding["level"] for finding in findings}
+    if "critical" in levels:
+        return Exit.CRITICAL
+    return Exit.WARNING if "warning" in levels else Exit.OK
+
+
+def drill(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch drill`"""
+    from fswatchd.drill.command import run
+
+    return run(arguments, client)
+
+
+def _follow(arguments: argparse.Namespace, client: Client, document: dict[str, Any]) -> int:
+    document = follow.incident(client, document["id"], quiet=arguments.json)
+    if arguments.json:
+        _print_json(document)
+    else:
+        last = next((s for s in reversed(document["steps"]) if s["detail"]), None)
+        outcome = document["outcome"] or document["waiting_for"] or ""
+        print(f"{document['id']}: {document['state']} {outcome}".rstrip())
+        if last:
+            print(last["detail"])
+    return follow.exit_code(document)
+
+
+def _decide(arguments: argparse.Namespace, client: Client, verb: str) -> int:
+    document = client.post(f"/v1/incidents/{quoted(arguments.id)}/{verb}")
+    _print_json(document) if arguments.json else print(f"{document['id']}: {document['state']}")
+    return Exit.OK
+
+
+def _ve_or_node(arguments: argparse.Namespace) -> str | None:
+    if (arguments.ve is None) == (not arguments.node):
+        print("fswatch: name a VE, or --node", file=sys.stderr)
+        raise SystemExit(Exit.USAGE)
+    return str(arguments.ve) if arguments.ve else None
+
+
+def _source_detail(source: dict[str, Any]) -> str:
+    """What a source says of itself, and when it was blind last."""
+    parts = [source["detail"]]
+    if source["blind"]:
+        last = source["blind"][-1]
+        missed = "" if last["lost"] is None else f", {last['lost']} missed"
+        since, until = render.clock(last["since"]), render.clock(last["until"])
+        parts.append(f"blind {since} to {until}{missed}")
+    return "; ".join(part for part in parts if part)
+
+
+def _show_status(document: dict[str, Any]) -> None:
+    print(f"{document['node']}: mode {document['mode']}, since {render.clock(document['since'])}")
+    for problem in document["rules"]["problems"]:
+        print(f"rules: {problem}")
+    if document["canary"]["problem"]:
+        print(f"canary: {document['canary']['problem']}")
+    for problem in document["platforms"]["problems"].values():
+        print(f"platform: {problem}")
+    for entry in document["disarmed"]:
+        print(f"disarmed: {entry['target']} by {entry['by']}: {entry['reason']}")
+    for channel, error in document["notices"]["failing"].items():
+        print(f"channel {channel} fails: {error}")
+    if problem := document["journal"]["problem"]:
+        waiting = document["journal"]["waiting"]
+        print(f"journal: {problem}; {waiting} entries about incidents wait")
+    if dropped := document["journal"]["dropped"]:
+        print(f"journal: {dropped} entries about incidents were dropped")
+    render.table(
+        "Sources",
+        ("source", "state", "events", "lost", "detail"),
+        [
+            (s["name"], s["state"], s["events"], s["lost"], _source_detail(s))
+            for s in document["sources"]
+        ],
+    )
+    rows = [
+        (
+            ve["id"],
+            ve["state"],
+            fs.get("device"),
+            fs.get("fstype"),
+            fs.get("health"),
+            (fs.get("backing") or {}).get("image"),
+            len(ve["incidents"]) or "",
+            fs.get("stack_text"),
+        )
+        for ve in document["ves"]
+        for fs in ve["filesystems"] or [{}]
+    ]
+    heads = ("VE", "state", "device", "type", "health", "image", "incidents", "rests on")
+    render.table("VEs", heads, rows)
+    if document["incidents"]:
+        _show_incidents(document["incidents"])
+
+
+def _show_incidents(found: list[dict[str, Any]]) -> None:
+    render.table(
+        "Incidents",
+        ("incident", "class", "severity", "state", "VEs", "device", "heard by", "opened", "cause"),
+        [
+            (
+                i["id"],
+                i["class"] + ("" if i["confirmed"] else " (unconfirmed)"),
+                i["severity"],
+                i["state"] + (f", {i['outcome']}" if i["outcome"] else ""),
+                _some(i["ves"]),
+                i["filesystem"]["device"],
+                i["sources"],
+                render.clock(i["opened"]),
+                _cause(i),
+            )
+            for i in found
+        ],
+    )
+
+
+def _some(ves: list[str]) -> str:
+    more = len(ves) - _VES_SHOWN
+    return ", ".join(ves[:_VES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _cause(incident: dict[str, Any]) -> str | None:
+    cause = incident["cause"]
+    if cause is None:
+        return None
+    return f"{cause['object']}: {cause['text']}{', now well' if 'until' in cause else ''}"
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2 if sys.stdout.isatty() else None))

@@ -1,0 +1,144 @@
+"""Arguments of `fswatch`, and which command serves them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from fswatchd import __version__
+from fswatchd.cli import commands
+from fswatchd.client import Client, ClientError
+from fswatchd.errors import FswatchError
+from fswatchd.exitcode import Exit
+
+Command = Callable[[argparse.Namespace, Client], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage ends with 64, not with argparse's 2, which means "critical" here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(Exit.USAGE)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    shared = _Parser(add_help=False)
+    shared.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS)
+    shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    top = _Parser(
+        prog="fswatch", description="Ask fswatchd, and tell it what to do.", parents=[shared]
+    )
+    top.add_argument("--version", action="version", version=f"fswatch {__version__}")
+    sub = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+
+    def add(name: str, serve: Command, text: str) -> argparse.ArgumentParser:
+        command = sub.add_parser(name, help=text, description=text, parents=[shared])
+        command.set_defaults(serve=serve)
+        return command
+
+    status = add("status", commands.status, "what is going on, on the node or in one VE")
+    status.add_argument("ve", nargs="?", metavar="VE")
+
+    incidents = add("incidents", commands.incidents, "open incidents")
+    incidents.add_argument("--all", action="store_true", help="closed ones too")
+    incidents.add_argument("--ve", metavar="VE")
+
+    for name, serve, text in (
+        ("incident", commands.incident, "one incident"),
+        ("why", commands.why, "why something was, or was not, done about an incident"),
+        ("approve", commands.approve, "permit what an incident waits for"),
+        ("deny", commands.deny, "forbid what an incident waits for"),
+        ("ack", commands.acknowledge, "somebody has seen the incident"),
+    ):
+        add(name, serve, text).add_argument("id", metavar="ID")
+
+    events = add("events", commands.events, "what the sources have heard")
+    events.add_argument(
+        "--follow", action="store_true", help="go on with what is heard from now on"
+    )
+    events.add_argument("--since", type=int, metavar="CURSOR")
+    events.add_argument("--ve", metavar="VE")
+
+    classify = add("classify", commands.classify, "what lines of a kernel log mean (no daemon)")
+    classify.add_argument("file", nargs="?", metavar="FILE", help="default: standard input")
+    classify.add_argument("--problems", action="store_true", help="only lines that are problems")
+
+    rules = add("rules", commands.rules, "rule files")
+    rules_sub = rules.add_subparsers(dest="rules_command", required=True, parser_class=_Parser)
+    check = rules_sub.add_parser("check", parents=[shared], help="everything wrong with rule files")
+    check.add_argument("paths", nargs="*", metavar="PATH", help="files or directories")
+    check.set_defaults(serve=commands.rules_check)
+
+    repair = add("repair", commands.repair, "repair the filesystem of a VE")
+    repair.add_argument("target", metavar="TARGET", help="a VE, a device or a mount point")
+    repair.add_argument("--dry-run", action="store_true", help="show what it would find and do")
+
+    rollback = add("rollback", commands.rollback, "put the volume from before a repair in place")
+    rollback.add_argument("id", metavar="INCIDENT")
+    rollback.add_argument(
+        "--discard-newer", action="store_true", help="give up what the VE has written since"
+    )
+
+    disarm = add("disarm", commands.disarm, "nothing automatic any more, for a VE or the node")
+    disarm.add_argument("ve", nargs="?", metavar="VE")
+    disarm.add_argument("--node", action="store_true", help="the whole node")
+    disarm.add_argument("--reason", required=True, metavar="TEXT")
+    disarm.add_argument(
+        "--for", dest="duration", metavar="TIME", help='like "2h"; default: until arm'
+    )
+    arm = add("arm", commands.arm, "end a disarm")
+    arm.add_argument("ve", nargs="?", metavar="VE")
+    arm.add_argument("--node", action="store_true", help="the whole node")
+
+    add("doctor", commands.doctor, "is this node ready, and what to do about what is not")
+
+    drill = add("drill", commands.drill, "a real fault on a scratch VE, handled by the daemon")
+    drill.add_argument("--fs", default="ext4", choices=["ext4"])
+    drill.add_argument("--fault", default="dir-block", metavar="NAME")
+    drill.add_argument("--private", action="store_true", help="with a daemon of its own")
+    drill.add_argument("--keep", action="store_true", help="leave everything in place afterwards")
+    drill.add_argument("--size", default="512M", help="size of the scratch VE's image")
+    drill.add_argument("--files", type=int, default=2000, help="files in the scratch VE")
+    drill.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="switch a source of the private daemon off (then the drill should fail)",
+    )
+    drill.add_argument("--dir", metavar="PATH", help="where to work; default: /var/tmp")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program."""
+    arguments = parser().parse_args(argv)
+    arguments.json = getattr(arguments, "json", False)
+    client = Client(getattr(arguments, "socket", None))
+    try:
+        return int(arguments.serve(arguments, client))
+    except ClientError as error:
+        return _fail(arguments, error.message, error.hint, error.code)
+    except FswatchError as error:
+        return _fail(arguments, error.message, error.hint, Exit.DATA)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has stopped; nothing is wrong.
+        sys.stderr.close()
+        return 0
+
+
+def _fail(arguments: argparse.Namespace, message: str, hint: str, code: Exit) -> int:
+    if arguments.json:
+        print(json.dumps({"error": message, "hint": hint or None}))
+    print(f"fswatch: {message}", file=sys.stderr)
+    if hint:
+        print(f"  {hint}", file=sys.stderr)
+    return code

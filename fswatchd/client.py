@@ -1,0 +1,159 @@
+"""HTTP over the daemon's unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from fswatchd.exitcode import Exit
+
+DEFAULT_SOCKET = "/run/fswatchd/api.sock"
+_TIMEOUT_S = 60.0
+_SILENCE_S = 60.0  # four heartbeats
+_CODE = {
+    400: Exit.USAGE,
+    404: Exit.USAGE,
+    409: Exit.WARNING,
+    422: Exit.WARNING,
+    503: Exit.UNKNOWN,
+}
+
+
+class ClientError(Exception):
+    """The daemon cannot be reached, or says no. `code` is the exit code that follows."""
+
+    def __init__(self, message: str, hint: str, code: Exit) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+
+class Message(NamedTuple):
+    """One server-sent event. `event` is its name; data is None where only the cursor has moved.
+
+    The first one is named `open` and has the name of the log that the cursors belong to.
+    """
+
+    event: str
+    data: Any
+    cursor: str | None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Client:
+    """One daemon."""
+
+    def __init__(self, socket_path: str | None = None) -> None:
+        self.path = socket_path or os.environ.get("FSWATCH_SOCKET") or DEFAULT_SOCKET
+
+    def get(self, path: str, **query: object) -> Any:
+        """The JSON document at `path`; keys with None are left out."""
+        return self._json("GET", _url(path, query), None)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Ask for a change."""
+        return self._json("POST", path, body or {})
+
+    def delete(self, path: str) -> Any:
+        """Ask for something to be dropped."""
+        return self._json("DELETE", path, {})
+
+    def follow(self, path: str, **query: object) -> Iterator[Message]:
+        """Server-sent events from `path` until the daemon ends them.
+
+        Raises ClientError with UNKNOWN when the connection breaks, or nothing comes for too long.
+        """
+        connection = self._connected(_SILENCE_S)
+        try:
+            connection.request("GET", _url(path, query))
+            response = connection.getresponse()
+            if response.status != 200:
+                raise _refused(response.status, response.read())
+            yield Message("open", response.headers.get("Fswatchd-Log"), None)
+            yield from _messages(response)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+        finally:
+            connection.close()
+
+    def _json(self, method: str, url: str, body: dict[str, Any] | None) -> Any:
+        connection = self._connected(_TIMEOUT_S)
+        try:
+            data = None if body is None else json.dumps(body).encode()
+            connection.request(method, url, data, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise _refused(response.status, content)
+        return json.loads(content)
+
+    def _connected(self, timeout: float | None) -> _UnixConnection:
+        connection = _UnixConnection(self.path, timeout)
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            raise self._unreachable(error) from None
+        return connection
+
+    def _unreachable(self, error: Exception) -> ClientError:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        hint = "does fswatchd run? --socket or $FSWATCH_SOCKET name another socket"
+        if isinstance(error, PermissionError):
+            hint = "the socket is for root and for the group of [api] in fswatchd.toml"
+        return ClientError(f"cannot reach the daemon at {self.path}: {reason}", hint, Exit.UNKNOWN)
+
+
+def quoted(name: str) -> str:
+    """What somebody typed as one part of a path, whatever is in it."""
+    return urllib.parse.quote(name, safe="", errors="surrogateescape") or "%20"
+
+
+def _messages(lines: Iterable[bytes]) -> Iterator[Message]:
+    fields: dict[str, str] = {}
+    for raw in lines:
+        if raw.strip():
+            name, _, value = raw.decode().rstrip("\n").partition(": ")
+            fields[name] = value
+            continue
+        # Only a blank line makes a message: what a broken connection has cut off is none.
+        if "data" in fields or "id" in fields:
+            data = json.loads(fields["data"]) if "data" in fields else None
+            yield Message(fields.get("event", "message"), data, fields.get("id"))
+        fields = {}
+
+
+def _url(path: str, query: dict[str, object]) -> str:
+    given = {key: value for key, value in query.items() if value is not None}
+    if not given:
+        return path
+    return f"{path}?{urllib.parse.urlencode(given, errors='surrogateescape')}"
+
+
+def _refused(status: int, content: bytes) -> ClientError:
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = {}
+    message = document.get("error") or f"the daemon answered with HTTP {status}"
+    return ClientError(message, document.get("hint") or "", _CODE.get(status, Exit.CRITICAL))

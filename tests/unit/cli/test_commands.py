@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fswatchd.cli.commands import status_code
+from fswatchd.cli.main import main
+from fswatchd.exitcode import Exit
+
+
+def document(*states: str, source: str = "ok") -> dict:
+    return {"incidents": [{"state": s} for s in states], "sources": [{"state": source}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (document(), Exit.OK),
+        (document("open"), Exit.WARNING),
+        (document("waiting", "acting"), Exit.WARNING),
+        (document("open", "needs-operator"), Exit.CRITICAL),
+        (document(source="blind"), Exit.CRITICAL),
+        (document(source="deaf"), Exit.CRITICAL),
+        (document(source="unavailable"), Exit.OK),
+        (document(source="off"), Exit.OK),
+    ],
+)
+def test_the_status_is_a_monitoring_check(status: dict, code: Exit) -> None:
+    assert status_code(status) == code
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["status", "--nonsense"], ["rules"], ["why"]])
+def test_wrong_usage_is_64(argv: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 64
+    assert "usage" in capsys.readouterr().err
+
+
+def test_classify_needs_no_daemon(tmp_path, capsys) -> None:
+    path = tmp_path / "log"
+    path.write_text(
+        "[ 1.0] EXT4-fs error (device loop0): ext4_lookup:1: inode #2: comm x: deleted inode\n"
+        "Jul 1 10:00:00 host sshd[1]: hello\n"
+        "[ 2.0] EXT4-fs (sda1): re-mounted. Opts: errors=remount-ro\n"
+    )
+    assert main(["classify", "--json", str(path)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == {
+        "n": 1, "problem": True, "class": "corruption", "severity": "critical",
+        "fstype": "ext4", "device": "loop0", "errno": 117,
+    }  # fmt: skip
+    assert [line["problem"] for line in lines] == [True, False, False]
+    assert main(["classify", "--problems", str(path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "log", [b"", b"\n", b"x", b"x\n\ny", b"\xff\0\r\nEXT4-fs (a): mount failed"]
+)
+def test_classify_gives_every_line_a_row(log: bytes, tmp_path, capsys) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(log)
+    assert main(["classify", "--json", str(path)]) == 0
+    rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [row["n"] for row in rows] == list(range(1, len(log.splitlines()) + 1))
+    assert [row["n"] for row in rows if row["problem"]] == [2] * (b"mount failed" in log)
+
+
+def test_classify_of_a_file_that_is_not_there_is_65(capsys) -> None:
+    assert main(["classify", "/nonexistent"]) == 65
+    assert "/nonexistent" in capsys.readouterr().err
+
+
+def test_rules_check_reports_everything_and_ends_with_65(tmp_path, capsys) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(
+        '[[rule]]\nname = "r"\nmod = "auto"\nthreshold = 1\n[[rule.step]]\ndo = "fsk"\n'
+    )
+    assert main(["rules", "check", "--json", str(path)]) == 65
+    found = json.loads(capsys.readouterr().out)
+    assert [(e["rule"], e["key"]) for e in found["errors"]] == [
+        ("r", "threshold"),
+        ("r", "step[1].do"),
+        ("r", "mod"),
+    ] or len(found["errors"]) == 3
+    path.write_text('[[rule]]\nname = "r"\n[[rule.step]]\ndo = "fsck"\n')
+    assert main(["rules", "check", str(tmp_path)]) == 0
+
+
+def test_the_cli_does_not_load_the_daemons_libraries() -> None:
+    import sys
+
+    before = set(sys.modules)
+    for name in ("fswatchd.cli.main", "fswatchd.cli.commands", "fswatchd.client"):
+        assert name in before
+    source = sys.modules["fswatchd.cli.commands"].__dict__
+    assert "aiohttp" not in source

@@ -1,0 +1,367 @@
+"""The drill from its first check to its verdict."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fswatchd.client import Client, ClientError
+from fswatchd.drill import janitor, measure, scene, ve
+from fswatchd.drill.control import ControlServer
+from fswatchd.drill.faults import FAULTS, Fault, Scene
+from fswatchd.drill.measure import Verdict
+from fswatchd.drill.paths import ScenePaths
+from fswatchd.drill.private import PrivateDaemon
+from fswatchd.drill.receiver import Receiver
+from fswatchd.drill.scene import BYSTANDER, TARGET, DrillError
+from fswatchd.exitcode import Exit
+from fswatchd.units import parse_size, show_duration
+
+DEFAULT_PARENT = Path("/var/tmp")  # noqa: S108 - a directory of our own is made in it, mode 0700
+_BASELINE_S = 2.0
+_QUIET_S = 3.0
+_DETECT_TIMEOUT_S = 15.0
+_END_TIMEOUT_S = 1800.0
+_WRITABLE_TIMEOUT_S = 15.0
+_COMMAND_TIMEOUT_S = 60
+_ENDED = {"closed", "needs-operator"}
+_IDLE = {"open", "waiting"}
+
+
+def run(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch drill`: 0 when it passed, 2 when not, 64 for a fault that does not exist."""
+    fault = FAULTS.get(arguments.fault)
+    if fault is None:
+        known = ", ".join(FAULTS)
+        print(
+            f"fswatch: no fault is called {arguments.fault!r}; there are: {known}", file=sys.stderr
+        )
+        return Exit.USAGE
+    if os.geteuid() != 0:
+        print("fswatch: the drill mounts filesystems and needs root", file=sys.stderr)
+        return Exit.CRITICAL
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+    try:
+        drill = Drill(arguments, fault, client)
+    except ValueError as error:
+        print(f"fswatch: --size: {error}", file=sys.stderr)
+        return Exit.USAGE
+    try:
+        scene.check_tools()
+        result = drill.run()
+    except (DrillError, ClientError, OSError) as error:
+        result = drill.failed(str(error))
+    except KeyboardInterrupt:
+        result = drill.failed("interrupted")
+    _show(result, as_json=arguments.json)
+    return Exit.OK if result["passed"] else Exit.CRITICAL
+
+
+class Drill:
+    """One drill."""
+
+    def __init__(self, arguments: argparse.Namespace, fault: Fault, client: Client) -> None:
+        self._arguments = arguments
+        self._fault = fault
+        self._client = client
+        self._other: Client | None = None
+        self._size = parse_size(arguments.size)
+        self._quiet = arguments.json
+        self._result: dict[str, Any] = {
+            "fs": arguments.fs,
+            "fault": fault.name,
+            "kernel": platform.release(),
+            "passed": False,
+            "why_failed": [],
+            "incident": None,
+            "sources": [],
+            "timeline_s": measure.timeline(None, 0),
+            "outage_s": None,
+            "write_pause_s": None,
+            "files": None,
+            "acked": None,
+            "bystander": None,
+        }
+
+    def failed(self, why: str) -> dict[str, Any]:
+        """The result of a drill that could not be finished."""
+        return {**self._result, "passed": False, "why_failed": [*self._result["why_failed"], why]}
+
+    def run(self) -> dict[str, Any]:
+        """Everything; what was made is gone when this returns or raises."""
+        verdict = Verdict()
+        parent = Path(self._arguments.dir) if self._arguments.dir else DEFAULT_PARENT
+        paths = ScenePaths.new(parent)
+        try:
+            with ExitStack() as stack:
+                if not self._arguments.keep:
+                    stack.enter_context(_janitor(paths))
+                self._drill(paths, stack, verdict)
+        finally:
+            left = [] if self._arguments.keep else janitor.leftovers(paths)
+            verdict.expect(not left, f"left behind: {', '.join(left)}")
+            self._result["why_failed"] = verdict.why_failed
+        if self._arguments.keep:
+            self._say(f"kept: {paths.directory}")
+        self._result["passed"] = verdict.passed
+        return self._result
+
+    def _drill(self, paths: ScenePaths, stack: ExitStack, verdict: Verdict) -> None:
+        if self._arguments.private:
+            daemon = PrivateDaemon(paths, self._arguments.without)
+            stack.callback(daemon.stop)
+            daemon.wait()
+            self._other, self._client = self._client, daemon.client
+        self._say("building a scratch host filesystem and two VEs")
+        contents = self._build(paths)
+        control = ControlServer(paths.control)
+        stack.callback(control.close)
+        receiver = Receiver()
+        stack.callback(receiver.close)
+        ves = {name: self._register(paths, name, receiver) for name in (TARGET, BYSTANDER)}
+        for ve_id in ves.values():
+            stack.callback(self._forget, ve_id)
+        self._tell_other(paths, stack)
+        for name in ves:
+            _start(paths, name)
+            if not control.wait_for(name, _WRITABLE_TIMEOUT_S):
+                raise DrillError(f"the scratch VE {name} does not read and write")
+        self._wait_until_known(ves)
+        baseline_ns = time.monotonic_ns()
+        time.sleep(_BASELINE_S)
+        self._say(f"fault: {self._fault.name}")
+        injected_ns = time.monotonic_ns()
+        self._fault.inject(Scene(paths=paths, control=control))
+        incident = self._follow(ves[TARGET])
+        if self._fault.name == "none":
+            self._judge_none(verdict, ves)
+        else:
+            self._judge_incident(verdict, incident, receiver)
+        after_ns = time.monotonic_ns()
+        writable = control.wait_for_ack_after(TARGET, after_ns, _WRITABLE_TIMEOUT_S)
+        verdict.expect(writable, "the VE does not write any more")
+        until_ns = time.monotonic_ns()
+        self._result |= {
+            "incident": incident["id"] if incident else None,
+            "sources": incident["sources"] if incident else [],
+            "timeline_s": measure.timeline(incident, injected_ns),
+            "outage_s": measure.outage_s(control.records[TARGET], injected_ns, until_ns),
+            "write_pause_s": measure.write_pause_s(control.records[TARGET], injected_ns, until_ns),
+            "bystander": measure.bystander(
+                control.records[BYSTANDER], baseline_ns, injected_ns, until_ns
+            ),
+        }
+        self._judge_bystander(verdict)
+        if writable:
+            self._judge_files(verdict, paths, control, contents[TARGET].paths)
+
+    # --- preparing ------------------------------------------------------------------------------
+
+    def _build(self, paths: ScenePaths) -> dict[str, scene.Content]:
+        # Room for both images, a clone, a preview, and the reserve that the daemon insists on.
+        scene.build_host(paths, 4 * self._size + (8 << 30))
+        return {
+            name: scene.build_ve(
+                paths,
+                name,
+                size_bytes=self._size,
+                files=self._arguments.files if name == TARGET else 300,
+                features=list(self._fault.features) if name == TARGET else [],
+                options=self._fault.options,
+            )
+            for name in (TARGET, BYSTANDER)
+        }
+
+    def _describe(self, paths: ScenePaths, name: str) -> dict[str, Any]:
+        spec = paths.spec(name)
+        return {
+            "name": name,
+            "cgroup": paths.cgroup(name),
+            "volume": [{"image": str(paths.image(name)), "mountpoint": "/"}],
+            "start": ve.command("start", spec),
+            "stop": ve.command("stop", spec),
+            "kill": ve.command("kill", spec),
+        }
+
+    def _register(self, paths: ScenePaths, name: str, receiver: Receiver) -> str:
+        notify = {"url": receiver.url, "secret": receiver.secret}
+        body = {"ve": self._describe(paths, name), "notify": notify}
+        return str(self._client.post("/v1/scratch-ves", body)["id"])
+
+    def _tell_other(self, paths: ScenePaths, stack: ExitStack) -> None:
+        """A daemon that runs beside the private one must not take the drill for an emergency."""
+        if self._other is None:
+            return
+        for name in (TARGET, BYSTANDER):
+            body = {"ve": self._describe(paths, name), "hands_off": True}
+            with suppress(ClientError):
+                ve_id = self._other.post("/v1/scratch-ves", body)["id"]
+                stack.callback(_quietly_forget, self._other, ve_id)
+
+    def _forget(self, ve_id: str) -> None:
+        _quietly_forget(self._client, ve_id)
+
+    def _wait_until_known(self, ves: dict[str, str]) -> None:
+        deadline = time.monotonic() + _DETECT_TIMEOUT_S
+        while True:
+            status = self._client.get("/v1/status")
+            known = {entry["id"] for entry in status["ves"] if entry["filesystems"]}
+            if set(ves.values()) <= known:
+                return
+            if time.monotonic() > deadline:
+                raise DrillError("the daemon does not see the scratch VEs' filesystems")
+            time.sleep(0.02)
+
+    # --- watching -------------------------------------------------------------------------------
+
+    def _follow(self, ve_id: str) -> dict[str, Any] | None:
+        """The target's incident when it has ended; None when none was opened."""
+        timeout_s = _QUIET_S if self._fault.name == "none" else _DETECT_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
+        said, idle_since = "", None
+        while time.monotonic() < deadline:
+            found = self._client.get("/v1/incidents", all="1", ve=ve_id)["incidents"]
+            if found:
+                if deadline - time.monotonic() < _END_TIMEOUT_S - timeout_s:
+                    deadline = time.monotonic() + _END_TIMEOUT_S
+                said = self._tell(found[0], said)
+                idle_since = self._idle_since(found[0], idle_since)
+                if found[0]["state"] in _ENDED and found[0]["timeline"].get("notified"):
+                    return dict(found[0])
+                if found[0]["state"] in _ENDED:
+                    deadline = min(deadline, time.monotonic() + _QUIET_S)
+            time.sleep(0.02)
+        found = self._client.get("/v1/incidents", all="1", ve=ve_id)["incidents"]
+        return dict(found[0]) if found else None
+
+    def _idle_since(self, incident: dict[str, Any], before: float | None) -> float | None:
+        """Since when nothing has been done about it; raises DrillError when nothing will be."""
+        if incident["state"] not in _IDLE:
+            return None
+        if before is not None and time.monotonic() - before > _DETECT_TIMEOUT_S:
+            why = str(self._client.get(f"/v1/incidents/{incident['id']}/why")["text"])
+            refused = [line.strip() for line in why.splitlines() if line.startswith("  NO ")]
+            reason = "; ".join(refused) or f"it is {incident['state']}"
+            raise DrillError(f"the daemon does nothing about {incident['id']}: {reason}")
+        return before if before is not None else time.monotonic()
+
+    def _tell(self, incident: dict[str, Any], said: str) -> str:
+        running = [step for step in incident["steps"] if step["state"] == "running"]
+        text = f"incident {incident['id']}: {incident['class']}, {incident['state']}"
+        if running and running[0]["detail"]:
+            text += f": {running[0]['detail']}"
+        if text != said:
+            self._say(text)
+        return text
+
+    # --- judging --------------------------------------------------------------------------------
+
+    def _judge_none(self, verdict: Verdict, ves: dict[str, str]) -> None:
+        for ve_id in ves.values():
+            found = self._client.get("/v1/incidents", all="1", ve=ve_id)["incidents"]
+            verdict.expect(not found, f"an incident was opened for nothing: {ve_id}")
+
+    def _judge_incident(
+        self, verdict: Verdict, incident: dict[str, Any] | None, receiver: Receiver
+    ) -> None:
+        if incident is None:
+            verdict.expect(
+                holds=False, otherwise="no incident was opened: the fault went unnoticed"
+            )
+            return
+        outcome = incident["outcome"] or incident["state"]
+        detail = next((s["detail"] for s in reversed(incident["steps"]) if s["detail"]), "")
+        verdict.expect(outcome == "repaired", f"the incident ended as {outcome}: {detail}")
+        for milestone in measure.MILESTONES:
+            known = incident["timeline"].get(milestone)
+            verdict.expect(known is not None, f"it was never {milestone}")
+        verdict.expect(not receiver.bad_signatures, "a notice had a wrong signature")
+        kinds = [notice["type"].rpartition(".")[2] for _, notice in receiver.notices]
+        verdict.expect("opened" in kinds and "repaired" in kinds, f"notices received: {kinds}")
+
+    def _judge_bystander(self, verdict: Verdict) -> None:
+        seen = self._result["bystander"]
+        verdict.expect(seen["errors"] == 0, f"the bystander saw {seen['errors']} errors")
+        verdict.expect(seen["writes"] > 0, "the bystander did not write")
+
+    def _judge_files(
+        self, verdict: Verdict, paths: ScenePaths, control: ControlServer, before: list[str]
+    ) -> None:
+        acked = list(control.records[TARGET].acked)
+        measure.drop_caches(paths)
+        files, found = measure.compare(control, before, acked, self._fault.expected_lost)
+        self._result |= {"files": asdict(files), "acked": asdict(found)}
+        verdict.expect(
+            files.lost <= files.expected_lost, f"{files.lost} files are lost with their content"
+        )
+        verdict.expect(found.lost == 0, f"{found.lost} acknowledged writes are lost")
+        verdict.expect(found.written > 0, "the writer has written nothing")
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            print(text, flush=True)
+
+
+@contextmanager
+def _janitor(paths: ScenePaths) -> Iterator[None]:
+    """Something that cleans up when this process closes the pipe, or dies."""
+    process = subprocess.Popen(
+        janitor.command(paths), stdin=subprocess.PIPE, start_new_session=True, cwd="/"
+    )
+    try:
+        yield
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        process.wait()
+
+
+def _start(paths: ScenePaths, name: str) -> None:
+    done = subprocess.run(
+        ve.command("start", paths.spec(name)),
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise DrillError(f"the scratch VE {name} does not start: {done.stderr.strip()}")
+
+
+def _quietly_forget(client: Client, ve_id: str) -> None:
+    with suppress(ClientError):  # the daemon forgets it anyway when this process ends
+        client.delete(f"/v1/scratch-ves/{ve_id}")
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _show(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    print()
+    for name, seconds in result["timeline_s"].items():
+        print(f"  {name:<11} {'-' if seconds is None else f'{seconds:8.3f} s'}")
+    if result["outage_s"] is not None:
+        print(f"  reads stopped for {show_duration(result['outage_s'])}", end=", ")
+        print(f"writes for {show_duration(result['write_pause_s'])}")
+    for key in ("files", "acked", "bystander"):
+        if result[key]:
+            print(f"  {key}: " + ", ".join(f"{k} {v}" for k, v in result[key].items()))
+    for reason in result["why_failed"]:
+        print(f"  - {reason}")
+    print("passed" if result["passed"] else "FAILED")

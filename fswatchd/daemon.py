@@ -1,0 +1,416 @@
+"""`fswatchd`: puts the parts together, and takes them apart again.
+
+Data flows one way: sources → intake → book → decider → executor → actions → outcome → notices. This
+module knows all of them; none of them knows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from systemd import daemon as systemd
+
+from fswatchd import __version__, config, doctor, logs, rulefiles, views
+from fswatchd.actions.contain import ContainAction
+from fswatchd.actions.fsck import FsckAction
+from fswatchd.actions.notify import NotifyAction
+from fswatchd.actions.quarantine import QuarantineAction
+from fswatchd.actions.remount import RemountAction
+from fswatchd.actions.snapshot import SnapshotAction
+from fswatchd.actions.task_steps import FreezeAction, ThawAction
+from fswatchd.actions.ve_steps import StartAction, StopAction
+from fswatchd.api import server
+from fswatchd.api.auth import Peer
+from fswatchd.api.listen import Endpoints, RuntimeDirectory
+from fswatchd.api.status import StatusView
+from fswatchd.api.status import disarm as disarm_document
+from fswatchd.book import IncidentBook
+from fswatchd.config import ChannelTable, Config
+from fswatchd.engine.closer import Closer
+from fswatchd.engine.decider import Decider
+from fswatchd.engine.executor import Executor
+from fswatchd.engine.history import History
+from fswatchd.engine.intake import Intake
+from fswatchd.engine.listening import Listening
+from fswatchd.engine.operator import Operator
+from fswatchd.engine.retention import Retention
+from fswatchd.engine.scratch import ScratchVes
+from fswatchd.engine.stream import EventStream
+from fswatchd.engine.substrate import Substrate
+from fswatchd.errors import ConfigError, FswatchError
+from fswatchd.exitcode import Exit
+from fswatchd.inventory import lookup
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.watch import InventoryWatch
+from fswatchd.notify.journal import JournalNotices
+from fswatchd.notify.journal_socket import JournalSocket
+from fswatchd.notify.notices import Notices
+from fswatchd.notify.outbox import Outbox
+from fswatchd.notify.webhook import Channel
+from fswatchd.platforms.declared import DeclaredPlatform
+from fswatchd.platforms.drill import DrillPlatform
+from fswatchd.platforms.engines import EnginePlatform, docker, podman
+from fswatchd.platforms.incus import IncusPlatform
+from fswatchd.platforms.lxc import LxcPlatform
+from fswatchd.platforms.nspawn import NspawnPlatform
+from fswatchd.platforms.proxmox import ProxmoxPlatform
+from fswatchd.steps import Action, ActionSettings
+from fswatchd.store import Store
+
+log = logging.getLogger(__name__)
+
+_WATCHDOG_SHARE = 0.4
+_WITHOUT_ROOT = (
+    "not root: fanotify, /dev/kmsg where it is restricted, other mount namespaces (and so most "
+    "VEs), and every step of a repair cannot work"
+)
+
+
+class Daemon:
+    """One running daemon: `start`, then `run` until told to stop, then `stop`."""
+
+    def __init__(self, settings: Config) -> None:
+        self._config = settings
+        self._since_ns = time.time_ns()
+        node = settings.daemon.node
+        self.store = Store(settings.daemon.state_dir / "fswatchd.db")
+        self.stream = EventStream(self.store)
+        self._book = IncidentBook(self.store, node)
+        self._drills = DrillPlatform()
+        engines: list[IncusPlatform | EnginePlatform] = [
+            IncusPlatform("incus", "incus", "/var/lib/incus/unix.socket"),
+            IncusPlatform("lxd", "lxc", "/var/lib/lxd/unix.socket"),
+            podman(),
+            docker(),
+        ]
+        self._engines = engines
+        self.inventory = Inventory(
+            [
+                ProxmoxPlatform(),
+                NspawnPlatform(),
+                *engines,
+                LxcPlatform(),
+                DeclaredPlatform(settings.daemon.ves),
+                self._drills,
+            ]
+        )
+        self._watch = InventoryWatch(self.inventory)
+        for engine in engines:
+            engine.asked.changed = self._watch.poke
+        self._history = History(self.store)
+        self._intake = Intake(self.store, self._book, self.inventory, self.stream)
+        self._listening = Listening(
+            self.store,
+            self._intake,
+            self.inventory,
+            self._watch,
+            settings.sources,
+            settings.daemon.canary,
+        )
+        self._outbox = Outbox(self.store, node, lambda delivery: self._notices.delivered(delivery))
+        self._notices = Notices(self._book, self._outbox)
+        self._journal = JournalNotices(self._book, JournalSocket())
+        self._scratch = ScratchVes(self._drills, self.inventory, self._notices)
+        self._make_engine()
+        self._rule_problems: list[str] = []
+        self._runtime = RuntimeDirectory(settings.daemon.runtime_dir)
+        self._endpoints = Endpoints()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _make_engine(self) -> None:
+        repair = self._config.repair
+        settings = ActionSettings(
+            node=self._config.daemon.node,
+            state_dir=self._config.daemon.state_dir,
+            reserve_share=repair.reserve_percent / 100,
+            reserve_bytes=repair.reserve,
+            stop_timeout_s=repair.stop_timeout,
+            kill_timeout_s=repair.kill_timeout,
+            start_timeout_s=repair.start_timeout,
+        )
+        actions: dict[str, Action] = {
+            "notify": NotifyAction(self._notices),
+            "remount": RemountAction(),
+            "snapshot": SnapshotAction(),
+            "fsck": FsckAction(),
+            "contain": ContainAction(),
+            "freeze": FreezeAction(),
+            "thaw": ThawAction(),
+            "stop": StopAction(),
+            "start": StartAction(),
+            "quarantine": QuarantineAction(),
+        }
+        self._executor = Executor(
+            self._book,
+            self.inventory,
+            self._listening.state,
+            self._history,
+            settings,
+            actions,
+            self._plan_ended,
+            lambda incident_id, delay_s: self._decider.poke(incident_id, delay_s),
+        )
+        self._decider = Decider(
+            self._book,
+            self.inventory,
+            self._history,
+            self._config.daemon.mode,
+            submit=self._executor.submit,
+            running=self._executor.running,
+            on_decided=self._notices.opened,
+            substrate=Substrate(self.inventory, self._listening.state, self._book),
+        )
+        self._closer = Closer(
+            self._book,
+            self.inventory,
+            self._listening.state,
+            forget_volume=self._listening.memory.forget,
+            poke=self._decider.poke,
+        )
+        self._intake.subscribe(self._decider.poke)
+        self._intake.subscribe(self._closer.event_joined)
+        self.operator = Operator(
+            self._book,
+            self.store,
+            self.inventory,
+            self._listening.state,
+            self._decider,
+            self._executor,
+            self._history,
+            settings,
+        )
+        self._status = StatusView(self.inventory, self._listening.state, self._book)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring everything up; raises FswatchError where the daemon cannot run at all."""
+        self._runtime.claim()
+        channels = self._channels()
+        await self.store.open()
+        self.stream.begin()
+        await self._history.load()
+        await self._listening.load_stored()
+        self._intake.remember_records(await self.store.recent_records())
+        await self._book.load()
+        await self._intake.catch_up()
+        self.reload_rules()
+        await self._outbox.start(channels)
+        self._watch.start()
+        await self._listening.start()
+        self.inventory.subscribe(on_vanished=lambda _: self._closer.wake())
+        await self.inventory.refresh()
+        await self._executor.recover()
+        self._run_forever("inventory watch", self._watch.run)
+        self._run_forever("closer", self._closer.run)
+        self._run_forever("retention", Retention(self.store).run)
+        self._run_forever("marks", self._listening.keep_marked)
+        self._run_forever("hearing", self._listening.hearing.run)
+        self._run_forever("watchdog", self._feed_watchdog)
+        self._decider.poke_all()
+        await self._serve()
+        # What has been made until now stays: no use in looking through it for garbage again.
+        gc.collect()
+        gc.freeze()
+        systemd.notify("READY=1\nSTATUS=watching")
+        log.info(
+            "fswatchd %s on %s: %d VEs, %d filesystems, mode %s, API %s",
+            __version__,
+            self._config.daemon.node,
+            len(self.inventory.view.ves),
+            len(self.inventory.view.superblocks),
+            self._decider.mode,
+            self._runtime.socket,
+        )
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT; SIGHUP reads the rules again."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await self._stopping.wait()
+
+    async def stop(self) -> None:
+        """Take everything down in the opposite order."""
+        systemd.notify("STOPPING=1")
+        self.stream.close()
+        await self._endpoints.close()
+        self._decider.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._executor.stop()
+        await self._listening.stop()
+        await self._intake.settle()
+        self._watch.stop()
+        await self._outbox.stop()
+        if unsent := self._journal.close():
+            log.warning("the journal has not taken %d entries about incidents", unsent)
+        self._book.flush()
+        for engine in self._engines:
+            await engine.asked.close()
+        await self.inventory.close()
+        await self.store.close()
+        self._runtime.release()
+
+    def reload_rules(self) -> None:
+        """Read the rules again; where anything is wrong the last good set stays."""
+        rules, problems = rulefiles.load(self._config.daemon.rules)
+        self._rule_problems = [str(problem) for problem in problems]
+        if problems:
+            log.error(
+                "the rules have errors, the last good ones stay:\n%s",
+                "\n".join(self._rule_problems),
+            )
+            return
+        self._decider.rules = rules
+        log.info("%d rules", len(rules.rules))
+        self._decider.poke_all()
+
+    def _reload(self) -> None:
+        systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self.reload_rules()
+        self._watch.poke()
+        systemd.notify("READY=1")
+
+    # --- what the parts tell each other ---------------------------------------------------------
+
+    def _plan_ended(self, _incident_id: str) -> None:
+        self._closer.wake()
+        self._decider.poke_waiting()
+
+    # --- for the API ----------------------------------------------------------------------------
+
+    def status(self, ve: str | None) -> dict[str, Any]:
+        """See server.Facade."""
+        only = lookup.find_ve(self.inventory.view, ve) if ve else None
+        return {
+            "node": self._config.daemon.node,
+            "mode": self._decider.mode,
+            "since": views.timestamp(self._since_ns),
+            "version": __version__,
+            **self._listening.document(),
+            "ves": self._status.ves(only),
+            "incidents": self._status.incidents(only),
+            "rules": {
+                "count": len(self._decider.rules.rules),
+                "problems": self._rule_problems,
+            },
+            "platforms": {"problems": self.inventory.problems},
+            "disarmed": [disarm_document(d) for d in self._history.current_disarms()],
+            "notices": {"waiting": self._outbox.waiting(), "failing": self._outbox.failures},
+            "journal": self._journal.status(),
+            "store": {"problem": self.store.failed},
+        }
+
+    async def doctor(self) -> list[dict[str, Any]]:
+        """See server.Facade."""
+        findings = await doctor.examine(
+            self._config,
+            self._listening.statuses(),
+            self.inventory,
+            list(self._config.channel),
+        )
+        return [finding.document() for finding in findings]
+
+    async def register_scratch_ve(self, peer: Peer, body: dict[str, Any]) -> str:
+        """See server.Facade: the VE is forgotten when the asking process ends."""
+        return await self._scratch.register(peer.pid, body)
+
+    async def forget_scratch_ve(self, ve_id: str) -> None:
+        """See server.Facade."""
+        await self._scratch.forget(ve_id)
+
+    # --- plumbing -------------------------------------------------------------------------------
+
+    def _run_forever(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        async def guarded() -> None:
+            try:
+                await work()
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                # Without one of its parts the daemon would look alive and be deaf.
+                log.critical("%s has ended unexpectedly", name, exc_info=True)
+                self._stopping.set()
+                raise
+
+        self._tasks.append(asyncio.create_task(guarded(), name=name))
+
+    async def _feed_watchdog(self) -> None:
+        interval_us = int(os.environ.get("WATCHDOG_USEC", "0"))
+        while True:
+            if interval_us:
+                systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(interval_us / 1e6 * _WATCHDOG_SHARE if interval_us else 3600)
+
+    def _channels(self) -> list[Channel]:
+        return [_channel(name, table) for name, table in self._config.channel.items()]
+
+    async def _serve(self) -> None:
+        group = self._config.api.group
+        await self._endpoints.on_socket(
+            server.application(self), lambda: self._runtime.listening_socket(group)
+        )
+        if self._config.api.http:
+            await self._endpoints.on_loopback(
+                server.application(self, changes=False), self._config.api.http
+            )
+
+
+def _channel(name: str, table: ChannelTable) -> Channel:
+    secret = config.read_secret(table.secret_file) if table.secret_file else None
+    return Channel(name=name, url=table.url, secret=secret)
+
+
+async def _serve(settings: Config) -> None:
+    daemon = Daemon(settings)
+    try:
+        await daemon.start()
+        await daemon.run()
+    finally:
+        await daemon.stop()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program `fswatchd`."""
+    parser = argparse.ArgumentParser(
+        prog="fswatchd", description="Watch filesystems of VEs, repair them while the node runs."
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="default: /etc/fswatchd/fswatchd.toml"
+    )
+    parser.add_argument("--version", action="version", version=f"fswatchd {__version__}")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = config.load(arguments.config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - there is no log yet
+        return 65
+    if sys.version_info < (3, 12):
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+    listener = logs.set_up()
+    if os.geteuid() != 0:
+        log.warning("%s", _WITHOUT_ROOT)
+    try:
+        asyncio.run(_serve(settings))
+    except FswatchError as error:
+        log.critical("%s", error)
+        return Exit.DATA if isinstance(error, ConfigError) else 1
+    finally:
+        listener.stop()
+    return 0

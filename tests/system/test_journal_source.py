@@ -1,0 +1,202 @@
+"""The journal as a source, with a real journald: what it hears, rotation, vacuum, restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fswatchd.engine import canary
+from tests.system.conftest import wait_until
+from tests.system.test_sources import TestKernelLog as KernelLog
+from tests.system.test_sources import image, mounted, trigger
+
+__all__ = ["image"]
+
+
+@pytest.fixture
+def journald(work) -> Iterator[subprocess.Popen[bytes]]:
+    """A journald in a mount namespace of its own: two would share one another's lines."""
+    script = (
+        "mount -t tmpfs none /run/log && mkdir -p /run/systemd/journal /run/log/journal &&"
+        "mount -t tmpfs none /run/systemd/journal && exec /lib/systemd/systemd-journald"
+    )
+    os.makedirs("/run/log", exist_ok=True)
+    os.makedirs("/run/systemd/journal", exist_ok=True)
+    process = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(
+        lambda: list(Path(f"/proc/{process.pid}/root/run/log/journal").glob("*/*.journal")),
+        what="a journal",
+    )
+    yield process
+    process.terminate()
+    process.wait(10)
+
+
+READ = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from fswatchd.kernlog.grammar import shipped
+from fswatchd.sources.journal import JournalSource
+
+kept = Path(sys.argv[3])
+
+class Sink:
+    def event(self, event):
+        if event.device == sys.argv[4]:
+            print("EVENT", event.detail.rpartition(" ")[2], flush=True)
+    def lost(self, lost): print("LOST", lost.reason, flush=True)
+    def canary(self, source, token): print("CANARY", token, flush=True)
+
+class Cursor:
+    def load(self): return kept.read_text() if kept.exists() else None
+    def save(self, value):
+        kept.write_text(value)
+        print("CURSOR", flush=True)
+
+async def main():
+    source = JournalSource(Sink(), shipped(), Cursor(), path=sys.argv[2])
+    await source.start()
+    source.expect_canary("singing")
+    print("READY", source.status.state, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+class Reader:
+    """The source in a process of its own, on this journald's files."""
+
+    def __init__(self, directory: Path, work: Path, device: str) -> None:
+        self.directory = directory
+        self._device = os.path.basename(device)
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", READ, str(Path(__file__).parents[2])),
+                *(str(directory), str(work / "cursor"), self._device),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def says(self) -> str:
+        """The next thing that it has heard, but for cursors."""
+        assert self._process.stdout is not None
+        while (line := self._process.stdout.readline().strip()) == "CURSOR":
+            pass
+        return line
+
+    def keeps_its_place(self) -> None:
+        """Until it has saved a cursor."""
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "CURSOR\n"
+
+    def close(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@pytest.fixture
+def reader(work, image, journald):
+    device = mounted(work, image)
+    made: list[Reader] = []
+
+    def read() -> Reader:
+        (directory,) = Path(f"/proc/{journald.pid}/root/run/log/journal").iterdir()
+        made.append(Reader(directory, work, device))
+        return made[-1]
+
+    read.device = device
+    yield read
+    for one in made:
+        one.close()
+
+
+def test_the_kernels_own_lines_are_heard_and_forged_ones_are_not(reader, journald) -> None:
+    reading = reader()
+    assert reading.says() == "READY ok"
+    forged = KernelLog.FORGED.format(os.path.basename(reader.device))
+    with open("/dev/kmsg", "w") as kmsg:
+        kmsg.write(f"<2>{forged}\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(
+            f"MESSAGE={forged}\nSYSLOG_IDENTIFIER=kernel\nSYSLOG_FACILITY=0\n"
+            "_TRANSPORT=kernel\nPRIORITY=2\n".encode(),
+            f"/proc/{journald.pid}/root/run/systemd/journal/socket",
+        )
+    trigger(reader.device, "true")
+    assert reading.says() == "EVENT true"
+
+
+def test_the_canary_comes_through_journald(reader) -> None:
+    reading = reader()
+    assert reading.says() == "READY ok"
+    canary.write_record("another")
+    canary.write_record("singing")
+    assert reading.says() == "CANARY singing"
+
+
+def test_nothing_is_lost_when_the_journal_is_rotated(reader, journald) -> None:
+    reading = reader()
+    assert reading.says() == "READY ok"
+    for number in range(3):
+        trigger(reader.device, f"before{number}")
+        before = set(reading.directory.iterdir())
+        journald.send_signal(signal.SIGUSR2)
+        wait_until(lambda before=before: set(reading.directory.iterdir()) - before)
+        trigger(reader.device, f"after{number}")
+        assert reading.says() == f"EVENT before{number}"
+        assert reading.says() == f"EVENT after{number}"
+
+
+def test_a_restart_repeats_and_loses_nothing(reader) -> None:
+    first = reader()
+    assert first.says() == "READY ok"
+    trigger(reader.device, "heard")
+    assert first.says() == "EVENT heard"
+    first.keeps_its_place()
+    first.close()
+    trigger(reader.device, "missed")
+    second = reader()
+    assert second.says() == "READY ok"
+    assert second.says() == "EVENT missed"
+
+
+def test_a_place_that_was_vacuumed_is_a_loss_and_reading_goes_on(reader, journald) -> None:
+    first = reader()
+    assert first.says() == "READY ok"
+    trigger(reader.device, "kept")
+    assert first.says() == "EVENT kept"
+    first.keeps_its_place()
+    first.close()
+    journald.send_signal(signal.SIGUSR2)
+    archived = wait_until(lambda: list(first.directory.glob("system@*")))
+    for file in archived:
+        file.unlink()
+    second = reader()
+    assert second.says().startswith("LOST the journal no longer has the place")
+    assert second.says() == "READY ok"
+    trigger(reader.device, "later")
+    assert second.says() == "EVENT later"
+
+
+def test_a_cursor_that_is_no_cursor_is_a_loss_and_reading_goes_on(reader, work) -> None:
+    (work / "cursor").write_text("rubbish")
+    reading = reader()
+    assert reading.says().startswith("LOST")
+    assert reading.says() == "READY ok"
+    trigger(reader.device, "later")
+    assert reading.says() == "EVENT later"

@@ -1,0 +1,114 @@
+"""A filesystem that does not answer hangs nobody who looks for another one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fswatchd.devno import Devno
+from fswatchd.helpers.client import Helper
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.kernel import namespaces
+from fswatchd.kernel.syscalls import mount
+
+_HELPER = "fswatchd.helpers.mounts"
+
+
+@pytest.fixture
+def filesystem(work: Path) -> Path:
+    """An ext4, mounted."""
+    image, point = work / "a.img", work / "a"
+    with image.open("xb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True, capture_output=True)
+    point.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    return point
+
+
+@pytest.fixture
+def silent(filesystem: Path) -> Iterator[int]:
+    """A FUSE server, mounted over the ext4, that answers nothing, not even FUSE_INIT."""
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0"
+    mount("silent", str(filesystem), "fuse", 0, options)
+    yield server
+    os.close(server)  # which ends the connection, and so whoever waits
+    subprocess.run(["umount", "-l", filesystem], check=True)
+
+
+def devno_of(point: Path) -> Devno:
+    return Devno.of(point.stat().st_dev)
+
+
+async def ask(helper: Helper, point: Path, devno: Devno) -> None:
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    try:
+        message = {"path": str(point), "devno": str(devno)}
+        _, fds = await helper.request(message, (namespace,), timeout_s=5)
+    finally:
+        os.close(namespace)
+    for fd in fds:
+        os.close(fd)
+
+
+async def test_what_answers_is_opened(filesystem: Path) -> None:
+    helper = Helper(_HELPER)
+    try:
+        await ask(helper, filesystem, devno_of(filesystem))
+    finally:
+        await helper.close()
+
+
+async def test_what_does_not_answer_is_seen_to_be_another(
+    filesystem: Path, request: pytest.FixtureRequest
+) -> None:
+    devno = devno_of(filesystem)
+    server = request.getfixturevalue("silent")
+    helper = Helper(_HELPER)
+    try:
+        with pytest.raises(OSError, match=f"instead of {devno}"):
+            await ask(helper, filesystem, devno)
+    finally:
+        assert server > 0
+        await helper.close(kill=True)
+
+
+async def test_another_mount_of_it_is_opened_instead(
+    filesystem: Path, work: Path, request: pytest.FixtureRequest
+) -> None:
+    (work / "b").mkdir()
+    subprocess.run(["mount", "--bind", filesystem, work / "b"], check=True)
+    devno = devno_of(filesystem)
+    request.getfixturevalue("silent")
+    inventory = Inventory([])
+    try:
+        await inventory.refresh()
+        async with inventory.opened(inventory.view.superblocks[devno]) as fd:
+            assert fd > 0
+    finally:
+        await inventory.close()
+
+
+def test_who_mounts_or_renames_elsewhere_does_not_make_it_fail(
+    filesystem: Path, work: Path
+) -> None:
+    """As platforms do all the time; a lookup in the cache is given up then."""
+    line = "while :; do mv {0}/x {0}/y; mv {0}/y {0}/x; mount --bind {0} {0}; umount {0}; done"
+    (work / "busy" / "x").mkdir(parents=True)
+    child = subprocess.Popen(["sh", "-c", line.format(work / "busy")], stderr=subprocess.DEVNULL)
+    devno = devno_of(filesystem)
+    own_proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
+    try:
+        for _ in range(20_000):
+            os.close(namespaces.open_mount(str(filesystem), devno, own_proc))
+    finally:
+        os.close(own_proc)
+        child.kill()
+        child.wait()
+        while subprocess.run(["umount", work / "busy"], capture_output=True).returncode == 0:
+            pass

@@ -1,0 +1,30 @@
+"""What a person asks to be repaired is what is repaired."""
+
+from __future__ import annotations
+
+from fswatchd.kernel import cgroup
+from tests.system import rules
+from tests.system.conftest import wait_until
+
+
+def test_two_stopped_ves_are_two_incidents(daemon, make_ve) -> None:
+    """An open incident of one stopped VE is not what a request for another one finds."""
+    first, second = make_ve(before={"start": "exit 1"}), make_ve("ve102")
+    daemon.configure(rules=rules.repair(), more='[repair]\nstart_timeout = "1s"\n')
+    for ve in (first, second):
+        ve.declare()
+    daemon.start()
+    wait_until(lambda: len(daemon.status()["ves"]) >= 2, what="both to be known")
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    one = daemon.wait_for_incident("needs-operator")
+    before = first.inode
+    answer = daemon.client.post("/v1/repair", {"target": "ve102"})
+    assert answer["id"] != one["id"]
+    wait_until(lambda: cgroup.pids(second.cgroup), what="ve102 to be started")
+    two = daemon.wait_for_incident("verifying", "closed", "needs-operator", ve="ve102")
+    assert two["ves"] == ["declared:ve102"], daemon.why(two["id"])
+    assert [i["id"] for i in daemon.incidents("ve101")] == [one["id"]]
+    assert first.inode == before
+    assert cgroup.pids(first.cgroup) == []
+    again = daemon.client.post("/v1/repair", {"target": "ve101"})
+    assert again["id"] == one["id"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fswatchd.devno import Devno
-from fswatchd.kernel import loop
+from fswatchd.kernel import block, fs, loop
 from fswatchd.sources.uevent import UeventSource
 from tests.collected import Collected
 from tests.system import rules
@@ -325,19 +325,25 @@ def test_sources_that_are_switched_off_hear_nothing(daemon, work, image) -> None
 
 
 def test_an_io_error_below_a_ve_is_no_reason_to_repair_it(daemon, make_ve, work) -> None:
-    """The image loses its end: the device fails, the filesystem is the victim."""
-    ve = make_ve(on=make_host(work, "ext4", 2 << 30), files=2000)
+    """The filesystem that holds the image is shut down: the VE's device fails, its ext4 suffers."""
+    host = make_host(work, "ext4", 2 << 30)
+    ve = make_ve(on=host, files=10)
     daemon.configure(mode="auto", rules=rules.repair() + rules.TELL)
     ve.declare()
     ve.start()
     daemon.start()
     daemon.wait_until_known("ve101")
     before = ve.inode
-    os.truncate(ve.image, 1 << 20)
-    for path in ve.paths[100:]:
-        ve.ask("read", path=path)
+    fd = os.open(host, os.O_RDONLY)
+    try:
+        fs.shutdown(fd)
+    finally:
+        os.close(fd)
+    with pytest.raises(OSError, match="Input/output error"):
+        block.read_ends(ve.device)
     incident = wait_until(
         lambda: next((i for i in daemon.incidents("ve101") if i["class"] == "io_error"), None), 60
     )
     assert incident["rule"] in {"tell", None}
+    assert incident["steps"] == [] or {s["name"] for s in incident["steps"]} == {"notify"}
     assert ve.inode == before

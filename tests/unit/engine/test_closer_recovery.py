@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from fswatchd.engine.closer import Closer
+from fswatchd.engine.closer import NS, Closer
+from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Health
 from fswatchd.incidents import Incident
 from tests.unit import builders
@@ -29,8 +30,9 @@ def test_an_incident_whose_first_event_has_not_joined_yet_is_not_closed(
     *, has_events: bool
 ) -> None:
     incident = builders.incident(builders.event("kmsg"), healthy_s=0.001)
-    if not has_events:
-        incident = replace(incident, recent=(), confirmed=False)
+    # A machine may have been started just now.
+    recent = ((boottime_ns() - NS, "kmsg", 1),) if has_events else ()
+    incident = replace(incident, recent=recent, confirmed=False)
     superblock = SimpleNamespace(
         disk_sequence=incident.filesystem.disk_sequence, devno=builders.LOOP3
     )

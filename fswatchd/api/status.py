@@ -10,7 +10,7 @@ from fswatchd.events import Health, VeState
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, describe
-from fswatchd.policy import Disarm
+from fswatchd.situation import Disarm
 from fswatchd.sources.state import StateSource
 
 _REPAIRING = {State.ACTING, State.VERIFYING}

@@ -10,23 +10,16 @@ from dataclasses import replace
 
 from fswatchd import policy, views
 from fswatchd.book import IncidentBook
+from fswatchd.cause import Cause, Layer, blame
 from fswatchd.engine.history import History, boottime_ns
 from fswatchd.engine.substrate import Substrate
 from fswatchd.events import printable
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, VeId
-from fswatchd.policy import (
-    Cause,
-    Decision,
-    Layer,
-    PolicyState,
-    RunningRepair,
-    Scope,
-    VeFacts,
-    Verdict,
-)
+from fswatchd.policy import Decision, Verdict
 from fswatchd.rules import Mode, RuleSet
+from fswatchd.situation import PolicyState, RunningRepair, Scope, VeFacts
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +172,7 @@ class Decider:
     def _decide(self, incident: Incident, layers: tuple[Layer, ...]) -> None:
         incident, layers = _without_errors_for_want_of_space(incident, layers)
         scope = replace(self.scope(incident), beneath=layers)
-        cause = policy.blame(layers)
+        cause = blame(layers)
         incident = self._blamed(incident, cause)
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
         decision = policy.decide(rules, incident, scope, self.policy_state(), boottime_ns())

@@ -22,10 +22,11 @@ from fswatchd.incidents import Incident, Outcome, State, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, describe
 from fswatchd.kernel import cgroup
-from fswatchd.policy import Decision, RunningRepair, Scope
+from fswatchd.policy import Decision
 from fswatchd.repair import clone, freeze, resume, rollback
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.rules import Step, step_from_options
+from fswatchd.situation import RunningRepair, Scope
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import Action, ActionSettings, Next, StepEnded, StepResult, refuse
 from fswatchd.store import StoreError

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fswatchd.kernel import proc
-from fswatchd.policy import Disarm
+from fswatchd.situation import Disarm
 from fswatchd.store import Store
 
 

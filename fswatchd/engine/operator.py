@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fswatchd import policy
+from fswatchd import guards
 from fswatchd.book import IncidentBook
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
@@ -17,9 +17,9 @@ from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, describe
-from fswatchd.policy import Disarm
 from fswatchd.repair import clone, preview, rollback, scope
 from fswatchd.repair.clone_repair import require_image
+from fswatchd.situation import Disarm
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
 from fswatchd.store import Store
@@ -215,7 +215,7 @@ class Operator:
 
     def _refuse_if_not_repairable(self, filesystem: Filesystem, ves: tuple[str, ...]) -> None:
         asked = self._book.new(filesystem, Domain.DAMAGE, ves)
-        refused = policy.refused_scope(self._decider.scope(asked))
+        refused = guards.refused_scope(self._decider.scope(asked))
         if refused is None and filesystem.fstype not in scope.REPAIRABLE:
             refused = f"{filesystem.fstype} cannot be repaired by this version"
         if refused is not None:

@@ -1,7 +1,7 @@
 """How everything beneath an incident's filesystem is at this moment, for the policy to judge.
 
 Facts only: room by statfs on a descriptor of the filesystem, sysfs of the devices, what open
-incidents say of each object. Who is to blame is decided in `policy.blame`.
+incidents say of each object. Who is to blame is decided in `blame`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from fswatchd import views
 from fswatchd.book import IncidentBook
+from fswatchd.cause import Layer
 from fswatchd.devno import Devno
 from fswatchd.events import DEVICE_CLASSES, Domain
 from fswatchd.helpers.client import HelperError
@@ -19,7 +20,6 @@ from fswatchd.incidents import Incident
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, Superblock
 from fswatchd.kernel import block
-from fswatchd.policy import Layer
 from fswatchd.sources.state import StateSource
 
 _STATFS_TIMEOUT_S = 3.0

@@ -37,11 +37,28 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commands:
-    """How the platform starts, stops and kills a VE; empty where it cannot."""
+    """How the platform starts, stops, kills, freezes and thaws a VE; empty where it cannot.
+
+    A VE without `freeze` is frozen by its cgroup.
+    """
 
     start: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     kill: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    thaw: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """What keeps the platform's own tools away from a VE while something is done to it.
+
+    Either a `file` that they flock(2), or commands that set and take away a lock of theirs.
+    """
+
+    file: str | None = None
+    take: tuple[str, ...] = ()
+    release: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +67,7 @@ class Ve:
 
     `namespace` is None while it does not run and where it shares the node's; `namespace_id` is the
     kernel's own id of it, which is never given away again (None before Linux 6.11). `node_mounts`
-    says
-    that the platform mounts the VE's volumes in the node's own namespace, and unmounts them when
+    says that the platform mounts the VE's volumes in the node's own namespace, and unmounts them when
     the VE stops. `aliases` are ids that other platforms know the same VE by. `busy` says what its
     platform is doing with it (a backup, a migration), None where nothing. `scratch` is true only
     for VEs that a drill registered with this daemon, `hands_off` for those of a drill that another
@@ -71,6 +87,7 @@ class Ve:
     cgroup: str | None = None
     volumes: tuple[Volume, ...] = ()
     commands: Commands = Commands()
+    lock: Lock | None = None
     node_mounts: bool = False
     aliases: tuple[VeId, ...] = ()
     busy: str | None = None

@@ -7,8 +7,8 @@ from typing import Any
 from fswatchd.devno import Devno
 from fswatchd.events import Domain, EventClass, FsEvent, usual_severity
 from fswatchd.incidents import Filesystem, Incident
-from fswatchd.policy import PolicyState, Scope, VeFacts
 from fswatchd.rules import RuleSet, assemble
+from fswatchd.situation import PolicyState, Scope, VeFacts
 
 NOW_NS = 1_000_000_000_000
 LOOP3 = Devno(7, 3)

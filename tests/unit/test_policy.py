@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fswatchd.cause import Layer, blame
 from fswatchd.events import Health
-from fswatchd.policy import (
-    Decision,
-    Disarm,
-    Layer,
-    RunningRepair,
-    Verdict,
-    blame,
-    decide,
-    for_request,
-)
+from fswatchd.policy import Decision, Verdict, decide, for_request
 from fswatchd.rules import RuleSet
+from fswatchd.situation import Disarm, RunningRepair
 from tests.unit.builders import NOW_NS, event, incident, policy_state, rules, scope, ve_facts
 
 NS = 1_000_000_000

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from fswatchd.engine.executor import Executor
 from fswatchd.incidents import Incident, State
-from fswatchd.policy import RunningRepair
+from fswatchd.situation import RunningRepair
 from tests.unit import builders
 
 ID = "20261121-abcde"

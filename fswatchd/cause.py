@@ -1,0 +1,98 @@
+"""Which of the things that a filesystem rests on is to blame for its trouble. Pure.
+
+`engine.substrate` reads the layers as they are now; what is said here of them decides whether a
+repair waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fswatchd.events import Health
+from fswatchd.units import show_size
+
+# Less than this is no room for a write: the larger of 1 MiB, and a thousandth of up to 64 GiB.
+_FULL_BYTES = 1 << 20
+_FULL_SHARE = 1000
+_FULL_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Something that an incident's filesystem rests on, as it is now; None is not known.
+
+    `name` is `/dev/loop3`, or a filesystem in words. For a device: `errors` it has reported,
+    `readonly`, `missing` members of an array, its `state` where it does not run, and `short_by`
+    bytes that its image lacks. For a filesystem: its room, its health, and `damaged` where an open
+    incident says so. `since_ns` (CLOCK_REALTIME) is when its own incident began.
+    """
+
+    kind: Literal["device", "filesystem"]
+    name: str
+    since_ns: int | None = None
+    errors: int = 0
+    readonly: bool = False
+    missing: int = 0
+    state: str = ""
+    short_by: int = 0
+    free_bytes: int | None = None
+    total_bytes: int = 0
+    free_inodes: int | None = None
+    health: Health = Health.UNKNOWN
+    damaged: str = ""
+    answers: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """What is to blame: `kind` is `space`, `device` or `filesystem`, `name` the object."""
+
+    kind: str
+    name: str
+    text: str
+    since_ns: int | None = None
+
+
+def blame(beneath: Sequence[Layer]) -> Cause | None:
+    """The deepest of the layers that is not well: all above it only suffer from it."""
+    for layer in reversed(beneath):
+        text, kind = _unwell(layer), str(layer.kind)
+        if layer.kind == "filesystem" and is_full(layer):
+            kind = "space"
+        if text is not None:
+            return Cause(kind=kind, name=layer.name, text=text, since_ns=layer.since_ns)
+    return None
+
+
+def is_full(layer: Layer) -> bool:
+    """Whether a filesystem has no room for what a write to an image on it needs."""
+    if layer.free_bytes is None:
+        return False
+    if layer.free_inodes == 0:
+        return True
+    share = min(layer.total_bytes // _FULL_SHARE, _FULL_MOST_BYTES)
+    return layer.free_bytes < max(_FULL_BYTES, share)
+
+
+def _unwell(layer: Layer) -> str | None:
+    if layer.kind == "device":
+        if layer.short_by:
+            return f"its image file is {show_size(layer.short_by)} shorter than the device"
+        if layer.state:
+            return f"it is {layer.state}"
+        if layer.missing:
+            return f"{layer.missing} of its members are missing"
+        if layer.errors:
+            return f"it has reported {layer.errors} errors"
+        return "it is read-only" if layer.readonly else None
+    if not layer.answers:
+        return "it does not answer"
+    if is_full(layer):
+        if layer.free_inodes == 0:
+            return "it has no inodes left"
+        return f"it is full: {show_size(layer.free_bytes or 0)} left"
+    if layer.health in {Health.SHUTDOWN, Health.READONLY}:
+        return f"it is {layer.health.value}"
+    return layer.damaged or None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,11 +75,14 @@ def scene() -> Iterator[ScenePaths]:
 
 @contextmanager
 def daemon(paths: ScenePaths, config: str) -> Iterator[tuple[Client, int]]:
-    """A daemon with this configuration: its client and its process id."""
+    """A daemon with this configuration: its client and its process id.
+
+    As on a node, its runtime directory is on tmpfs.
+    """
+    run = Path("/dev/shm") / paths.name
     path = paths.directory / "bench.toml"
     path.write_text(
-        f'[daemon]\nstate_dir = "{paths.directory}/state"\n'
-        f'runtime_dir = "{paths.directory}/run"\n{config}'
+        f'[daemon]\nstate_dir = "{paths.directory}/state"\nruntime_dir = "{run}"\n{config}'
     )
     with (paths.directory / "bench.log").open("wb") as log:
         process = subprocess.Popen(
@@ -87,13 +91,14 @@ def daemon(paths: ScenePaths, config: str) -> Iterator[tuple[Client, int]]:
             stderr=log,
             cwd=PROJECT,
         )
-    client = Client(f"{paths.directory}/run/api.sock")
+    client = Client(f"{run}/api.sock")
     try:
         wait_until(lambda: _answers(client))
         yield client, process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+        shutil.rmtree(run)
 
 
 def wait_until(question: Callable[[], Any], timeout_s: float = 60.0) -> Any:

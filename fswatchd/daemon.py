@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ from fswatchd.platforms.incus import IncusPlatform
 from fswatchd.platforms.lxc import LxcPlatform
 from fswatchd.platforms.nspawn import NspawnPlatform
 from fswatchd.platforms.proxmox import ProxmoxPlatform
+from fswatchd.spool import Spool
 from fswatchd.steps import Action, ActionSettings
 from fswatchd.store import Store
 
@@ -83,7 +85,10 @@ class Daemon:
         self._config = settings
         self._since_ns = time.time_ns()
         node = settings.daemon.node
-        self.store = Store(settings.daemon.state_dir / "fswatchd.db")
+        self.store = Store(
+            settings.daemon.state_dir / "fswatchd.db",
+            Spool(settings.daemon.runtime_dir / "events.spool"),
+        )
         self.stream = EventStream(self.store)
         self._book = IncidentBook(self.store, node)
         self._drills = DrillPlatform()
@@ -403,6 +408,8 @@ def main(argv: list[str] | None = None) -> int:
         return 65
     if sys.version_info < (3, 12):
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+        # A helper that hangs in the kernel outlives us, and is told of where that matters.
+        warnings.filterwarnings("ignore", "A loop is being detached", RuntimeWarning)
     listener = logs.set_up()
     if os.geteuid() != 0:
         log.warning("%s", _WITHOUT_ROOT)

@@ -2,7 +2,9 @@
 
 What is waiting is written in one transaction, so a storm costs few commits. `synchronous` is NORMAL
 (an event may be lost by a power cut, never half-written) and FULL for a batch with a `durable`
-operation in it. Not here: what is kept and in which form (`store`), but for the tables.
+operation in it. Events go to the `spool` first: from then on the end of the daemon does not lose
+them, however long the disk takes. Not here: what is kept and in which form (`store`), but for the
+tables.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from typing import Any, Protocol, TypeVar
 from pydantic import TypeAdapter
 
 from fswatchd.errors import FswatchError
+from fswatchd.spool import Spool
 
 SCHEMA_VERSION = 1
 _BATCH = 512
+_ANSWER_S = 15.0
 _QUEUE = 20_000
 _KEEP_EVENTS = 200_000
 _PRUNE_EVERY = 1_000
@@ -50,6 +54,10 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_by_state ON outbox (state);
 CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+
+# In the order of the table's columns.
+_INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_SOURCE_COLUMN, _INCIDENT_COLUMN = 2, 13
 
 _LOG_FACT = "event-log"
 
@@ -92,19 +100,24 @@ _LOG: TypeAdapter[_Log] = TypeAdapter(_Log)
 
 
 class Insert(Protocol):
-    """An event to insert: the common case, without the cost of a future."""
+    """An event to insert: the common case, without the cost of a future.
+
+    `stored_ns` (CLOCK_REALTIME) is when it was first kept, 0 before that.
+    """
+
+    stored_ns: int
 
     @property
     def cursor(self) -> int:
         """Its cursor."""
         ...
 
-    def run(self, database: sqlite3.Connection) -> None:
-        """Insert it."""
+    def row(self) -> list[object]:
+        """The columns of the table `event`."""
         ...
 
     def told(self, moment: int | None) -> None:
-        """It was committed (CLOCK_REALTIME ns), or, with None, could not be kept."""
+        """It is in the database, and was kept at this time; None where it could not be."""
         ...
 
 
@@ -116,9 +129,6 @@ class _Operation:
     future: Future[Any]
     durable: bool
 
-    def run(self, database: sqlite3.Connection) -> Any:
-        return self.work(database)
-
 
 _Write = _Operation | Insert
 
@@ -126,8 +136,10 @@ _Write = _Operation | Insert
 class Database:
     """`open` before use; the thread ends with `close`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spool: Spool | None = None) -> None:
         self._path = path
+        self._spool = spool
+        self._spooled = 0
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._synchronous = ""
@@ -153,6 +165,8 @@ class Database:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, 10)
         self._thread = None
+        if self._spool is not None:
+            self._spool.close()
 
     def next_cursor(self) -> int:
         """The cursor of the next event; only the event loop asks."""
@@ -186,8 +200,25 @@ class Database:
         wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
         return wrapped
 
+    async def ask(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` reads; raises StoreError, also when the disk does not answer."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await self.submit(work)
+        except TimeoutError:
+            raise StoreError(
+                f"{self._path} does not answer within {_ANSWER_S:.0f} s",
+                hint="is the filesystem with state_dir frozen, or its disk failing?",
+            ) from None
+
     def insert(self, event: Insert) -> None:
         """Have the thread insert an event, which is `told` in the event loop, in their order."""
+        if self._spool is not None:
+            event.stored_ns = time.time_ns()
+            if self._spool.append([self._log.log_id, *event.row()]):
+                self._spooled = event.cursor
+            else:
+                event.stored_ns = 0
         self._enqueue(event)
 
     def _enqueue(self, write: _Write) -> None:
@@ -267,12 +298,15 @@ class Database:
     def _open_log(self, database: sqlite3.Connection) -> int:
         """The last cursor that may have been used; notes what the end of a run has left unsure."""
         boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
-        last: int = database.execute("SELECT max(id) FROM event").fetchone()[0] or 0
         row = database.execute("SELECT value FROM fact WHERE key = ?", (_LOG_FACT,)).fetchone()
         if row is None:
-            log = _Log(log_id=secrets.token_hex(8), boot_id=boot_id, reserved=last, clean=True)
+            log = _Log(log_id=secrets.token_hex(8), boot_id=boot_id, reserved=0, clean=True)
         else:
             log = _LOG.validate_json(row[0])
+        if self._spool is not None:
+            _take_over(database, self._spool.open(), log.log_id)
+            self._spool.clear()
+        last: int = database.execute("SELECT max(id) FROM event").fetchone()[0] or 0
         skips = log.skips
         if log.reserved > last and not log.clean:
             lost = log.boot_id != boot_id
@@ -304,7 +338,7 @@ class Database:
                 database, durable=any(isinstance(w, _Operation) and w.durable for w in batch)
             )
             if len(batch) == 1 and not isinstance(batch[0], _Operation):
-                batch[0].run(database)  # a statement alone is a transaction
+                _run(database, batch[0])  # a statement alone is a transaction
                 results = [(batch[0], None, None)]
             else:
                 database.execute("BEGIN IMMEDIATE")
@@ -324,14 +358,20 @@ class Database:
         self.failed = str(failures[0]) if failures else None
         for write, result, problem in results:
             if not isinstance(write, _Operation):
-                committed.append((write, None if problem else now))
+                committed.append((write, None if problem else write.stored_ns or now))
             elif problem:
                 write.future.set_exception(problem)
             else:
                 write.future.set_result(result)
         if committed and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(_deliver, committed)
+                self._loop.call_soon_threadsafe(self._deliver, committed)
+
+    def _deliver(self, committed: list[tuple[Insert, int | None]]) -> None:
+        for write, moment in committed:
+            write.told(moment)
+        if self._spool is not None and committed[-1][0].cursor >= self._spooled:
+            self._spool.clear()
 
     def _set_synchronous(self, database: sqlite3.Connection, *, durable: bool) -> None:
         wanted = "FULL" if durable else "NORMAL"
@@ -358,7 +398,7 @@ def _write_one(
     """One write of a batch; when it fails, the others are not taken along."""
     database.execute("SAVEPOINT one")
     try:
-        result: tuple[_Write, Any, StoreError | None] = (write, write.run(database), None)
+        result: tuple[_Write, Any, StoreError | None] = (write, _run(database, write), None)
     except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Whatever is wrong with one write, also a number too large for SQLite.
         database.execute("ROLLBACK TO one")
@@ -367,6 +407,20 @@ def _write_one(
     return result
 
 
-def _deliver(committed: list[tuple[Insert, int | None]]) -> None:
-    for write, moment in committed:
-        write.told(moment)
+def _run(database: sqlite3.Connection, write: _Write) -> Any:
+    if isinstance(write, _Operation):
+        return write.work(database)
+    return database.execute(_INSERT, write.row())
+
+
+def _take_over(database: sqlite3.Connection, records: list[list[Any]], log_id: str) -> None:
+    """Insert what an earlier run has spooled and not written any more.
+
+    Left out is what is reported again, because what its source remembers comes after it in the
+    queue of writes: events of `state`, and those of an incident that was not written either.
+    """
+    for owner, *row in records:
+        incident = row[_INCIDENT_COLUMN]
+        known = database.execute("SELECT 1 FROM incident WHERE id = ?", (incident,)).fetchone()
+        if owner == log_id and row[_SOURCE_COLUMN] != "state" and (incident is None or known):
+            database.execute(f"INSERT OR IGNORE {_INSERT.removeprefix('INSERT')}", row)

@@ -32,7 +32,8 @@ _SCAN = 1_000
 
 _INCIDENT: TypeAdapter[Incident] = TypeAdapter(Incident)
 
-# Called with the event, and when it was committed (CLOCK_REALTIME ns); None when it was not kept.
+# Called when the event is in the database, with when it was kept (CLOCK_REALTIME ns; None: it is
+# not).
 OnCommit = Callable[["StoredEvent", int | None], None]
 
 
@@ -40,8 +41,8 @@ OnCommit = Callable[["StoredEvent", int | None], None]
 class StoredEvent:
     """An event as it is kept; `cursor` grows by one with every event, and is never used again.
 
-    `stored_ns` (CLOCK_REALTIME) is when its transaction was committed; in rows that are read back
-    it is when the row was written into it.
+    `stored_ns` (CLOCK_REALTIME) is when it was kept: in the spool, or without one when its
+    transaction was committed (in rows that are read back: when the row was written into it).
     """
 
     cursor: int
@@ -86,6 +87,7 @@ class _EventWrite:
 
     stored: StoredEvent
     on_commit: OnCommit
+    stored_ns: int = 0
 
     @property
     def cursor(self) -> int:
@@ -94,29 +96,26 @@ class _EventWrite:
     def told(self, moment: int | None) -> None:
         self.on_commit(self.stored, moment)
 
-    def run(self, database: sqlite3.Connection) -> None:
+    def row(self) -> list[object]:
         stored, event = self.stored, self.stored.event
-        database.execute(
-            "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                stored.cursor,
-                event.time_ns,
-                event.source,
-                event.klass.value,
-                event.severity.label,
-                event.device,
-                str(event.devno) if event.devno else None,
-                event.fstype,
-                event.errno,
-                event.count,
-                int(event.confirms),
-                event.detail,
-                _as_json(stored.ves),
-                stored.incident_id,
-                event.record,
-                time.time_ns(),
-            ),
-        )
+        return [
+            stored.cursor,
+            event.time_ns,
+            event.source,
+            event.klass.value,
+            event.severity.label,
+            event.device,
+            str(event.devno) if event.devno else None,
+            event.fstype,
+            event.errno,
+            event.count,
+            int(event.confirms),
+            event.detail,
+            _as_json(stored.ves),
+            stored.incident_id,
+            event.record,
+            self.stored_ns or time.time_ns(),
+        ]
 
 
 @lru_cache(maxsize=4096)
@@ -158,22 +157,7 @@ class Store(Database):
             end = len(rows) < limit and len(ids) < _SCAN
             return EventPage(rows=rows, ids=ids, oldest=oldest, end=end)
 
-        return await self.submit(work)
-
-    async def events_since(
-        self, cursor: int, limit: int, ve: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Up to `limit` events with a greater cursor, oldest first, as rows."""
-
-        def work(database: sqlite3.Connection) -> list[dict[str, Any]]:
-            rows = database.execute(
-                "SELECT * FROM event WHERE id > ? AND (? IS NULL OR EXISTS"
-                " (SELECT 1 FROM json_each(ves) WHERE value = ?)) ORDER BY id LIMIT ?",
-                (cursor, ve, ve, limit),
-            )
-            return [dict(row) for row in rows]
-
-        return await self.submit(work)
+        return await self.ask(work)
 
     async def events_of(self, incident_id: str, cursor: int) -> list[StoredEvent]:
         """The events stored with an incident that have a greater cursor, oldest first."""
@@ -185,7 +169,7 @@ class Store(Database):
             )
             return [_stored_event(row) for row in rows]
 
-        return await self.submit(work)
+        return await self.ask(work)
 
     async def recent_records(self, limit: int = 4096) -> list[str]:
         """The identities of the newest log records that were stored, oldest first."""
@@ -197,7 +181,7 @@ class Store(Database):
             )
             return [row[0] for row in rows][::-1]
 
-        return await self.submit(work)
+        return await self.ask(work)
 
     # --- incidents --------------------------------------------------------------------------
 
@@ -239,7 +223,7 @@ class Store(Database):
             query = f"SELECT document FROM incident {clause}"  # noqa: S608 - our own constants
             return [_INCIDENT.validate_json(row[0]) for row in database.execute(query, values)]
 
-        return await self.submit(work)
+        return await self.ask(work)
 
     # --- outbox -----------------------------------------------------------------------------
 
@@ -266,7 +250,7 @@ class Store(Database):
                 Delivery(**dict(zip(_DELIVERY_FIELDS, tuple(row), strict=True))) for row in rows
             ]
 
-        return await self.submit(work)
+        return await self.ask(work)
 
     async def delivery_counts(self) -> dict[str, int]:
         """State → number of notices."""
@@ -277,7 +261,7 @@ class Store(Database):
                 for row in database.execute("SELECT state, count(*) FROM outbox GROUP BY state")
             )
 
-        return await self.submit(work)
+        return await self.ask(work)
 
     # --- facts ------------------------------------------------------------------------------
 
@@ -290,7 +274,7 @@ class Store(Database):
             )
             return {row[0]: json.loads(row[1]) for row in rows}
 
-        return await self.submit(work)
+        return await self.ask(work)
 
     def set_fact(
         self, key: str, value: object | None, *, durable: bool = False

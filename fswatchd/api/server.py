@@ -26,7 +26,6 @@ from fswatchd.errors import (
     RefusedError,
     UnknownTargetError,
 )
-from fswatchd.incidents import State
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.units import parse_duration
@@ -115,13 +114,13 @@ class _Api:
     async def incidents(self, request: web.Request) -> web.Response:
         ve = request.query.get("ve")
         wanted = lookup.find_ve(self._daemon.inventory.view, ve).ve_id if ve else None
-        found = await self._daemon.operator.incidents()
+        operator = self._daemon.operator
         everything = request.query.get("all") == "1"
+        found = await operator.incidents() if everything else operator.open_incidents()
         documents = [
             views.incident(incident)
             for incident in found
-            if (everything or incident.state is not State.CLOSED)
-            and (wanted is None or wanted in incident.ves)
+            if wanted is None or wanted in incident.ves
         ]
         return web.json_response({"incidents": documents})
 

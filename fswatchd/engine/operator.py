@@ -68,6 +68,10 @@ class Operator:
             raise UnknownTargetError(f"{text} names several incidents: {ids}")
         return self._book.get(found[0].incident_id) or found[0]
 
+    def open_incidents(self) -> list[Incident]:
+        """Those that are not closed, newest first; known without the database."""
+        return self._book.open_incidents()[::-1]
+
     async def incidents(self) -> list[Incident]:
         """The newest incidents, closed ones too, newest first."""
         self._book.flush()

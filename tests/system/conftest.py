@@ -32,6 +32,7 @@ from tests.system.ves import MiniVe
 PREFIX = "fswatchd-test-"
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{8}}")
 PROJECT = Path(__file__).parents[2]
+MEMORY = Path("/dev/shm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,6 +81,7 @@ def clean(path: Path) -> None:
             if image.is_file() and image.stat().st_size > 1 << 20:
                 _detach_all(image)
     shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(MEMORY / path.name, ignore_errors=True)
 
 
 def leftovers(path: Path) -> list[str]:
@@ -148,7 +150,8 @@ class DaemonUnderTest:
 
     def __init__(self, work: Path) -> None:
         self.work = work
-        self.socket = work / "run" / "api.sock"
+        self.run_dir = MEMORY / work.name  # as /run on a node
+        self.socket = self.run_dir / "api.sock"
         self.client = Client(str(self.socket))
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = work / "daemon.log"
@@ -172,7 +175,7 @@ class DaemonUnderTest:
         self.config = self.work / "fswatchd.toml"
         self.config.write_text(
             f'[daemon]\nnode = "hn1"\nmode = "{mode}"\nstate_dir = "{self.work}/state"\n'
-            f'runtime_dir = "{self.work}/run"\nrules = ["{self.work}/rules.d"]\n'
+            f'runtime_dir = "{self.run_dir}"\nrules = ["{self.work}/rules.d"]\n'
             f'ves = ["{self.work}/ve.d"]\n{daemon}\n[sources]\n{sources}\n{channels}\n{more}\n'
         )
 
@@ -186,7 +189,7 @@ class DaemonUnderTest:
                 stderr=log,
                 cwd=str(PROJECT),
             )
-        wait_until(self.answers, what=f"an answer of the daemon: {self.log()}")
+        wait_until(self.answers, 60, f"an answer of the daemon: {self.log()}")
 
     def answers(self) -> bool:
         """Whether it answers; fails at once when it has ended."""

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fswatchd.incidents import Outcome, State, StepRecord
+from fswatchd.spool import Spool
 from fswatchd.store import Delivery, Store, StoredEvent, StoreError
 from tests.unit.builders import NOW_NS, event, incident
 
@@ -31,6 +36,11 @@ def add(store: Store, stored: StoredEvent) -> asyncio.Future[int | None]:
     future = asyncio.get_running_loop().create_future()
     store.add_event(stored, lambda _, moment: future.set_result(moment))
     return future
+
+
+async def rows_after(store: Store, cursor: int, ve: str | None = None) -> list[dict]:
+    """The stored events with greater cursors, oldest first."""
+    return (await store.events_between(cursor, 10**9, 100, ve)).rows
 
 
 def stored(store: Store, *ves: str) -> StoredEvent:
@@ -68,7 +78,7 @@ async def test_a_cursor_resumes_without_gap_or_repeat_across_a_restart(store: St
         add(store, stored(store))
     again = await reopened(store)
     await add(again, stored(again))
-    rows = await again.events_since(3, 100)
+    rows = await rows_after(again, 3)
     assert [row["id"] for row in rows] == [4, 5, 6]
     await again.close()
 
@@ -76,11 +86,84 @@ async def test_a_cursor_resumes_without_gap_or_repeat_across_a_restart(store: St
 async def test_events_of_one_ve(store: Store) -> None:
     add(store, stored(store, "lxc:a"))
     await add(store, stored(store, "lxc:b"))
-    assert len(await store.events_since(0, 10, "lxc:a")) == 1
+    assert len(await rows_after(store, 0, "lxc:a")) == 1
 
 
 async def test_the_commit_time_is_told(store: Store) -> None:
     assert await add(store, stored(store)) > NOW_NS
+
+
+class TestSpool:
+    """The thread of the store waits for a disk that does not answer, and then the daemon dies."""
+
+    @pytest.fixture
+    def memory(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fswatchd-test-") as path:
+            yield Path(path)
+
+    async def killed(self, tmp_path: Path, spool: Path, *incidents: str | None) -> None:
+        """A run that ends before the database has got any of these events."""
+        run = Store(tmp_path / "fswatchd.db", Spool(spool))
+        await run.open()
+        await run.save_incident(replace(incident(), incident_id="known"))
+        disk = threading.Event()
+        written = tmp_path / "as-it-was"
+        hanging = run.submit(lambda _: disk.wait(30))
+        for one in incidents:
+            run.add_event(replace(stored(run), incident_id=one), lambda *_: None)
+        # The files as a kill leaves them now.
+        written.mkdir()
+        for file in tmp_path.glob("fswatchd.db*"):
+            shutil.copy(file, written)
+        left = spool.read_bytes()
+        disk.set()
+        await hanging
+        await run.close()
+        for file in written.iterdir():
+            shutil.copy(file, tmp_path)
+        spool.write_bytes(left)
+
+    async def test_events_outlive_the_daemon(self, tmp_path: Path, memory: Path) -> None:
+        spool = memory / "events.spool"
+        await self.killed(tmp_path, spool, "known", None)
+        again = Store(tmp_path / "fswatchd.db", Spool(spool))
+        await again.open()
+        found = await rows_after(again, 0)
+        assert [(row["id"], row["incident"]) for row in found] == [(1, "known"), (2, None)]
+        assert again.next_cursor() > 2
+        await again.close()
+        assert spool.stat().st_size == 0
+
+    async def test_an_event_of_an_incident_that_was_not_kept_is_left_to_be_reported_again(
+        self, tmp_path: Path, memory: Path
+    ) -> None:
+        spool = memory / "events.spool"
+        await self.killed(tmp_path, spool, "unknown")
+        again = Store(tmp_path / "fswatchd.db", Spool(spool))
+        await again.open()
+        assert await rows_after(again, 0) == []
+        await again.close()
+
+    async def test_the_spool_of_another_database_is_not_taken_over(
+        self, tmp_path: Path, memory: Path
+    ) -> None:
+        spool = memory / "events.spool"
+        await self.killed(tmp_path, spool, None)
+        other = Store(tmp_path / "other.db", Spool(spool))
+        await other.open()
+        assert await rows_after(other, 0) == []
+        await other.close()
+
+    async def test_what_is_in_the_database_leaves_the_spool(
+        self, tmp_path: Path, memory: Path
+    ) -> None:
+        spool = memory / "events.spool"
+        run = Store(tmp_path / "fswatchd.db", Spool(spool))
+        await run.open()
+        await asyncio.gather(*(add(run, stored(run)) for _ in range(100)))
+        assert spool.stat().st_size == 0
+        assert len(await rows_after(run, 0)) == 100
+        await run.close()
 
 
 async def test_deliveries_wait_in_order_until_they_are_done(store: Store) -> None:
@@ -109,13 +192,13 @@ async def test_one_bad_write_does_not_take_the_others_along(store: Store) -> Non
     twice = stored(store)
     results = await asyncio.gather(add(store, twice), add(store, twice), add(store, stored(store)))
     assert [moment is None for moment in results] == [False, True, False]
-    assert len(await store.events_since(0, 10)) == 2
+    assert len(await rows_after(store, 0)) == 2
     assert store.failed is None or "UNIQUE" in store.failed
 
 
 async def test_a_question_with_a_number_too_large_does_not_end_the_thread(store: Store) -> None:
     with pytest.raises(StoreError):
-        await store.events_since(10**30, 1)
+        await rows_after(store, 10**30)
     await store.set_fact("a", 1)
     assert await store.facts("a") == {"a": 1}
 

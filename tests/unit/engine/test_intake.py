@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fswatchd.book import IncidentBook
+from fswatchd.engine import intake
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import EventClass
@@ -34,7 +35,7 @@ class Running:
 
     async def stored(self, cursor: int) -> None:
         """Wait until the event with this cursor is in the database."""
-        while not await self.store.events_since(cursor - 1, 1):
+        while not (await self.store.events_between(cursor - 1, cursor, 1)).rows:
             await asyncio.sleep(0)
 
 
@@ -48,7 +49,10 @@ def nameless(source: str, klass: str = "corruption", **more: object):
     return event(source, klass, devno=None, device=None, **more)
 
 
-async def test_what_was_stored_but_not_joined_before_a_crash_joins_at_the_next_start(path) -> None:
+async def test_what_was_stored_but_not_joined_before_a_crash_joins_at_the_next_start(
+    path, monkeypatch
+) -> None:
+    monkeypatch.setattr(intake, "_DIGEST_S", 60)
     killed = await Running(path).start()
     killed.intake.event(nameless("fanotify", count=3))
     killed.intake.event(nameless("state", "io_error"))

@@ -301,7 +301,8 @@ class Drill:
     ) -> None:
         acked = list(control.records[TARGET].acked)
         measure.drop_caches(paths)
-        files, found = measure.compare(control, before, acked, self._fault.expected_lost)
+        saved = measure.salvaged(paths.image(TARGET))
+        files, found = measure.compare(control, before, acked, saved, self._fault.expected_lost)
         self._result |= {"files": asdict(files), "acked": asdict(found)}
         verdict.expect(
             files.lost <= files.expected_lost, f"{files.lost} files are lost with their content"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fswatchd.devno import Devno
@@ -38,10 +39,16 @@ class Files:
 
 @dataclass(slots=True)
 class Acked:
-    """Files that a writer inside the VE had synced."""
+    """Files that a writer inside the VE had synced: in it now, saved beside its image, nowhere.
+
+    A journal abort can make the kernel acknowledge an fsync whose transaction it then drops
+    (jbd2_complete_transaction, fs/jbd2/journal.c, waits for no transaction that has ended). Such a
+    file is only in memory, from where a repair salvages it.
+    """
 
     written: int = 0
     present: int = 0
+    salvaged: int = 0
     lost: int = 0
 
 
@@ -82,10 +89,20 @@ def drop_caches(paths: ScenePaths) -> None:
             os.close(fd)
 
 
+def salvaged(image: Path) -> set[str]:
+    """The digests of what a repair has saved beside the image."""
+    found = image.parent.glob(f"{image.name}.salvaged-*/*")
+    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+
+
 def compare(
-    control: ControlServer, paths: list[str], acked: list[str], expected_lost: int
+    control: ControlServer,
+    paths: list[str],
+    acked: list[str],
+    saved: set[str],
+    expected_lost: int,
 ) -> tuple[Files, Acked]:
-    """Look for every content in the restarted VE."""
+    """Look for every content in the restarted VE, and among what was saved (digests)."""
     answers = control.ask(TARGET, "manifest")
     by_path = {a["path"]: a["digest"] for a in answers if "digest" in a}
     contents = set(by_path.values())
@@ -100,7 +117,8 @@ def compare(
             files.lost += 1
     found = Acked(written=len(acked))
     found.present = sum(digest(path) in contents for path in acked)
-    found.lost = found.written - found.present
+    found.salvaged = sum(digest(path) in saved - contents for path in acked)
+    found.lost = found.written - found.present - found.salvaged
     return files, found
 
 

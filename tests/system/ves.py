@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fswatchd.devno import Devno
-from fswatchd.drill import inside, ve
+from fswatchd.drill import inside, measure, ve
 from fswatchd.drill.control import ControlServer, Record
 from fswatchd.kernel import block, loop
 
@@ -174,10 +174,13 @@ class MiniVe:
         return {a["digest"]: a["path"] for a in answers if "digest" in a}
 
     def lost(self) -> tuple[list[str], list[str]]:
-        """Files of the image, and acknowledged files, whose content is nowhere any more."""
+        """Files of the image, and acknowledged files, whose content is nowhere any more.
+
+        What the kernel acknowledged while it aborted the journal may be salvaged beside the image.
+        """
         block.drop_buffers(self.device)
         acked = list(self.record.acked)
-        contents = self.manifest()
+        contents = self.manifest().keys() | measure.salvaged(self.image)
 
         def missing(paths: list[str]) -> list[str]:
             return [

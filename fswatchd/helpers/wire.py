@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from typing import Any
 
 _SIZE = 65536
@@ -24,8 +25,12 @@ def reply(
     answer: dict[str, Any],
     fds: tuple[int, ...] = (),
 ) -> None:
-    """Answer a request: the number it carried goes back with the answer."""
-    send(sock, {**answer, "number": request.get("number")}, fds)
+    """Answer a request: the number it carried goes back with the answer.
+
+    Where nobody is left to read it, the next `receive` tells.
+    """
+    with suppress(BrokenPipeError):
+        send(sock, {**answer, "number": request.get("number")}, fds)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:

@@ -57,7 +57,12 @@ class Listening:
         self._sources: Mapping[str, Source] = {
             "fanotify": self._fanotify,
             "kmsg": KmsgSource(intake, patterns, self._cursors["kmsg"]),
-            "journal": JournalSource(intake, patterns, self._cursors["journal"]),
+            "journal": JournalSource(
+                intake,
+                patterns,
+                self._cursors["journal"],
+                on_healer=self._xfs_health.healer_says,
+            ),
             "uevent": self._uevent,
             "quota": QuotaSource(intake),
             "state": self.state,

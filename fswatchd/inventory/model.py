@@ -68,10 +68,10 @@ class Ve:
     `namespace` is None while it does not run and where it shares the node's; `namespace_id` is the
     kernel's own id of it, which is never given away again (None before Linux 6.11). `node_mounts`
     says that the platform mounts the VE's volumes in the node's own namespace, and unmounts them
-    when the VE stops. `lock` keeps its platform's tools away. `aliases` are ids that other platforms know the same VE by. `busy` says what its
-    platform is doing with it (a backup, a migration), None where nothing. `scratch` is true only
-    for VEs that a drill registered with this daemon, `hands_off` for those of a drill that another
-    daemon handles.
+    when the VE stops. `lock` keeps its platform's tools away. `aliases` are ids that other
+    platforms know the same VE by. `busy` says what its platform is doing with it (a backup, a
+    migration), None where nothing. `scratch` is true only for VEs that a drill registered with this
+    daemon, `hands_off` for those of a drill that another daemon handles.
     """
 
     ve_id: VeId

@@ -3,6 +3,8 @@
 The journal repeats /dev/kmsg some hundred milliseconds later, and keeps what the kernel's buffer
 has already dropped. It counts as the same witness as `kmsg`, and the engine drops the copies.
 
+Where xfs_healer(8) holds the health monitor of an XFS, its lines are read too.
+
 Positioning follows what was measured: `seek_tail` loses entries, `seek_realtime` does not; a
 cursor of a vacuumed journal raises nothing and lands somewhere else, which `test_cursor` shows.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -19,21 +22,28 @@ from systemd import journal
 
 from fswatchd.events import SourceState
 from fswatchd.kernlog.grammar import Grammar
-from fswatchd.sources import BATCH, Cursor, Sink
+from fswatchd.sources import BATCH, Cursor, Sink, xfs_healer
 from fswatchd.sources.kernel_lines import KernelLineSource
+from fswatchd.sources.xfs_healer import HealerLine
 
 _LOOK_EVERY_S = 30.0
 
 
 class JournalSource(KernelLineSource):
-    """Entries with _TRANSPORT=kernel and facility 0."""
+    """Entries with _TRANSPORT=kernel and facility 0; those of xfs_healer go to `on_healer`."""
 
     name = "journal"
 
     def __init__(
-        self, sink: Sink, grammar: Grammar, cursor: Cursor, path: str | None = None
+        self,
+        sink: Sink,
+        grammar: Grammar,
+        cursor: Cursor,
+        path: str | None = None,
+        on_healer: Callable[[HealerLine], None] = lambda _: None,
     ) -> None:
         super().__init__(sink, grammar)
+        self._on_healer = on_healer
         self._cursor = cursor
         self._path = path
         self._reader: journal.Reader | None = None
@@ -63,6 +73,8 @@ class JournalSource(KernelLineSource):
         # Asked for at once: watches set up later miss files that are rotated meanwhile.
         fd = reader.fileno()
         reader.add_match(_TRANSPORT="kernel")
+        reader.add_disjunction()
+        reader.add_match(_SYSTEMD_SLICE=xfs_healer.SLICE, _UID=0)
         self._reader = reader
         self._position(reader)
         asyncio.get_running_loop().add_reader(fd, self._readable)
@@ -109,6 +121,9 @@ class JournalSource(KernelLineSource):
         if self.status.state is not SourceState.OK:
             self._available()
         message = entry.get("MESSAGE")
+        if entry.get("_TRANSPORT") != "kernel":
+            self._healer_entry(entry, message)
+            return
         facility = entry.get("SYSLOG_FACILITY")
         if not isinstance(message, str) or not isinstance(facility, int):
             return  # binary or repeated fields are not how journald stores a kernel message
@@ -118,6 +133,14 @@ class JournalSource(KernelLineSource):
             time_us = since_boot // timedelta(microseconds=1)
         if self._take(message, time_us, facility=facility):
             self._cursor.save(str(entry["__CURSOR"]))
+
+    def _healer_entry(self, entry: dict[str, Any], message: object) -> None:
+        unit = entry.get("_SYSTEMD_UNIT")
+        if isinstance(unit, str) and isinstance(message, str):
+            line = xfs_healer.read(unit, message)
+            if line is not None:
+                self._on_healer(line)
+                self._cursor.save(str(entry["__CURSOR"]))
 
     async def _look_regularly(self) -> None:
         # On some filesystems the journal cannot tell of changes; and a first journal may appear.

@@ -2,7 +2,8 @@
 
 There is one monitor a filesystem for all of the node. Where xfs_healer(8) has it, it stays
 there: a healer that repairs while the filesystem is in use is worth more than one witness more.
-The kernel log then tells of the same errors.
+Its journal is read then (`journal` hands its lines on), and the kernel log tells of the same
+errors.
 
 A monitor does not keep the filesystem mounted, and ends with it.
 """
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 
 from fswatchd.events import EventClass, SourceState
 from fswatchd.inventory.model import Superblock
-from fswatchd.kernel import xfs_health
+from fswatchd.kernel import proc, xfs_health
 from fswatchd.kernel.xfs_health import Type, XfsHealthEvent
 from fswatchd.sources import Sink, Source
+from fswatchd.sources.xfs_healer import HealerLine
 
 _MEANING = {
     Type.SICK: (EventClass.CORRUPTION, errno.EUCLEAN, "damaged metadata was met"),
@@ -42,6 +44,14 @@ class _Monitor:
     last_read_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An XFS that is not monitored by us, and why."""
+
+    superblock: Superblock
+    reason: str
+
+
 class XfsHealthSource(Source):
     """The monitors of every XFS that it is given and nobody else monitors."""
 
@@ -51,7 +61,7 @@ class XfsHealthSource(Source):
         super().__init__(sink)
         self._running = False
         self._monitors: dict[tuple[int, int], _Monitor] = {}
-        self._held: dict[tuple[int, int], str] = {}
+        self._held: dict[tuple[int, int], _Held] = {}
 
     async def start(self) -> None:
         """See Source. Whether the kernel has it shows with the first XFS."""
@@ -96,6 +106,29 @@ class XfsHealthSource(Source):
         if monitor is not None:
             self._close(monitor)
 
+    def healer_says(self, line: HealerLine) -> None:
+        """A line of xfs_healer, which works in the node's own mount namespace."""
+        node = proc.mount_namespace_inode("self")
+        for held in self._held.values():
+            superblock = held.superblock
+            if not any(
+                (place.namespace, place.mount.point, place.mount.root)
+                == (node, line.mountpoint, "/")
+                for place in superblock.mounts
+            ):
+                continue
+            if line.klass is EventClass.LOST:
+                self._report_loss(f"{superblock.device}: {line.detail}", line.lost or None)
+                continue
+            self._emit(
+                line.klass,
+                line.detail,
+                confirms=False,
+                device=superblock.device,
+                devno=superblock.devno,
+                fstype=superblock.fstype,
+            )
+
     def _close(self, monitor: _Monitor) -> None:
         asyncio.get_running_loop().remove_reader(monitor.fd)
         os.close(monitor.fd)
@@ -108,18 +141,21 @@ class XfsHealthSource(Source):
             self._unavailable("this kernel has no XFS health monitor (Linux 7.0)")
             return
         if error.errno == errno.EEXIST:
-            reason = f"xfs_healer, or another program, holds {superblock.device}"
+            reason = f"{superblock.device} is held by xfs_healer, whose journal is read, or another"
         elif error.errno == errno.EPERM:
             reason = f"{superblock.device}: needs CAP_SYS_ADMIN and a mount of its root"
         else:
             reason = f"{superblock.device}: {error.strerror}"
-        self._held[superblock.devno] = reason
+        self._held[superblock.devno] = _Held(superblock, reason)
         self._describe()
 
     def _describe(self) -> None:
         if self.status.state is SourceState.UNAVAILABLE:
             return
-        parts = [f"{len(self._monitors)} filesystems", *sorted(self._held.values())]
+        parts = [
+            f"{len(self._monitors)} filesystems",
+            *sorted(held.reason for held in self._held.values()),
+        ]
         self._available("; ".join(parts))
 
     def _readable(self, monitor: _Monitor) -> None:

@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fswatchd.engine import canary
+from fswatchd.kernel import cgroup
 from tests.system.conftest import wait_until
 from tests.system.test_sources import TestKernelLog as KernelLog
 from tests.system.test_sources import image, mounted, trigger
@@ -66,7 +67,9 @@ class Cursor:
         print("CURSOR", flush=True)
 
 async def main():
-    source = JournalSource(Sink(), shipped(), Cursor(), path=sys.argv[2])
+    def healer(line): print("HEALER", line.mountpoint, line.klass, flush=True)
+
+    source = JournalSource(Sink(), shipped(), Cursor(), path=sys.argv[2], on_healer=healer)
     await source.start()
     source.expect_canary("singing")
     print("READY", source.status.state, flush=True)
@@ -200,3 +203,58 @@ def test_a_cursor_that_is_no_cursor_is_a_loss_and_reading_goes_on(reader, work) 
     assert reading.says() == "READY ok"
     trigger(reader.device, "later")
     assert reading.says() == "EVENT later"
+
+
+SERVICE = """
+import os, socket, sys
+with open(f"{sys.argv[1]}/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+# The protocol of systemd-cat(1): identifier, unit, priority, and four switches, a line each.
+with socket.socket(socket.AF_UNIX) as out:
+    out.connect(sys.argv[2])
+    out.sendall(b"test\\n\\n6\\n0\\n0\\n0\\n0\\n" + os.fsencode(sys.argv[3]) + b"\\n")
+    out.shutdown(socket.SHUT_WR)
+    out.recv(1)
+"""
+
+
+@pytest.fixture
+def says_as(journald) -> Iterator[Callable[[str, str], None]]:
+    """Say a line on the standard output of a service in this cgroup."""
+    made: list[Path] = []
+
+    def say(group: str, line: str) -> None:
+        directory = cgroup.hierarchies()[0]
+        for name in group.split("/"):
+            directory /= name
+            if not directory.exists():
+                directory.mkdir()
+                made.append(directory)
+        path = f"/proc/{journald.pid}/root/run/systemd/journal/stdout"
+        argv = [sys.executable, "-c", SERVICE, str(directory), path, line]
+        subprocess.run(argv, check=True, timeout=30)
+
+    yield say
+    for directory in reversed(made):
+        wait_until(lambda directory=directory: _removed(directory), what=f"{directory} to go")
+
+
+def _removed(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_healer_of_an_xfs_is_heard_and_nobody_who_talks_like_it(reader, says_as) -> None:
+    reading = reader()
+    assert reading.says() == "READY ok"
+    line = "/srv/vz agno 0x5 bnobt: sick"
+    healer = "system.slice/system-xfs_healer.slice/xfs_healer@srv-vz.service"
+    says_as("system.slice/fswatchd-test.service", line)
+    says_as(healer.replace("system.slice/", "machine.slice/fswatchd-test.scope/", 1), line)
+    says_as(healer, line)
+    trigger(reader.device, "last")
+    heard = list(iter(reading.says, "EVENT last"))
+    assert [one for one in heard if one.startswith("HEALER")] == ["HEALER /srv/vz corruption"]

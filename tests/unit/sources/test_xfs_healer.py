@@ -1,0 +1,133 @@
+"""Lines of xfs_healer, laid out as in the comment at the head of its event reporting (xfsprogs 7.2,
+healer/), and what a tenant's file names can make of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fswatchd.events import EventClass
+from fswatchd.kernel import proc, xfs_health
+from fswatchd.sources import xfs_healer
+from fswatchd.sources.xfs_health import XfsHealthSource
+from tests.collected import Collected
+from tests.unit.inventory.test_lookup import superblock
+
+UNIT = "xfs_healer@srv-vz.service"
+
+
+@pytest.mark.parametrize(
+    ("line", "klass"),
+    [
+        ("/srv/vz agno 0x5 bnobt, rmapbt: sick", "corruption"),
+        ("/srv/vz ino 13 gen 0x3 bmbtd: corrupt", "corruption"),
+        ("/srv/vz/private/a bmbtd: sick", "corruption"),
+        ("/srv/vz ino 13 gen 0x3 pos 4096 len 4096: directio_write failed", "io_error"),
+        ("/srv/vz datadev daddr 0x13 bbcount 0x5: media error", "io_error"),
+        (
+            "/srv/vz: filesystem shut down due to log I/O error, ondisk metadata corruption",
+            "shutdown",
+        ),
+        (
+            "/srv/vz ino 13 gen 0x3 directory: Repair unsuccessful; offline repair required.",
+            "corruption",
+        ),
+        (
+            "/srv/vz: Seems correct but cross-referencing failed; offline repair recommended.",
+            "corruption",
+        ),
+        ("/srv/vz/x: healthy bmbtd: sick", "corruption"),
+    ],
+)
+def test_what_is_wrong(line: str, klass: str) -> None:
+    found = xfs_healer.read(UNIT, line)
+    assert found is not None
+    assert (found.mountpoint, found.klass) == ("/srv/vz", EventClass(klass))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/srv/vz: monitoring started",
+        "/srv/vz: filesystem unmounted",
+        "/srv/vz agno 0x5 bnobt: healthy",
+        "/srv/vz ino 13 gen 0x3 directory: Repairs successful.",
+        "/srv/vz: Full repairs in progress.",
+        "/srv/vz/is: sick/name bmbtd: healthy",
+        "/other agno 0x5 bnobt: sick",
+        "Automatically repairing per autofsck directive.",
+        "",
+    ],
+)
+def test_what_is_nothing(line: str) -> None:
+    assert xfs_healer.read(UNIT, line) is None
+
+
+def test_events_that_it_has_lost_are_counted() -> None:
+    found = xfs_healer.read(UNIT, "/srv/vz: 32 events lost")
+    assert found is not None
+    assert (found.klass, found.lost) == (EventClass.LOST, 32)
+
+
+@pytest.mark.parametrize("unit", ["ssh.service", "xfs_healer_start.service", "x_healer@a.service"])
+def test_nobody_else_is_listened_to(unit: str) -> None:
+    assert xfs_healer.read(unit, "/srv/vz agno 0x5 bnobt: sick") is None
+
+
+@pytest.mark.parametrize(
+    ("instance", "path"),
+    [("srv-vz", "/srv/vz"), ("-", "/"), (r"srv-a\x2db\x20c", "/srv/a-b c"), (r"\xc3\xa9", "/é")],
+)
+def test_the_instance_is_the_mount_point(instance: str, path: str) -> None:
+    """As systemd-escape(1) makes it."""
+    found = xfs_healer.read(f"xfs_healer@{instance}.service", f"{path} agno 0x5 bnobt: sick")
+    assert found is not None
+    assert found.mountpoint == path
+
+
+@given(st.text(), st.text())
+def test_no_line_makes_it_fail(instance: str, line: str) -> None:
+    xfs_healer.read(f"xfs_healer@{instance}.service", line)
+
+
+@pytest.fixture
+def here() -> int:
+    return proc.mount_namespace_inode("self") or 0
+
+
+async def heard(monkeypatch: pytest.MonkeyPatch, tmp_path, number: int, *mount) -> Collected:
+    """What a source whose XFS answers so to XFS_IOC_HEALTH_MONITOR makes of a line."""
+
+    def refused(_root: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(xfs_health, "monitor", refused)
+    sink = Collected()
+    source = XfsHealthSource(sink)
+    await source.start()
+    directory = os.open(tmp_path, os.O_PATH)
+    source.watch(replace(superblock(3, mount), fstype="xfs"), directory)
+    os.close(directory)
+    for line in ("/srv/vz agno 0x5 bnobt: sick", "/srv/vz: 32 events lost"):
+        found = xfs_healer.read(UNIT, line)
+        assert found is not None
+        source.healer_says(found)
+    await source.stop()
+    return sink
+
+
+async def test_its_word_is_an_event_that_confirms_nothing(monkeypatch, tmp_path, here) -> None:
+    sink = await heard(monkeypatch, tmp_path, errno.EEXIST, here, "/srv/vz")
+    (event,) = sink.events
+    assert (event.device, event.klass, event.confirms) == ("loop3", EventClass.CORRUPTION, False)
+    assert [loss.count for loss in sink.losses] == [32]
+
+
+async def test_a_mount_of_that_name_in_a_ve_is_not_meant(monkeypatch, tmp_path, here) -> None:
+    sink = await heard(monkeypatch, tmp_path, errno.EEXIST, here + 1, "/srv/vz")
+    assert sink.events == sink.losses == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,16 @@ async def _panics(superblock: Superblock) -> bool:
 def _ves(inventory: Inventory) -> list[Finding]:
     findings = []
     platforms: dict[str, int] = {}
-    for ve in inventory.view.ves.values():
+    known = inventory.view.ves.values()
+    for ve in known:
         platforms[ve.platform] = platforms.get(ve.platform, 0) + 1
-        if ve.volumes and not ve.commands.start:
+        if ve.volumes and not ve.commands.start and not ve.unrepairable:
             text = "it has a volume and no start command: it could not be started after a repair"
             remedy = "give start, stop and kill in its ve.d file"
             findings.append(Finding(name=ve.ve_id, level="warning", text=text, remedy=remedy))
+    for what, count in Counter(filter(None, (ve.unrepairable for ve in known))).items():
+        text = f"{count} reported, never repaired: each is {what}"
+        findings.append(Finding(name="ves", level="ok", text=text))
     for name, problem in inventory.problems.items():
         findings.append(Finding(name=f"platform {name}", level="warning", text=problem))
     counts = ", ".join(f"{count} {name}" for name, count in sorted(platforms.items()))

@@ -18,6 +18,8 @@ NS = 1_000_000_000
 # No event tells that a backup or a migration has ended.
 _BUSY_RETRY_S = 30.0
 _NAMES_SHOWN = 8
+# Steps that work on a volume, and not on the VE as a whole.
+_ON_THE_VOLUME = frozenset({"contain", "fsck", "remount", "scrub", "snapshot", "trim"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,8 @@ class GuardAnswer:
 
 
 def refused_scope(scope: Scope) -> str | None:
-    """Why nothing is done to a filesystem that these use; None where something may be."""
-    return _never(scope) or _not_now(scope)
+    """Why a filesystem that these use is not repaired; None where it may be."""
+    return _never(scope) or _unrepairable(scope) or _not_now(scope)
 
 
 def _never(scope: Scope) -> str | None:
@@ -55,6 +57,10 @@ def _never(scope: Scope) -> str | None:
     if others:
         return f"it holds what {_some(others)} depends on"
     return None
+
+
+def _unrepairable(scope: Scope) -> str | None:
+    return next((f"{ve.ve_id} is {ve.unrepairable}" for ve in scope.ves if ve.unrepairable), None)
 
 
 def _not_now(scope: Scope) -> str | None:
@@ -105,9 +111,11 @@ def _guard_confirmed(
 
 
 def _guard_scope(
-    _rule: Rule, _incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
+    rule: Rule, _incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
 ) -> GuardAnswer:
     refused = _never(scope)
+    if refused is None and any(step.do in _ON_THE_VOLUME for step in rule.step):
+        refused = _unrepairable(scope)
     if refused is not None:
         return _no("scope", refused)
     busy = _not_now(scope)

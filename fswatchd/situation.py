@@ -12,7 +12,8 @@ from fswatchd.rules import Mode
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VeFacts:
     """What rules may ask about a VE. `scratch` is true only for ids the daemon made itself; to
-    what is `hands_off` nothing is ever done, to what is `busy` nothing until that has ended."""
+    what is `hands_off` nothing is ever done, to what is `busy` nothing until that has ended, to the
+    volumes of what is `unrepairable` (see `inventory.model.Ve`) nothing but to tell."""
 
     ve_id: str
     name: str
@@ -21,6 +22,7 @@ class VeFacts:
     busy: str | None = None
     scratch: bool = False
     hands_off: bool = False
+    unrepairable: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

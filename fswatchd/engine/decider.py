@@ -116,6 +116,7 @@ class Decider:
                 busy=ve.busy,
                 scratch=ve.scratch,
                 hands_off=ve.hands_off,
+                unrepairable=ve.unrepairable,
             )
             for name in ves
             if (ve := view.ves.get(VeId(name))) is not None

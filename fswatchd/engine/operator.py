@@ -209,6 +209,8 @@ class Operator:
         return with_incident or found
 
     def _unmounted_volume(self, ve: Ve) -> Filesystem:
+        if ve.unrepairable:
+            raise RefusedError(f"not repaired: {ve.ve_id} is {ve.unrepairable}")
         images = [volume.image for volume in ve.volumes if volume.image]
         if len(images) != 1:
             raise UnknownTargetError(

@@ -317,7 +317,7 @@ class Inventory:
         }
         if any(key not in self._owner_pids for key in unknown):
             self._find_owner_pids({key for key in unknown if key not in self._owner_pids})
-        groups = {ve.cgroup: ve.ve_id for ve in ves.values() if ve.cgroup}
+        groups = {ve.cgroup: ve for ve in ves.values() if ve.cgroup}
         for key in unknown:
             if key in self._owner_pids:
                 owners[key] = _owner_of(*self._owner_pids[key], groups)
@@ -342,11 +342,13 @@ def _by_device(table: MountTable) -> dict[Devno, list[NamespaceMount]]:
     return places
 
 
-def _owner_of(pid: int, command: str, groups: dict[str, VeId]) -> str:
+def _owner_of(pid: int, command: str, groups: dict[str, Ve]) -> str:
     for path in proc.cgroups(pid).values():
-        for group, ve_id in groups.items():
+        for group, ve in groups.items():
             if path == group or path.startswith(f"{group}/"):
-                return ve_id
+                # A hypervisor has copies of the node's mounts (libvirt gives it a namespace): they
+                # are nothing of the guest's.
+                return f"process {pid} ({command}) of {ve.ve_id}" if ve.guest else ve.ve_id
     return f"process {pid} ({command})"
 
 

@@ -72,9 +72,13 @@ def _also_called(ve: Ve, other: Ve) -> Ve:
 
 def _with_the_same_volume(known: dict[VeId, Ve], declared: Ve) -> VeId | None:
     for ve in known.values():
-        if ve.name == declared.name and set(ve.volumes) & set(declared.volumes):
+        if ve.name == declared.name and _places(ve) & _places(declared):
             return ve.ve_id
     return None
+
+
+def _places(ve: Ve) -> set[str | None]:
+    return {volume.image or volume.device for volume in ve.volumes}
 
 
 def _completed(ve: Ve, declared: Ve) -> Ve:

@@ -28,11 +28,17 @@ DISK_FILESYSTEMS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A filesystem of a VE as its platform or `ve.d` declares it: an image file or a device."""
+    """A filesystem of a VE as its platform or `ve.d` declares it: an image file or a device.
+
+    `format` is "raw" where that is the filesystem itself, from its first byte on. All else names
+    what has to open it first (`ploop`, `cow`, `qcow2`; `disk` is a guest's), then `device` is what
+    came of that, while it is open.
+    """
 
     image: str | None = None
     device: str | None = None
     mountpoint: str = "/"
+    format: str = "raw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +71,11 @@ class Lock:
 class Ve:
     """One container or guest.
 
+    `guest` says that it is a virtual machine: `init_pid` is the program of the node that runs it,
+    whose mounts are the node's, and its volumes are disks, which its own kernel mounts.
+    `unrepairable` says what it is ("a pod, …") where nothing on its volumes may be repaired here,
+    whatever the rules say.
+
     `namespace` is None while it does not run and where it shares the node's; `namespace_id` is the
     kernel's own id of it, which is never given away again (None before Linux 6.11). `node_mounts`
     says that the platform mounts the VE's volumes in the node's own namespace, and unmounts them
@@ -93,6 +104,8 @@ class Ve:
     busy: str | None = None
     scratch: bool = False
     hands_off: bool = False
+    guest: bool = False
+    unrepairable: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -224,6 +224,8 @@ def _only_user(incident: Incident, inventory: Inventory, superblock: Superblock 
     ve = view.ves.get(VeId(ves[0]))
     if ve is None:
         raise refuse("cancelled", f"{ves[0]} is gone", Next.CANCELLED)
+    if ve.unrepairable:
+        raise refuse("refused", f"{ve.ve_id} is {ve.unrepairable}")
     if ve.busy:
         raise refuse("cancelled", f"{ve.ve_id} is busy: {ve.busy}", Next.CANCELLED)
     return ve

@@ -25,6 +25,7 @@ from fswatchd.steps import ActionContext, ActionSettings
 
 _POLL_S = 0.003
 _SLOW_POLL_S = 0.05
+_AFTER_STOP_S = 1.0
 
 
 def tasks(ve: Ve) -> list[int]:
@@ -89,12 +90,16 @@ def is_running(ve: Ve) -> bool:
 
 
 async def stop(ve: Ve, settings: ActionSettings) -> str:
-    """Stop in the platform's way, kill when that takes too long; returns what happened."""
+    """Stop in the platform's way, kill when that takes too long; returns what happened.
+
+    The stop command of a guest may only ask it to shut down (virsh(1)): it gets the whole time.
+    """
     story = []
+    patience_s = settings.stop_timeout_s if ve.guest else _AFTER_STOP_S
     if ve.commands.stop:
         ended = await _command(ve.commands.stop, settings.stop_timeout_s)
         story.append(ended)
-    if not ve.commands.stop or await _wait_until(lambda: not is_running(ve), 1.0) is False:
+    if not ve.commands.stop or await _wait_until(lambda: not is_running(ve), patience_s) is False:
         story.append(await kill(ve, settings))
     return "; ".join(story)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fswatchd.cause import Layer, blame
 from fswatchd.events import Health
+from fswatchd.guards import refused_scope
 from fswatchd.policy import Decision, Verdict, decide, for_request
 from fswatchd.rules import RuleSet
 from fswatchd.situation import Disarm, RunningRepair
@@ -103,6 +104,26 @@ def test_a_filesystem_that_others_use_is_never_repaired(who: Any, why: str) -> N
     decision = ask(who=who)
     assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
     assert why in decision.answers[-1].text
+
+
+def test_what_may_not_be_repaired_here_is_told_and_nobody_is_asked_to_approve() -> None:
+    who = scope(ve_facts(unrepairable="a virtual machine"))
+    decision = ask(who=who, text=AUTO.replace('"auto"', '"approve"'))
+    assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
+    assert decision.answers[-1].text == "lxc:ve101 is a virtual machine"
+    assert refused_scope(who) == "lxc:ve101 is a virtual machine"
+
+
+def test_it_may_be_stopped_all_the_same() -> None:
+    text = """
+        [[rule]]
+        name = "stop"
+        match.class = "corruption"
+        mode = "auto"
+        [[rule.step]]
+        do = "stop"
+    """
+    assert ask(who=scope(ve_facts(unrepairable="a pod")), text=text).verdict is Verdict.ACT
 
 
 def test_a_ve_that_its_platform_works_on_is_waited_for() -> None:

@@ -62,6 +62,7 @@ from fswatchd.platforms.declared import DeclaredPlatform
 from fswatchd.platforms.drill import DrillPlatform
 from fswatchd.platforms.engines import EnginePlatform, docker, podman
 from fswatchd.platforms.incus import IncusPlatform
+from fswatchd.platforms.libvirt import LibvirtPlatform
 from fswatchd.platforms.lxc import LxcPlatform
 from fswatchd.platforms.nspawn import NspawnPlatform
 from fswatchd.platforms.proxmox import ProxmoxPlatform
@@ -105,6 +106,7 @@ class Daemon:
                 NspawnPlatform(),
                 *engines,
                 LxcPlatform(),
+                LibvirtPlatform(),
                 DeclaredPlatform(settings.daemon.ves),
                 self._drills,
             ]

@@ -60,6 +60,15 @@ def running(seen: Seen | None) -> Running:
     )
 
 
+def running_guest(seen: Seen | None, *, paused: bool = False) -> Running:
+    """The same for a virtual machine: its process is the node's, and so are that one's mounts."""
+    found = running(seen)
+    found["namespace"] = found["namespace_id"] = None
+    if paused and seen is not None:
+        found["state"] = VeState.FROZEN
+    return found
+
+
 def has_own_mounts(pid: int) -> bool:
     """Whether the process is in a mount namespace that is not the node's."""
     return proc.mount_namespace_inode(pid) not in {None, proc.mount_namespace_inode("self")}

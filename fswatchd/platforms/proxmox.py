@@ -1,11 +1,11 @@
-"""Containers of Proxmox VE (pct(1), pct.conf(5)).
+"""Containers and virtual machines of Proxmox VE (pct(1), pct.conf(5); qm(1), see `proxmox_vm`).
 
-They are LXC containers: which processes are theirs, the LXC driver tells, under `lxc:ID`, which is
-an alias here. From /etc/pve/lxc/ID.conf come name, tags, volumes, and the `lock` that a backup, a
+Containers are LXC's: which processes are theirs, the LXC driver tells, under `lxc:ID`, which is an
+alias here. From /etc/pve/lxc/ID.conf come name, tags, volumes, and the `lock` that a backup, a
 migration, a snapshot or a resize holds on it. No program is asked: `pct` itself reads these files,
 and its answers take half a second each.
 
-Not here: virtual machines (qm), and where a ZFS or Ceph storage keeps a volume.
+Not here: where a ZFS storage keeps a container's volume, and a Ceph storage any.
 """
 
 from __future__ import annotations
@@ -13,45 +13,38 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from fswatchd.inventory.model import Commands, Ve, VeId, Volume
+from fswatchd.inventory.model import Commands, Ve, VeId
 from fswatchd.inventory.platform import PlatformError
-from fswatchd.platforms import seen
+from fswatchd.platforms import proxmox_config, proxmox_vm, seen
+from fswatchd.platforms.proxmox_config import Storage, read_config, read_storages, read_volume
 
 CONFIG = "/etc/pve"
 # /etc/pve is served by a process (pmxcfs), which may hang.
 _ANSWER_S = 1.0
 _FILE = re.compile(r"([1-9][0-9]{2,8})\.conf")
-_LINE = re.compile(r"([A-Za-z][A-Za-z0-9._-]*)\s*:\s*(.*?)\s*")
 _VOLUME_KEY = re.compile(r"rootfs|mp\d+")
-_SECTION = re.compile(r"([a-z]+):\s*(\S+)\s*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
-    """One storage of /etc/pve/storage.cfg (pvesm(1))."""
-
-    kind: str
-    options: dict[str, str] = field(default_factory=dict)
 
 
 class ProxmoxPlatform:
-    """The containers of this node of a Proxmox cluster."""
+    """The containers and virtual machines of this node of a Proxmox cluster."""
 
     name = "proxmox"
 
-    def __init__(self, config: str = CONFIG) -> None:
+    def __init__(self, config: str = CONFIG, run: str = proxmox_vm.RUN) -> None:
         self._config = config
+        self._run = run
         self._read: dict[str, tuple[object, dict[str, str]]] = {}
         self._last: list[Ve] = []
         self._above: tuple[object, bool] = (None, False)
         self._reading: asyncio.Task[list[Ve] | None] | None = None
 
     def watch_directories(self) -> list[str]:
-        """None: /etc/pve is a FUSE filesystem, which tells nothing."""
-        return []
+        """Where virtual machines that run have their files; /etc/pve, a FUSE filesystem, tells
+        nothing."""
+        return [self._run]
 
     async def list_ves(self) -> list[Ve]:
         """See Platform.
@@ -89,17 +82,26 @@ class ProxmoxPlatform:
         return PlatformError(text, hint="is pve-cluster.service running?", partial=ves)
 
     def _list(self) -> list[Ve] | None:
-        try:
-            names = os.listdir(f"{self._config}/lxc")
-        except (FileNotFoundError, NotADirectoryError):
+        containers, machines = self._ids("lxc"), self._ids("qemu-server")
+        if containers is None and machines is None:
             return None
         storages = read_storages(_text(f"{self._config}/storage.cfg"))
-        found = sorted(match[1] for name in names if (match := _FILE.fullmatch(name)))
-        return [describe(native_id, self._load(native_id), storages) for native_id in found]
+        found = [describe(one, self._load("lxc", one), storages) for one in containers or ()]
+        for one in machines or ():
+            config = self._load("qemu-server", one)
+            found.append(proxmox_vm.describe(one, config, storages, self._run))
+        return found
 
-    def _load(self, native_id: str) -> dict[str, str]:
+    def _ids(self, kind: str) -> list[str] | None:
+        try:
+            names = os.listdir(f"{self._config}/{kind}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return sorted(match[1] for name in names if (match := _FILE.fullmatch(name)))
+
+    def _load(self, kind: str, native_id: str) -> dict[str, str]:
         """The configuration, read again only when the file has changed."""
-        path = f"{self._config}/lxc/{native_id}.conf"
+        path = f"{self._config}/{kind}/{native_id}.conf"
         stamp = seen.stamp(path)
         known = self._read.get(path)
         if known is None or known[0] != stamp:
@@ -121,7 +123,7 @@ def describe(native_id: str, config: dict[str, str], storages: dict[str, Storage
         platform="proxmox",
         native_id=native_id,
         name=config.get("hostname") or native_id,
-        labels={tag: "" for tag in re.split(r"[;, ]+", config.get("tags", "")) if tag},
+        labels=proxmox_config.labels(config),
         volumes=tuple(volumes),
         commands=Commands(
             start=("pct", "start", native_id),
@@ -129,66 +131,9 @@ def describe(native_id: str, config: dict[str, str], storages: dict[str, Storage
             kill=("pct", "stop", native_id),
         ),
         aliases=(VeId(f"lxc:{native_id}"),),
-        busy=f"Proxmox: lock: {lock}" if lock else _template(config),
+        busy=f"Proxmox: lock: {lock}" if lock else proxmox_config.template(config),
         **seen.running(None),
     )
-
-
-def read_config(text: str) -> dict[str, str]:
-    """The container's own keys; sections of snapshots and of pending changes come after them."""
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        if line.startswith("["):
-            break
-        match = _LINE.fullmatch(line)
-        if match and not line.startswith("#"):
-            found[match[1]] = match[2]
-    return found
-
-
-def read_storages(text: str) -> dict[str, Storage]:
-    """`kind: name` and the indented keys below it."""
-    found: dict[str, Storage] = {}
-    current: Storage | None = None
-    for line in text.splitlines():
-        header = _SECTION.fullmatch(line)
-        if header:
-            current = found[header[2]] = Storage(kind=header[1])
-        elif current is not None and line[:1].isspace() and line.strip():
-            key, _, value = line.strip().partition(" ")
-            current.options[key] = value.strip()
-    return found
-
-
-def read_volume(value: str, storages: dict[str, Storage]) -> Volume | None:
-    """`STORAGE:VOLUME,mp=/path,size=8G` as an image or a device, None for what is neither.
-
-    Paths as in PVE::Storage's plugins: DIR/images/ID/FILE, /dev/VG/NAME.
-    """
-    first, *more = value.split(",")
-    options = dict(part.partition("=")[::2] for part in more)
-    point = options.get("mp", "/")
-    first = first.removeprefix("volume=")
-    if first.startswith("/"):
-        return Volume(device=first, mountpoint=point) if first.startswith("/dev/") else None
-    name, _, volume = first.partition(":")
-    storage = storages.get(name)
-    if storage is None or not volume or ".." in volume.split("/"):
-        return None
-    if storage.kind in {"lvm", "lvmthin"}:
-        return Volume(device=f"/dev/{storage.options.get('vgname')}/{volume}", mountpoint=point)
-    base = storage.options.get("path")
-    if base is not None and volume.endswith(".raw"):
-        # A linked clone is "101/base….raw/102/vm….raw": only the last two are its own.
-        image = "/".join(volume.split("/")[-2:])
-        return Volume(image=f"{base}/images/{image}", mountpoint=point)
-    return None
-
-
-def _template(config: dict[str, str]) -> str | None:
-    if config.get("template") == "1":
-        return "Proxmox: it is a template, others may rest on it"
-    return None
 
 
 def _text(path: str) -> str:

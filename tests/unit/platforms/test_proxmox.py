@@ -8,7 +8,8 @@ import pytest
 from fswatchd.inventory.model import Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.platforms import proxmox
-from fswatchd.platforms.proxmox import ProxmoxPlatform, read_storages, read_volume
+from fswatchd.platforms.proxmox import ProxmoxPlatform
+from fswatchd.platforms.proxmox_config import read_storages, read_volume
 
 # As pct.conf(5) and pve-container's src/PVE/LXC/Config.pm (write_pct_config) have it.
 CONF = """#A web server%3A the first

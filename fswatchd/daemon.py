@@ -58,6 +58,7 @@ from fswatchd.notify.journal_socket import JournalSocket
 from fswatchd.notify.notices import Notices
 from fswatchd.notify.outbox import Outbox
 from fswatchd.notify.webhook import Channel
+from fswatchd.platforms.cri import CriPlatform
 from fswatchd.platforms.declared import DeclaredPlatform
 from fswatchd.platforms.drill import DrillPlatform
 from fswatchd.platforms.engines import EnginePlatform, docker, podman
@@ -93,11 +94,12 @@ class Daemon:
         self.stream = EventStream(self.store)
         self._book = IncidentBook(self.store, node)
         self._drills = DrillPlatform()
-        engines: list[IncusPlatform | EnginePlatform] = [
+        engines: list[IncusPlatform | EnginePlatform | CriPlatform] = [
             IncusPlatform("incus", "incus", "/var/lib/incus/unix.socket"),
             IncusPlatform("lxd", "lxc", "/var/lib/lxd/unix.socket"),
             podman(),
             docker(),
+            CriPlatform(),
         ]
         self._engines = engines
         self.inventory = Inventory(

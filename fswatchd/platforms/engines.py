@@ -37,6 +37,7 @@ _DEADLINE_S = 10.0
 _MAX_ANSWER = 64 << 20
 _ID = re.compile(r"[0-9a-f]{64}")
 _SHORT = 12
+_JSON = re.compile(r"^[\[{]", re.MULTILINE)
 _POD_SLICE = re.compile(r"machine-libpod_pod_[0-9a-f]{64}\.slice")
 
 
@@ -270,10 +271,9 @@ async def _output(argv: tuple[str, ...]) -> str:
 def parse_json(text: str, what: str) -> Any:
     """A tool's JSON; raises PlatformError naming `what` gave it."""
     try:
-        if not text.startswith(("[", "{")):
-            # Warnings of a tool come before its answer, on the same pipe.
-            text = text[text.find("\n[") + 1 :]
-        return json.loads(text)
+        # Warnings of a tool come before its answer, on the same pipe.
+        begin = _JSON.search(text)
+        return json.loads(text[begin.start() :] if begin else text)
     except ValueError as error:
         raise PlatformError(f"{what}: not JSON: {error}") from error
 

@@ -116,6 +116,11 @@ def test_warnings_before_the_answer(text: str) -> None:
     assert engines.parse_json(text, "podman ps") == []
 
 
+def test_an_answer_that_is_an_object() -> None:
+    text = 'WARN[0000] using default endpoints: [unix:///x.sock]\n{\n  "items": [\n[]\n  ]\n}\n'
+    assert engines.parse_json(text, "crictl pods") == {"items": [[]]}
+
+
 @pytest.mark.parametrize("text", ["", "Error: no such thing", json.dumps(PODMAN_PS)[:100]])
 def test_what_is_no_answer(text: str) -> None:
     with pytest.raises(PlatformError, match="podman ps"):

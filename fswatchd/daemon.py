@@ -58,6 +58,7 @@ from fswatchd.notify.journal_socket import JournalSocket
 from fswatchd.notify.notices import Notices
 from fswatchd.notify.outbox import Outbox
 from fswatchd.notify.webhook import Channel
+from fswatchd.platforms import scope
 from fswatchd.platforms.cri import CriPlatform
 from fswatchd.platforms.declared import DeclaredPlatform
 from fswatchd.platforms.drill import DrillPlatform
@@ -111,7 +112,8 @@ class Daemon:
                 LibvirtPlatform(),
                 DeclaredPlatform(settings.daemon.ves),
                 self._drills,
-            ]
+            ],
+            unclaimed=scope.describe,
         )
         self._watch = InventoryWatch(self.inventory)
         for engine in engines:

@@ -28,6 +28,7 @@ from fswatchd.inventory.model import (
     Ve,
     VeId,
 )
+from fswatchd.inventory.owners import Owners, Unclaimed
 from fswatchd.inventory.platform import Platform, PlatformError
 from fswatchd.inventory.scan import MountScanner, MountTable, best_scanner, open_namespace
 from fswatchd.inventory.stack import Images, StackReader, inode_key
@@ -35,7 +36,6 @@ from fswatchd.kernel import block, fs, proc
 
 log = logging.getLogger(__name__)
 
-NODE = "the node"
 _OPEN_TIMEOUT_S = 3.0
 _MAX_HANGS = 2
 _HELPER = "fswatchd.helpers.mounts"
@@ -56,7 +56,12 @@ class Changes:
 class Inventory:
     """The live picture. One per daemon; used from the event loop only."""
 
-    def __init__(self, platforms: Iterable[Platform], scanner: MountScanner | None = None) -> None:
+    def __init__(
+        self,
+        platforms: Iterable[Platform],
+        scanner: MountScanner | None = None,
+        unclaimed: Unclaimed | None = None,
+    ) -> None:
         self.platforms = list(platforms)
         self.scanner = scanner or best_scanner()
         self.view = NodeView()
@@ -66,7 +71,7 @@ class Inventory:
         self._on_superblock: list[NewSuperblock] = []
         self._on_vanished: list[VanishedSuperblock] = []
         self._on_namespace: list[NamespaceSeen] = []
-        self._owner_pids: dict[NamespaceKey, tuple[int, str]] = {}
+        self._owners = Owners(unclaimed)
         self._stack = StackReader()
         # Seen, but not reached yet: nobody watches them, so every look tries again.
         self._unreached: set[Devno] = set()
@@ -146,6 +151,7 @@ class Inventory:
             if forget:
                 self.scanner.forget()
                 self._stack.forget()
+                self._owners.forget()
             ves = await self._list_ves()
             view = await asyncio.to_thread(self._scan, ves)
             before = self.view
@@ -251,8 +257,7 @@ class Inventory:
         owner = self.view.owners.get(namespace)
         if owner is not None and (ve := self.view.ves.get(VeId(owner))) is not None:
             return ve.init_pid
-        known = self._owner_pids.get(namespace)
-        return known[0] if known else None
+        return self._owners.process_in(namespace)
 
     # --- in the scanning thread ---------------------------------------------------------------
 
@@ -265,6 +270,7 @@ class Inventory:
         images = _images(ves)
         device_owners = _device_owners(ves)
         node_namespace = NamespaceKey(proc.mount_namespace_inode("self") or 0)
+        owners, ves = self._owners.find(table, ves, node_namespace)
         places = _by_device(table)
         known = self.view.superblocks
         members = [member for devno in places if devno in known for member in known[devno].members]
@@ -273,7 +279,7 @@ class Inventory:
         return NodeView(
             superblocks=self._superblocks(places, devices),
             ves=ves,
-            owners=self._owners(table, ves, node_namespace),
+            owners=owners,
             node_namespace=node_namespace,
             image_owners={key: ve_id for key, (ve_id, _) in images.items()},
             device_owners=device_owners,
@@ -302,36 +308,6 @@ class Inventory:
             superblocks[devno] = superblock
         return superblocks
 
-    def _owners(
-        self, table: MountTable, ves: dict[VeId, Ve], node: NamespaceKey
-    ) -> dict[NamespaceKey, str]:
-        owners: dict[NamespaceKey, str] = {
-            ve.namespace: ve.ve_id for ve in ves.values() if ve.namespace is not None
-        }
-        owners[node] = NODE  # last: no VE is the node, whatever is said of it
-        unknown = [key for key, found in table.items() if found and key not in owners]
-        self._owner_pids = {
-            key: known
-            for key, known in self._owner_pids.items()
-            if key in table and proc.mount_namespace_inode(known[0]) == key
-        }
-        if any(key not in self._owner_pids for key in unknown):
-            self._find_owner_pids({key for key in unknown if key not in self._owner_pids})
-        groups = {ve.cgroup: ve for ve in ves.values() if ve.cgroup}
-        for key in unknown:
-            if key in self._owner_pids:
-                owners[key] = _owner_of(*self._owner_pids[key], groups)
-        return owners
-
-    def _find_owner_pids(self, wanted: set[NamespaceKey]) -> None:
-        for pid in proc.pids():
-            inode = proc.mount_namespace_inode(pid)
-            if inode is not None and (key := NamespaceKey(inode)) in wanted:
-                self._owner_pids[key] = (pid, proc.command_name(pid))
-                wanted.discard(key)
-                if not wanted:
-                    return
-
 
 def _by_device(table: MountTable) -> dict[Devno, list[NamespaceMount]]:
     places: dict[Devno, list[NamespaceMount]] = {}
@@ -340,16 +316,6 @@ def _by_device(table: MountTable) -> dict[Devno, list[NamespaceMount]]:
             place = NamespaceMount(namespace=namespace, mount=mount)
             places.setdefault(mount.devno, []).append(place)
     return places
-
-
-def _owner_of(pid: int, command: str, groups: dict[str, Ve]) -> str:
-    for path in proc.cgroups(pid).values():
-        for group, ve in groups.items():
-            if path == group or path.startswith(f"{group}/"):
-                # A hypervisor has copies of the node's mounts (libvirt gives it a namespace): they
-                # are nothing of the guest's.
-                return f"process {pid} ({command}) of {ve.ve_id}" if ve.guest else ve.ve_id
-    return f"process {pid} ({command})"
 
 
 def _same_superblock(old: Superblock | None, new: Superblock | None) -> bool:

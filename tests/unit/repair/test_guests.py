@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fswatchd.doctor import _ves
-from fswatchd.inventory import inventory
+from fswatchd.inventory import owners
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import NodeView, Ve, VeId, Volume
 from fswatchd.repair import scope, ve_control
@@ -67,12 +67,12 @@ def test_copies_of_the_nodes_mounts_around_a_hypervisor_are_not_the_guests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     group = r"/machine.slice/machine-qemu\x2d4\x2dweb.scope"
-    monkeypatch.setattr(inventory.proc, "cgroups", lambda _: {"": f"{group}/libvirt/emulator"})
+    monkeypatch.setattr(owners.proc, "cgroups", lambda _: {"": f"{group}/libvirt/emulator"})
     known = {group: guest(cgroup=group)}
-    owner = inventory._owner_of(77, "qemu-system-x86", known)
-    assert owner == "process 77 (qemu-system-x86) of libvirt:web"
+    process = owners._Process(77, "qemu-system-x86", is_init=False)
+    assert owners._owner_of(process, known) == "process 77 (qemu-system-x86) of libvirt:web"
     known[group] = ve("lxc", "web", cgroup=group)
-    assert inventory._owner_of(77, "init", known) == "lxc:web"
+    assert owners._owner_of(process, known) == "lxc:web"
 
 
 def test_what_is_declared_of_a_guest_does_not_make_it_repairable() -> None:

@@ -95,6 +95,7 @@ class Daemon:
         self.stream = EventStream(self.store)
         self._book = IncidentBook(self.store, node)
         self._drills = DrillPlatform()
+        libvirt = LibvirtPlatform()
         engines: list[IncusPlatform | EnginePlatform | CriPlatform] = [
             IncusPlatform("incus", "incus", "/var/lib/incus/unix.socket"),
             IncusPlatform("lxd", "lxc", "/var/lib/lxd/unix.socket"),
@@ -102,22 +103,22 @@ class Daemon:
             docker(),
             CriPlatform(),
         ]
-        self._engines = engines
+        self._asked = [*(engine.asked for engine in engines), libvirt.asked]
         self.inventory = Inventory(
             [
                 ProxmoxPlatform(),
                 NspawnPlatform(),
                 *engines,
                 LxcPlatform(),
-                LibvirtPlatform(),
+                libvirt,
                 DeclaredPlatform(settings.daemon.ves),
                 self._drills,
             ],
             unclaimed=scope.describe,
         )
         self._watch = InventoryWatch(self.inventory)
-        for engine in engines:
-            engine.asked.changed = self._watch.poke
+        for asked in self._asked:
+            asked.changed = self._watch.poke
         self._history = History(self.store)
         self._intake = Intake(self.store, self._book, self.inventory, self.stream)
         self._listening = Listening(
@@ -272,8 +273,8 @@ class Daemon:
         if unsent := self._journal.close():
             log.warning("the journal has not taken %d entries about incidents", unsent)
         self._book.flush()
-        for engine in self._engines:
-            await engine.asked.close()
+        for asked in self._asked:
+            await asked.close()
         await self.inventory.close()
         await self.store.close()
         self._runtime.release()

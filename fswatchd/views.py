@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -231,6 +232,7 @@ def ve(
         "aliases": list(found.aliases),
         "busy": found.busy,
         "filesystems": filesystems,
+        "guest_filesystems": [asdict(one) for one in found.guest_filesystems],
         "incidents": incidents,
     }
 

@@ -254,12 +254,21 @@ def _show_status(document: dict[str, Any]) -> None:
             fs.get("stack_text"),
         )
         for ve in document["ves"]
-        for fs in ve["filesystems"] or [{}]
+        for fs in ve["filesystems"] or [{"stack_text": _inside(ve)}]
     ]
     heads = ("VE", "state", "device", "type", "health", "image", "incidents", "rests on")
     render.table("VEs", heads, rows)
     if document["incidents"]:
         _show_incidents(document["incidents"])
+
+
+def _inside(ve: dict[str, Any]) -> str | None:
+    """What a guest's agent says of it."""
+    told = [
+        f"{one['mountpoint']} ({one['fstype']} on {one['device']})"
+        for one in ve.get("guest_filesystems", ())
+    ]
+    return f"inside, as its agent says: {', '.join(told)}" if told else None
 
 
 def _show_incidents(found: list[dict[str, Any]]) -> None:

@@ -68,11 +68,23 @@ class Lock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuestFilesystem:
+    """A filesystem that a virtual machine says it has mounted; the device's name is its own."""
+
+    device: str
+    fstype: str
+    mountpoint: str
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ve:
     """One container or guest.
 
     `guest` says that it is a virtual machine: `init_pid` is the program of the node that runs it,
-    whose mounts are the node's, and its volumes are disks, which its own kernel mounts.
+    whose mounts are the node's, and its volumes are disks, which its own kernel mounts; what that
+    says of itself is in `guest_filesystems`.
     `unrepairable` says what it is ("a pod, …") where nothing on its volumes may be repaired here,
     whatever the rules say.
 
@@ -105,6 +117,7 @@ class Ve:
     scratch: bool = False
     hands_off: bool = False
     guest: bool = False
+    guest_filesystems: tuple[GuestFilesystem, ...] = ()
     unrepairable: str | None = None
 
 

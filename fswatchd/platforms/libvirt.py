@@ -1,14 +1,14 @@
 """Virtual machines of libvirt with QEMU (virsh(1), formatdomain of libvirt.org).
 
-No program is asked. While a guest runs, /run/libvirt/qemu/NAME.xml has its definition, the process
-that runs it, and what libvirt does with it (src/qemu/qemu_domain.c, qemuDomainObjPrivateXMLFormat);
-all that are defined have a file in /etc/libvirt/qemu. Both are root's. The process is believed
-where it is in the cgroup that libvirt makes for this guest, or the pid file beside the status names
-it.
+While a guest runs, /run/libvirt/qemu/NAME.xml has its definition, the process that runs it, and
+what libvirt does with it (src/qemu/qemu_domain.c, qemuDomainObjPrivateXMLFormat); all that are
+defined have a file in /etc/libvirt/qemu. Both are root's, and no program is asked. The process is
+believed where it is in the cgroup that libvirt makes for this guest, or the pid file beside the
+status names it.
 
 A guest's filesystems are mounted by its own kernel: what breaks inside is not seen here, and
 nothing of it is repaired here. What can be told is which guests an image or a device of the node
-belongs to.
+belongs to, and what their agents say of themselves (`guest_agent`).
 
 Not here: disks on the network or by the name of a storage pool, and guests of users
 (qemu:///session).
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,8 +27,10 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, proc
-from fswatchd.platforms import seen
+from fswatchd.platforms import guest_agent, seen
+from fswatchd.platforms.asked import Asked
 from fswatchd.platforms.declared import read_pid_file
+from fswatchd.platforms.guest_agent import Filesystems
 from fswatchd.platforms.seen import Seen
 
 GUEST = "a virtual machine: its disks are for its own kernel to mount, and to repair"
@@ -67,6 +69,9 @@ class LibvirtPlatform:
         self._run = run
         self._defined = defined
         self._read: dict[str, tuple[object, Domain | None]] = {}
+        # Guests whose agent is connected, each by its UUID and the number of this run of it.
+        self._agents: frozenset[tuple[str, str | None]] = frozenset()
+        self.asked: Asked[Filesystems] = Asked(self._ask, {})
 
     def watch_directories(self) -> list[str]:
         """Where definitions come and go, and the guests' cgroups."""
@@ -86,11 +91,14 @@ class LibvirtPlatform:
                 domains[domain.uuid] = domain
             elif os.path.exists(path):
                 unread.append(path)
-        ves = [self._describe(domain) for _, domain in sorted(domains.items())]
-        if unread:
-            lost = {Path(path).stem for path in unread if path in running}
-            ves = [replace(ve, state=VeState.UNKNOWN) if ve.name in lost else ve for ve in ves]
-            problems = (f"{path} cannot be read as a guest's definition" for path in unread)
+        inside = self._inside(domains.values())
+        ves = [self._describe(domain, inside) for _, domain in sorted(domains.items())]
+        lost = {Path(path).stem for path in unread if path in running}
+        ves = [replace(ve, state=VeState.UNKNOWN) if ve.name in lost else ve for ve in ves]
+        problems = [f"{path} cannot be read as a guest's definition" for path in unread]
+        if self._agents and self.asked.problem is not None:
+            problems.append(self.asked.problem)
+        if problems:
             raise PlatformError("\n".join(problems), partial=ves)
         return ves
 
@@ -102,7 +110,15 @@ class LibvirtPlatform:
             known = self._read[path] = (stamp, read_file(path))
         return known[1]
 
-    def _describe(self, domain: Domain) -> Ve:
+    def _inside(self, domains: Iterable[Domain]) -> Filesystems:
+        """What agents have told; the guests of others are not known from inside."""
+        self._agents = frozenset((one.uuid, one.number) for one in domains if one.agent)
+        return self.asked.look(self._agents) if self._agents else {}
+
+    async def _ask(self) -> Filesystems:
+        return await guest_agent.ask(_CONNECT, (uuid for uuid, _ in self._agents))
+
+    def _describe(self, domain: Domain, inside: Filesystems) -> Ve:
         # By UUID: a name of digits would be taken for the number of another guest.
         selector, agent = domain.uuid, domain.agent
         return Ve(
@@ -122,6 +138,7 @@ class LibvirtPlatform:
             aliases=(VeId(f"{self.name}:{domain.uuid}"),),
             busy=f"libvirt: {domain.job}" if domain.job else None,
             guest=True,
+            guest_filesystems=inside.get(domain.uuid, ()) if agent else (),
             unrepairable=GUEST,
             **seen.running_guest(self._process(domain), paused=domain.paused),
         )

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fswatchd.inventory.model import Ve, Volume
+from fswatchd.inventory.model import GuestFilesystem, Ve, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import proc
 from fswatchd.platforms import libvirt, seen
@@ -214,6 +214,28 @@ async def test_what_libvirt_does_with_it_is_told(node: Node, job: str, busy: str
     assert (await node.ve()).busy == busy
 
 
+@pytest.fixture
+def told(node: Node, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[GuestFilesystem, ...]]:
+    """What agents have told; nobody is asked."""
+    node.platform.asked.answer = {}
+    monkeypatch.setattr(node.platform.asked, "look", lambda _: node.platform.asked.answer)
+    return node.platform.asked.answer
+
+
+async def test_an_agent_that_is_connected_is_asked_and_no_other(
+    node: Node, told: dict[str, tuple[GuestFilesystem, ...]]
+) -> None:
+    inside = GuestFilesystem(device="vda1", fstype="ext4", mountpoint="/")
+    told[UUID] = (inside,)
+    node.starts(agent="disconnected")
+    ve = await node.ve()
+    assert (ve.guest_filesystems, node.platform._agents) == ((), frozenset())
+    node.starts(agent="connected")
+    ve = await node.ve()
+    assert (ve.guest_filesystems, node.platform._agents) == ((inside,), frozenset({(UUID, "4")}))
+
+
+@pytest.mark.usefixtures("told")
 async def test_its_agent_freezes_it_where_it_answers(node: Node) -> None:
     node.starts(agent="connected")
     commands = (await node.ve()).commands

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from fswatchd.devno import Devno
 from fswatchd.events import Health, VeState, printable
 from fswatchd.incidents import Filesystem, Incident, StepRecord
 from fswatchd.inventory.model import (
@@ -98,11 +99,15 @@ def filesystem(found: Filesystem) -> dict[str, Any]:
 
 
 def superblock(
-    found: Superblock, health: Health, namespace: NamespaceKey | None = None
+    found: Superblock,
+    health: Health,
+    namespace: NamespaceKey | None = None,
+    host: Callable[[Devno], Devno] = lambda devno: devno,
 ) -> dict[str, Any]:
     """A mounted filesystem in `status`, with its mount points as `namespace` sees them.
 
-    Without a namespace, or where it is not mounted there, with all of them.
+    Without a namespace, or where it is not mounted there, with all of them. `host` is
+    `NodeView.host`.
     """
     inside = [place for place in found.mounts if place.namespace == namespace]
     return {
@@ -115,7 +120,7 @@ def superblock(
             for point in dict.fromkeys(place.mount.point for place in inside or found.mounts)
         ][:16],
         "health": health.value,
-        "backing": backing(found.backing),
+        "backing": backing(found.backing, host),
     }
 
 
@@ -126,7 +131,7 @@ def stack(view: NodeView, found: Superblock, ve: VeId | None = None) -> list[dic
     """
     layers: list[dict[str, Any]] = []
     for devno in (found.devno, *view.beneath(found.devno)):
-        superblock = view.superblocks.get(devno)
+        superblock = view.mounted(devno)
         if superblock is not None:
             layers.append(_filesystem_layer(view, superblock, ve if superblock is found else None))
         device = view.devices.get(devno)
@@ -208,14 +213,14 @@ def cause(kind: str, name: str, text: str, since_ns: int) -> dict[str, object]:
     }
 
 
-def backing(found: Backing) -> dict[str, Any]:
+def backing(found: Backing, host: Callable[[Devno], Devno]) -> dict[str, Any]:
     """What a device rests on."""
     if found.kind != "loop":
         return {"kind": found.kind}
     return {
         "kind": "loop",
         "image": printable(found.image) if found.image else None,
-        "on": str(found.image_devno) if found.image_devno else None,
+        "on": str(host(found.image_devno)) if found.image_devno else None,
     }
 
 

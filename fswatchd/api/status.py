@@ -35,7 +35,7 @@ class StatusView:
                 self._ve_state(ve, incidents),
                 [
                     {
-                        **views.superblock(found, self.health(found), ve.namespace),
+                        **views.superblock(found, self.health(found), ve.namespace, view.host),
                         "stack_text": views.chain(views.stack(view, found, ve.ve_id)),
                     }
                     for found in view.superblocks_of(ve.ve_id)

@@ -252,7 +252,7 @@ class Decider:
     def _devices(self, superblock: Superblock) -> tuple[str, ...]:
         found = [str(superblock.devno)]
         if superblock.backing.image_devno is not None:
-            found.append(str(superblock.backing.image_devno))
+            found.append(str(self._inventory.view.host(superblock.backing.image_devno)))
         return tuple(found)
 
 

@@ -29,6 +29,7 @@ from fswatchd.inventory.model import (
     VeId,
 )
 from fswatchd.inventory.owners import Owners, Unclaimed
+from fswatchd.inventory.places import OVERLAY, Places
 from fswatchd.inventory.platform import Platform, PlatformError
 from fswatchd.inventory.scan import MountScanner, MountTable, best_scanner, open_namespace
 from fswatchd.inventory.stack import Images, StackReader, inode_key
@@ -73,6 +74,7 @@ class Inventory:
         self._on_namespace: list[NamespaceSeen] = []
         self._owners = Owners(unclaimed)
         self._stack = StackReader()
+        self._places = Places()
         # Seen, but not reached yet: nobody watches them, so every look tries again.
         self._unreached: set[Devno] = set()
 
@@ -152,6 +154,7 @@ class Inventory:
                 self.scanner.forget()
                 self._stack.forget()
                 self._owners.forget()
+                self._places.forget()
             ves = await self._list_ves()
             view = await asyncio.to_thread(self._scan, ves)
             before = self.view
@@ -271,7 +274,10 @@ class Inventory:
         device_owners = _device_owners(ves)
         node_namespace = NamespaceKey(proc.mount_namespace_inode("self") or 0)
         owners, ves = self._owners.find(table, ves, node_namespace)
-        places = _by_device(table)
+        self._places.begin(table.get(node_namespace, ()))
+        mounted = _by_device(table)
+        layered = {d: found for d, found in mounted.items() if found[0].mount.fstype == OVERLAY}
+        places = {d: found for d, found in mounted.items() if d not in layered}
         known = self.view.superblocks
         members = [member for devno in places if devno in known for member in known[devno].members]
         devices = self._stack.read([*places, *members, *device_owners], images)
@@ -284,7 +290,35 @@ class Inventory:
             image_owners={key: ve_id for key, (ve_id, _) in images.items()},
             device_owners=device_owners,
             devices=devices,
+            overlays=self._overlays(layered, ves, owners, node_namespace),
+            hosts=self._places.hosts(_paths(images, devices), mounted),
         )
+
+    def _overlays(
+        self,
+        layered: dict[Devno, list[NamespaceMount]],
+        ves: dict[VeId, Ve],
+        owners: dict[NamespaceKey, str],
+        node: NamespaceKey,
+    ) -> dict[Devno, Superblock]:
+        def pid_in(namespace: NamespaceKey) -> int | None:
+            ve = ves.get(VeId(owners.get(namespace, "")))
+            return ve.init_pid if ve is not None else self._owners.process_in(namespace)
+
+        found: dict[Devno, Superblock] = {}
+        for devno, mounted in layered.items():
+            overlay = Superblock(
+                devno=devno,
+                fstype=OVERLAY,
+                device=OVERLAY,
+                disk_sequence=None,
+                mounts=tuple(mounted),
+                backing=Backing(kind=OVERLAY),
+            )
+            members, bases = self._places.rests_on(overlay, node, pid_in)
+            found[devno] = replace(overlay, members=members, bases=bases)
+        self._places.keep_only(found)
+        return found
 
     def _superblocks(
         self, places: dict[Devno, list[NamespaceMount]], devices: dict[Devno, BlockDevice]
@@ -339,6 +373,16 @@ def _images(ves: dict[VeId, Ve]) -> Images:
             key = inode_key(volume.image) if volume.image else None
             if key is not None and volume.image:
                 found[key] = (ve.ve_id, volume.image)
+    return found
+
+
+def _paths(images: Images, devices: dict[Devno, BlockDevice]) -> dict[tuple[Devno, int], str]:
+    """A path of every image that is known."""
+    found = {key: path for key, (_, path) in images.items()}
+    for device in devices.values():
+        key = device.backing.inode_key
+        if key is not None and device.backing.image is not None:
+            found.setdefault(key, device.backing.image)
     return found
 
 

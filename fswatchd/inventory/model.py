@@ -24,6 +24,10 @@ NamespaceKey = NewType("NamespaceKey", int)  # inode of the mount namespace
 DISK_FILESYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "bcachefs", "nilfs2", "gfs2", "ocfs2", "jfs"}
 )
+# Those, and the one that is made of directories of others.
+SCANNED_FILESYSTEMS = DISK_FILESYSTEMS | {"overlay"}
+
+ImageKey = tuple[Devno, int]  # device (`st_dev`) and inode of an image file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +176,9 @@ class NamespaceMount:
 class Superblock:
     """One mounted filesystem: all its mounts everywhere, and its device.
 
-    `members` are the block devices of a btrfs, whose `devno` is no block device's.
+    `members` are the block devices of a btrfs, whose `devno` is no block device's, and the
+    superblocks that hold the layers of an overlay; `bases` are those of its lower layers, which it
+    needs as they are.
     """
 
     devno: Devno
@@ -184,6 +190,7 @@ class Superblock:
     uuid: str | None = None
     fsid: bytes | None = None
     members: tuple[Devno, ...] = ()
+    bases: tuple[Devno, ...] = ()
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -216,7 +223,9 @@ class NodeView:
 
     `owners` says whose each mount namespace is: a VE's id, or words for anybody else.
     `image_owners` and `device_owners` say which VE declares an image or device as its volume.
-    `devices` are the block devices of all superblocks, and all that these rest on.
+    `devices` are the block devices of all superblocks, and all that these rest on. `overlays` are
+    the overlays mounted anywhere, by their device number. `hosts` leads from the `st_dev` of an
+    image to the superblock that holds it, where that has another number (btrfs).
     """
 
     superblocks: Mapping[Devno, Superblock] = field(default_factory=dict)
@@ -226,13 +235,16 @@ class NodeView:
     image_owners: Mapping[tuple[Devno, int], VeId] = field(default_factory=dict)
     device_owners: Mapping[Devno, VeId] = field(default_factory=dict)
     devices: Mapping[Devno, BlockDevice] = field(default_factory=dict)
+    overlays: Mapping[Devno, Superblock] = field(default_factory=dict)
+    hosts: Mapping[Devno, Devno] = field(default_factory=dict)
     users: Mapping[Devno, Users] = field(init=False)
     _of_ve: Mapping[VeId, list[Superblock]] = field(init=False, repr=False)
     _described: dict[Devno, Filesystem] = field(init=False, repr=False, default_factory=dict)
     _dependents: dict[Devno, Users] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        users = {devno: self._users(found) for devno, found in self.superblocks.items()}
+        mounted = {**self.superblocks, **self.overlays}
+        users = {devno: self._users(found) for devno, found in mounted.items()}
         of_ve: dict[VeId, list[Superblock]] = {}
         for devno, found in self.superblocks.items():
             for ve_id in users[devno].ves:
@@ -247,6 +259,14 @@ class NodeView:
             found = next((s for s in self.superblocks.values() if devno in s.members), None)
         return found
 
+    def mounted(self, devno: Devno) -> Superblock | None:
+        """The filesystem or overlay with this number."""
+        return self.superblocks.get(devno) or self.overlays.get(devno)
+
+    def host(self, image_devno: Devno) -> Devno:
+        """The number of the superblock that holds a file with this `st_dev`."""
+        return self.hosts.get(image_devno, image_devno)
+
     def superblocks_of(self, ve_id: VeId) -> list[Superblock]:
         """The filesystems of a VE: mounted by it, or mounted and declared as its volume."""
         return self._of_ve.get(ve_id, [])
@@ -254,12 +274,12 @@ class NodeView:
     def lower(self, devno: Devno) -> tuple[Devno, ...]:
         """What a filesystem or block device rests on directly: devices, and an image's host."""
         found: list[Devno] = []
-        if (superblock := self.superblocks.get(devno)) is not None:
+        if (superblock := self.mounted(devno)) is not None:
             found += superblock.members
         if (device := self.devices.get(devno)) is not None:
             found += device.lower
             if device.backing.image_devno is not None:
-                found.append(device.backing.image_devno)
+                found.append(self.host(device.backing.image_devno))
         return tuple(one for one in dict.fromkeys(found) if one != devno)
 
     def beneath(self, devno: Devno) -> tuple[Devno, ...]:
@@ -310,13 +330,14 @@ class NodeView:
     def _find_dependents(self) -> None:
         ves: dict[Devno, dict[VeId, None]] = {}
         foreign: dict[Devno, dict[str, None]] = {}
-        for devno, superblock in self.superblocks.items():
-            users = self.users[devno]
+        for devno, users in self.users.items():
+            above = self.mounted(devno)
+            name = above.device if above is not None else str(devno)
             for lower in self.beneath(devno):
                 ves.setdefault(lower, {}).update(dict.fromkeys(users.ves))
-                others = (f"{one} (through {superblock.device})" for one in users.foreign)
+                others = (f"{one} (through {name})" for one in users.foreign)
                 foreign.setdefault(lower, {}).update(dict.fromkeys(others))
-        owned = [(host, ve_id) for (host, _), ve_id in self.image_owners.items()]
+        owned = [(self.host(devno), ve_id) for (devno, _), ve_id in self.image_owners.items()]
         for host, ve_id in owned:
             for devno in (host, *self.beneath(host)):
                 ves.setdefault(devno, {})[ve_id] = None

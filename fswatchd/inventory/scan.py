@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from fswatchd.inventory.model import DISK_FILESYSTEMS, NamespaceKey
+from fswatchd.inventory.model import SCANNED_FILESYSTEMS, NamespaceKey
 from fswatchd.kernel import mountinfo, mounts, proc
 from fswatchd.kernel.mounts import Mount
 
@@ -25,7 +25,7 @@ class MountScanner(Protocol):
     name: str
 
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
-        """Mounts of disk filesystems by namespace.
+        """Mounts of disk filesystems and overlays by namespace.
 
         `on_namespace` is called with each namespace's key and a descriptor that is closed
         after the call.
@@ -106,12 +106,12 @@ class StatmountScanner:
     def _describe(self, namespace_id: int, mount_id: int) -> Mount | None:
         known = self._known.get((namespace_id, mount_id), self)
         if known is None:
-            return None  # not a disk filesystem; that never changes
+            return None  # none that is looked at; that never changes
         with suppress(OSError):
             if isinstance(known, Mount):
                 return known
             mount = mounts.stat_mount(namespace_id, mount_id)
-            return mount if mount.fstype in DISK_FILESYSTEMS else None
+            return mount if mount.fstype in SCANNED_FILESYSTEMS else None
         return None
 
 
@@ -158,7 +158,7 @@ class MountinfoScanner:
                     finally:
                         os.close(fd)
                 found = mountinfo.read(pid)
-                table[key] = [mount for mount in found if mount.fstype in DISK_FILESYSTEMS]
+                table[key] = [mount for mount in found if mount.fstype in SCANNED_FILESYSTEMS]
                 pids[key] = pid
         self._pids = pids
         return table

@@ -24,7 +24,8 @@ def parse_line(line: str) -> Mount:
     if not separator or len(fields) < 6 or len(rest) < 3:
         raise MountinfoError(f"not a mountinfo line: {line!r}")
     try:
-        mount_id, devno = int(fields[0]), Devno.parse(fields[2])
+        mount_id, parent_id = int(fields[0]), int(fields[1])
+        devno = Devno.parse(fields[2])
     except ValueError:
         raise MountinfoError(f"not a mountinfo line: {line!r}") from None
     options = rest[2].split(",")
@@ -38,6 +39,7 @@ def parse_line(line: str) -> Mount:
         superblock_options=tuple(options[1:]),
         superblock_readonly=options[0] == "ro",
         readonly="ro" in fields[5].split(","),
+        parent_id=parent_id,
     )
 
 

@@ -52,8 +52,8 @@ class Mount:
     """One mount. Text fields come from the owner of the namespace: show them escaped only.
 
     `mount_id` is unique for the life of the machine with statmount, and may be reused with
-    mountinfo. `superblock_options` holds what the filesystem says of itself, such as
-    `emergency_ro`; `superblock_readonly` is SB_RDONLY.
+    mountinfo; `parent_id` is that of the mount which it stands on. `superblock_options` holds what
+    the filesystem says of itself, such as `emergency_ro`; `superblock_readonly` is SB_RDONLY.
     """
 
     mount_id: int
@@ -65,6 +65,7 @@ class Mount:
     superblock_options: tuple[str, ...]
     superblock_readonly: bool
     readonly: bool
+    parent_id: int = 0
 
 
 def namespace_id(fd: int) -> int:
@@ -168,7 +169,7 @@ def stat_mount(namespace: int, mount_id: int) -> Mount:
 def _decode(raw: bytes) -> Mount:
     mask, major, minor = struct.unpack_from("=QII", raw, 8)
     (superblock_flags,) = struct.unpack_from("=I", raw, 32)
-    (mount_id,) = struct.unpack_from("=Q", raw, 40)
+    mount_id, parent_id = struct.unpack_from("=QQ", raw, 40)
     (attributes,) = struct.unpack_from("=Q", raw, 64)
 
     def text(flag: int, field: int) -> str:
@@ -188,6 +189,7 @@ def _decode(raw: bytes) -> Mount:
         superblock_options=tuple(options.split(",")) if options else (),
         superblock_readonly=bool(superblock_flags & SB_RDONLY),
         readonly=bool(attributes & MOUNT_ATTR_RDONLY),
+        parent_id=parent_id,
     )
 
 

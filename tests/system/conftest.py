@@ -117,7 +117,11 @@ def make_host(work: Path, kind: str = "xfs", size: int = 6 << 30) -> Path:
     image, point = work / f"host-{kind}.img", work / f"host-{kind}"
     with image.open("xb") as file:
         file.truncate(size)
-    command = {"xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"], "ext4": ["mke2fs", "-q", "-t", "ext4"]}
+    command = {
+        "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"],
+        "ext4": ["mke2fs", "-q", "-t", "ext4"],
+        "btrfs": ["mkfs.btrfs", "-q"],
+    }
     subprocess.run([*command[kind], str(image)], check=True, capture_output=True)
     point.mkdir()
     subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)

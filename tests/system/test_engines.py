@@ -48,14 +48,20 @@ class Podman:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def start(self, name: str, *options: str) -> str:
-        """Run a container that sleeps; returns its id."""
+    def start(self, name: str, *options: str, overlay: bool = False) -> str:
+        """Run a container that sleeps, on its tree or an overlay of it; returns its id."""
         tree = self.work / f"tree-{name}"
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         limits = ("--ulimit", f"nofile={limit}:{limit}", "--ulimit", "nproc=1000:1000")
         more = ("--name", name, "--network", "none", "--stop-timeout", "1", *limits, *options)
         native_id = self.run(
-            "run", "--detach", *more, "--rootfs", str(make_tree(tree)), "/bin/sleep", "1000"
+            "run",
+            "--detach",
+            *more,
+            "--rootfs",
+            f"{make_tree(tree)}{':O' if overlay else ''}",
+            "/bin/sleep",
+            "1000",
         ).splitlines()[-1]
         self.started.append(native_id)
         return native_id

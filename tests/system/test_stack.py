@@ -30,12 +30,19 @@ def device_of(image: Path) -> str:
     return device
 
 
+MKFS = {
+    "xfs": ["mkfs.xfs", "-q"],
+    "ext4": ["mke2fs", "-q", "-t", "ext4"],
+    "btrfs": ["mkfs.btrfs", "-q"],
+}
+
+
 def nested_host(below: Path, name: str, kind: str = "xfs", size: int = 1 << 30) -> Path:
     """A filesystem in an image on another one."""
     image, point = below / f"{name}.img", below / name
     with image.open("xb") as file:
         file.truncate(size)
-    command = {"xfs": ["mkfs.xfs", "-q"], "ext4": ["mke2fs", "-q", "-t", "ext4"]}[kind]
+    command = MKFS[kind]
     subprocess.run([*command, str(image)], check=True, capture_output=True)
     point.mkdir()
     subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)
@@ -273,12 +280,12 @@ class TestCause:
             assert incident["steps"] == []
 
 
-def direct_host(work: Path) -> tuple[Path, str]:
+def direct_host(work: Path, kind: str = "ext4") -> tuple[Path, str]:
     """A host filesystem on a loop device that passes errors on: one with direct I/O does."""
     image, point = work / "direct.img", work / "direct"
     with image.open("xb") as file:
         file.truncate(3 << 30)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True, capture_output=True)
+    subprocess.run([*MKFS[kind], image], check=True, capture_output=True)
     point.mkdir()
     argv = ["losetup", "--direct-io=on", "--show", "-f", image]
     device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()

@@ -8,7 +8,14 @@ import pytest
 
 from fswatchd import views
 from fswatchd.devno import Devno
-from fswatchd.inventory.model import Backing, BlockDevice, NodeView, VeId
+from fswatchd.inventory.model import (
+    Backing,
+    BlockDevice,
+    NamespaceKey,
+    NodeView,
+    Superblock,
+    VeId,
+)
 from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
 
 DISK, PART = Devno(8, 0), Devno(8, 1)
@@ -86,3 +93,45 @@ def test_a_host_of_many_images_names_all(images: int) -> None:
         image_owners=owners,
     )
     assert len(seen.affected(host.devno)) == images
+
+
+def layered(upper: Superblock, lower: Superblock, *places: tuple[NamespaceKey, str]) -> Superblock:
+    found = replace(superblock(0, *places), devno=Devno(0, 50), fstype="overlay", device="overlay")
+    return replace(
+        found,
+        backing=Backing(kind="overlay"),
+        members=(upper.devno, lower.devno),
+        bases=(lower.devno,),
+    )
+
+
+def test_an_overlay_concerns_whoever_has_it_and_hides_nothing_beneath() -> None:
+    upper, lower = superblock(0, (NODE, "/vz")), superblock(1, (NODE, "/base"))
+    overlay = layered(upper, lower, (INSIDE, "/"))
+    seen = view(
+        ve("lxc", "ve101"),
+        superblocks=(upper, lower),
+        overlays={overlay.devno: overlay},
+        owners={INSIDE: "lxc:ve101", NODE: "the node"},
+    )
+    for one in (upper, lower):
+        assert seen.affected(one.devno) == ("lxc:ve101",)
+    assert seen.affected(Devno(7, 9)) == ()
+    assert seen.superblocks_of(VeId("lxc:ve101")) == []
+
+
+def test_an_image_on_btrfs_rests_on_the_superblock_and_not_on_the_subvolume() -> None:
+    host = replace(superblock(0, (NODE, "/vz")), devno=Devno(0, 41), fstype="btrfs")
+    subvolume = Devno(0, 43)
+    own = superblock(1, (INSIDE, "/"))
+    seen = view(
+        ve("lxc", "ve101"),
+        ve("lxc", "ve102"),
+        superblocks=(host, own),
+        devices={Devno(7, 1): loop_on(1, subvolume)},
+        owners={INSIDE: "lxc:ve101", NODE: "the node"},
+        image_owners={(Devno(0, 44), 5): VeId("lxc:ve102")},
+        hosts={subvolume: host.devno, Devno(0, 44): host.devno},
+    )
+    assert seen.beneath(Devno(7, 1)) == (host.devno,)
+    assert seen.affected(host.devno) == ("lxc:ve101", "lxc:ve102")

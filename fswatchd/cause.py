@@ -24,9 +24,10 @@ class Layer:
     """Something that an incident's filesystem rests on, as it is now; None is not known.
 
     `name` is `/dev/loop3`, or a filesystem in words. For a device: `errors` it has reported,
-    `readonly`, `missing` members of an array, its `state` where it does not run, and `short_by`
-    bytes that its image lacks. For a filesystem: its room, its health, and `damaged` where an open
-    incident says so. `since_ns` (CLOCK_REALTIME) is when its own incident began.
+    `readonly`, `missing` members of an array, its `state` where it does not run, `short_by` bytes
+    that its image lacks, and in words what a thin pool `lacks` room for. For a filesystem: its
+    room, its health, and `damaged` where an open incident says so. `since_ns` (CLOCK_REALTIME) is
+    when its own incident began.
     """
 
     kind: Literal["device", "filesystem"]
@@ -37,6 +38,7 @@ class Layer:
     missing: int = 0
     state: str = ""
     short_by: int = 0
+    lacks: str = ""
     free_bytes: int | None = None
     total_bytes: int = 0
     free_inodes: int | None = None
@@ -59,7 +61,7 @@ def blame(beneath: Sequence[Layer]) -> Cause | None:
     """The deepest of the layers that is not well: all above it only suffer from it."""
     for layer in reversed(beneath):
         text, kind = _unwell(layer), str(layer.kind)
-        if layer.kind == "filesystem" and is_full(layer):
+        if layer.lacks or (layer.kind == "filesystem" and is_full(layer)):
             kind = "space"
         if text is not None:
             return Cause(kind=kind, name=layer.name, text=text, since_ns=layer.since_ns)
@@ -82,6 +84,8 @@ def _unwell(layer: Layer) -> str | None:
             return f"its image file is {show_size(layer.short_by)} shorter than the device"
         if layer.state:
             return f"it is {layer.state}"
+        if layer.lacks:
+            return layer.lacks
         if layer.missing:
             return f"{layer.missing} of its members are missing"
         if layer.errors:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from contextlib import suppress
+from dataclasses import replace
 
-from fswatchd import views
+from fswatchd import process, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Layer
 from fswatchd.devno import Devno
@@ -19,10 +21,11 @@ from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Incident
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, Superblock
-from fswatchd.kernel import block
+from fswatchd.kernel import block, devmapper
 from fswatchd.sources.state import StateSource
 
 _STATFS_TIMEOUT_S = 3.0
+_POOL_KNOWN_S = 2.0
 # What `device/state` says of a disk that does its work (drivers/scsi/scsi_sysfs.c, nvme/host).
 _RUNNING = frozenset({"running", "live", ""})
 
@@ -34,6 +37,7 @@ class Substrate:
         self._inventory = inventory
         self._state = state
         self._book = book
+        self._pools: dict[Devno, tuple[float, devmapper.ThinPool | None]] = {}
 
     async def beneath(self, incident: Incident) -> tuple[Layer, ...]:
         """The filesystem's own device and all that lies beneath, nearest first.
@@ -59,7 +63,8 @@ class Substrate:
             device = view.devices.get(number)
             if device is not None:
                 known = incidents.get(f"{device.devno}/{device.disk_sequence or 0}")
-                layers.append(await asyncio.to_thread(_device, device, known))
+                layer = await asyncio.to_thread(_device, device, known)
+                layers.append(await self._as_pool(device, layer))
         return tuple(layers)
 
     async def _filesystem(self, superblock: Superblock, known: Incident | None) -> Layer:
@@ -89,6 +94,37 @@ class Substrate:
             damaged=damaged,
             answers=answers,
         )
+
+    async def _as_pool(self, device: BlockDevice, layer: Layer) -> Layer:
+        """With what dmsetup says of a thin pool: sysfs says nothing of its room."""
+        if not await asyncio.to_thread(_may_be_pool, device):
+            return layer
+        now, known = time.monotonic(), self._pools.get(device.devno)
+        if known is None or now - known[0] > _POOL_KNOWN_S:
+            known = self._pools[device.devno] = (now, await _pool_of(device.devno))
+        pool = known[1]
+        if pool is None:
+            return layer
+        return replace(layer, lacks=pool.lacks, state=layer.state or pool.broken)
+
+
+async def _pool_of(devno: Devno) -> devmapper.ThinPool | None:
+    # Without --noflush the pool would write its metadata first, and a full one may not.
+    numbers = ("-j", str(devno.major), "-m", str(devno.minor))
+    try:
+        done = await process.run(
+            ("dmsetup", "status", "--noflush", *numbers), timeout_s=_STATFS_TIMEOUT_S
+        )
+    except process.ProcessError:
+        return None
+    return devmapper.thin_pool(done.output) if done.succeeded else None
+
+
+def _may_be_pool(device: BlockDevice) -> bool:
+    if device.kind != "dm":
+        return False
+    owner = block.attribute(device.devno, "dm/uuid") or ""
+    return owner.endswith("-tpool") or not owner.startswith(("LVM-", "CRYPT-", "mpath-", "part"))
 
 
 def _device(device: BlockDevice, known: Incident | None) -> Layer:

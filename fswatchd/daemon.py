@@ -37,6 +37,7 @@ from fswatchd.api.status import StatusView
 from fswatchd.api.status import disarm as disarm_document
 from fswatchd.book import IncidentBook
 from fswatchd.config import ChannelTable, Config
+from fswatchd.engine.bases import BaseWatch
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
@@ -230,6 +231,8 @@ class Daemon:
         self._run_forever("closer", self._closer.run)
         self._run_forever("retention", Retention(self.store).run)
         self._run_forever("marks", self._listening.keep_marked)
+        watch = BaseWatch(self.inventory, self._listening.memory, self._intake.report)
+        self._run_forever("bases", watch.run)
         self._run_forever("hearing", self._listening.hearing.run)
         self._run_forever("watchdog", self._feed_watchdog)
         self._decider.poke_all()

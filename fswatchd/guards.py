@@ -43,6 +43,8 @@ def refused_scope(scope: Scope) -> str | None:
 
 
 def _never(scope: Scope) -> str | None:
+    if scope.children:
+        return f"it is the base of {_some(list(scope.children))}"
     if scope.foreign_users:
         users = ", ".join(scope.foreign_users)
         return f"the filesystem is also used by {users}"

@@ -30,14 +30,16 @@ class Scope:
     """Whom the incident's filesystem belongs to.
 
     `foreign_users` names whoever else uses it: the node itself, a namespace of no VE. `dependents`
-    are VEs and others that depend on it only through what rests on it, such as images. `devices`
-    are the backing devices that budgets count, the image's host filesystem among them. `beneath`
-    is what it rests on, nearest first.
+    are VEs and others that depend on it only through what rests on it, such as images. `children`
+    are what was made of it and needs it as it is, in words (`inventory.bases`). `devices` are the
+    backing devices that budgets count, the image's host filesystem among them. `beneath` is what
+    it rests on, nearest first.
     """
 
     ves: tuple[VeFacts, ...] = ()
     foreign_users: tuple[str, ...] = ()
     dependents: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     beneath: tuple[Layer, ...] = ()
 

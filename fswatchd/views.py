@@ -146,7 +146,7 @@ def chain(layers: Sequence[Mapping[str, Any]]) -> str:
     for layer in layers:
         if layer["kind"] == "filesystem":
             words.append(_filesystem_words(layer, first=not words))
-        elif layer["kind"] == "loop":
+        elif layer["kind"] == "loop" or layer["image"]:
             where = layer["image"] or f"a file without a known name (inode {layer['inode']})"
             words.append(f"image {where}")
         elif layer["on"]:
@@ -215,10 +215,10 @@ def cause(kind: str, name: str, text: str, since_ns: int) -> dict[str, object]:
 
 def backing(found: Backing, host: Callable[[Devno], Devno]) -> dict[str, Any]:
     """What a device rests on."""
-    if found.kind != "loop":
+    if found.kind != "loop" and found.image is None:
         return {"kind": found.kind}
     return {
-        "kind": "loop",
+        "kind": found.kind,
         "image": printable(found.image) if found.image else None,
         "on": str(host(found.image_devno)) if found.image_devno else None,
     }

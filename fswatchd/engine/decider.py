@@ -11,10 +11,12 @@ from dataclasses import replace
 from fswatchd import policy, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Cause, Layer, blame
+from fswatchd.devno import Devno
 from fswatchd.engine.history import History, boottime_ns
 from fswatchd.engine.substrate import Substrate
 from fswatchd.events import printable
 from fswatchd.incidents import Incident, State
+from fswatchd.inventory import bases
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, VeId
 from fswatchd.policy import Decision, Verdict
@@ -101,12 +103,16 @@ class Decider:
         foreign: tuple[str, ...] = ()
         devices: tuple[str, ...] = ()
         dependents: tuple[str, ...] = ()
+        children: tuple[str, ...] = ()
         if superblock is not None:
             users = view.users[superblock.devno]
             ves, foreign = users.ves, users.foreign
             through = view.dependents(superblock.devno)
             dependents = (*through.foreign, *through.ves)
             devices = self._devices(superblock)
+            children = bases.children(view, superblock.devno)
+        elif (image := incident.filesystem.image_inode) is not None:
+            children = bases.children_of_image(view, (Devno.parse(image[0]), image[1]))
         facts = [
             VeFacts(
                 ve_id=ve.ve_id,
@@ -122,7 +128,11 @@ class Decider:
             if (ve := view.ves.get(VeId(name))) is not None
         ]
         return Scope(
-            ves=tuple(facts), foreign_users=foreign, dependents=dependents, devices=devices
+            ves=tuple(facts),
+            foreign_users=foreign,
+            dependents=dependents,
+            children=tuple(printable(name) for name in children),
+            devices=devices,
         )
 
     def policy_state(self) -> PolicyState:

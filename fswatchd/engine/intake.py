@@ -66,6 +66,10 @@ class Intake:
             return
         self._accept(event, found)
 
+    def report(self, event: FsEvent, found: Attribution) -> None:
+        """An event whose place is known already."""
+        self._accept(event, found)
+
     def lost(self, lost: Lost) -> None:
         """See sources.Sink: whatever was missed, the state of everything tells."""
         log.warning("%s lost %s: %s", lost.source, lost.count or "an unknown number", lost.reason)

@@ -17,6 +17,7 @@ from typing import Any
 
 from fswatchd.devno import Devno
 from fswatchd.helpers.client import Helper, HelperError
+from fswatchd.inventory.images import ImageReader
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import (
     Backing,
@@ -75,6 +76,7 @@ class Inventory:
         self._owners = Owners(unclaimed)
         self._stack = StackReader()
         self._places = Places()
+        self._images = ImageReader(self._places)
         # Seen, but not reached yet: nobody watches them, so every look tries again.
         self._unreached: set[Devno] = set()
 
@@ -282,6 +284,10 @@ class Inventory:
         members = [member for devno in places if devno in known for member in known[devno].members]
         devices = self._stack.read([*places, *members, *device_owners], images)
         self._stack.keep_only(devices)
+        self._with_served(devices, images)
+        paths = _paths(images, devices)
+        chains = self._images.chains(paths)
+        paths |= chains.paths
         return NodeView(
             superblocks=self._superblocks(places, devices),
             ves=ves,
@@ -291,8 +297,18 @@ class Inventory:
             device_owners=device_owners,
             devices=devices,
             overlays=self._overlays(layered, ves, owners, node_namespace),
-            hosts=self._places.hosts(_paths(images, devices), mounted),
+            hosts=self._places.hosts(paths, mounted),
+            image_bases=chains.bases,
+            image_paths=paths,
         )
+
+    def _with_served(self, devices: dict[Devno, BlockDevice], images: Images) -> None:
+        """Add the files below nbd and ploop devices, and the devices these lie on."""
+        for device in [one for one in devices.values() if one.kind in {"nbd", "ploop"}]:
+            backing = self._images.served(device)
+            devices[device.devno] = replace(device, backing=backing)
+            if backing.image_devno is not None and backing.image_devno not in devices:
+                devices.update(self._stack.read([backing.image_devno], images))
 
     def _overlays(
         self,

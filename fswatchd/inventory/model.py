@@ -129,8 +129,8 @@ class Ve:
 class Backing:
     """What a block device rests on.
 
-    For a loop device: the image's inode and host filesystem, and its path where one is known that
-    still leads to this inode.
+    For a loop, nbd or ploop device: the image's inode and host filesystem, and its path where one
+    is known that still leads to this inode.
     """
 
     kind: str
@@ -151,8 +151,10 @@ class Backing:
 class BlockDevice:
     """One block device and what it rests on directly.
 
-    `kind` is `loop`, `partition`, `dm`, `md`, `nbd` or `disk`; `lower` are the devices beneath it,
-    `backing` names the image of a loop device. `label` is what its owner calls it (dm only).
+    `kind` is `loop`, `partition`, `dm`, `md`, `nbd`, `ploop` or `disk`; `lower` are the devices
+    beneath it, and `bases` those of them that it only reads (the external origin of a thin volume).
+    `backing` names the image of a loop, nbd or ploop device. `label` is what its owner calls it (dm
+    only).
     """
 
     devno: Devno
@@ -162,6 +164,7 @@ class BlockDevice:
     lower: tuple[Devno, ...] = ()
     backing: Backing = Backing(kind="device")
     label: str = ""
+    bases: tuple[Devno, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +228,8 @@ class NodeView:
     `image_owners` and `device_owners` say which VE declares an image or device as its volume.
     `devices` are the block devices of all superblocks, and all that these rest on. `overlays` are
     the overlays mounted anywhere, by their device number. `hosts` leads from the `st_dev` of an
-    image to the superblock that holds it, where that has another number (btrfs).
+    image to the superblock that holds it, where that has another number (btrfs). `image_bases`
+    leads from an image to the one beneath it (a qcow2 backing file), `image_paths` to a path.
     """
 
     superblocks: Mapping[Devno, Superblock] = field(default_factory=dict)
@@ -237,6 +241,8 @@ class NodeView:
     devices: Mapping[Devno, BlockDevice] = field(default_factory=dict)
     overlays: Mapping[Devno, Superblock] = field(default_factory=dict)
     hosts: Mapping[Devno, Devno] = field(default_factory=dict)
+    image_bases: Mapping[ImageKey, ImageKey] = field(default_factory=dict)
+    image_paths: Mapping[ImageKey, str] = field(default_factory=dict)
     users: Mapping[Devno, Users] = field(init=False)
     _of_ve: Mapping[VeId, list[Superblock]] = field(init=False, repr=False)
     _described: dict[Devno, Filesystem] = field(init=False, repr=False, default_factory=dict)
@@ -267,6 +273,19 @@ class NodeView:
         """The number of the superblock that holds a file with this `st_dev`."""
         return self.hosts.get(image_devno, image_devno)
 
+    def hosts_of(self, image: ImageKey) -> tuple[Devno, ...]:
+        """The superblocks that hold an image and those beneath it."""
+        return tuple(dict.fromkeys(self.host(devno) for devno, _ in self.chain(image)))
+
+    def chain(self, image: ImageKey) -> tuple[ImageKey, ...]:
+        """An image and those beneath it, nearest first."""
+        found: dict[ImageKey, None] = {}
+        above: ImageKey | None = image
+        while above is not None and above not in found:
+            found[above] = None
+            above = self.image_bases.get(above)
+        return tuple(found)
+
     def superblocks_of(self, ve_id: VeId) -> list[Superblock]:
         """The filesystems of a VE: mounted by it, or mounted and declared as its volume."""
         return self._of_ve.get(ve_id, [])
@@ -278,8 +297,8 @@ class NodeView:
             found += superblock.members
         if (device := self.devices.get(devno)) is not None:
             found += device.lower
-            if device.backing.image_devno is not None:
-                found.append(self.host(device.backing.image_devno))
+            if device.backing.inode_key is not None:
+                found += self.hosts_of(device.backing.inode_key)
         return tuple(one for one in dict.fromkeys(found) if one != devno)
 
     def beneath(self, devno: Devno) -> tuple[Devno, ...]:
@@ -327,6 +346,14 @@ class NodeView:
             return self.image_owners[inode]
         return self.device_owners.get(superblock.devno)
 
+    def _shown(self, bases: tuple[ImageKey, ...]) -> list[Devno]:
+        """The devices that show these images to somebody, and the filesystems on them."""
+        if not bases:
+            return []
+        devices = [d.devno for d in self.devices.values() if d.backing.inode_key in bases]
+        above = [found.devno for one in devices if (found := self.superblock_on(one)) is not None]
+        return [*devices, *above]
+
     def _find_dependents(self) -> None:
         ves: dict[Devno, dict[VeId, None]] = {}
         foreign: dict[Devno, dict[str, None]] = {}
@@ -337,7 +364,11 @@ class NodeView:
                 ves.setdefault(lower, {}).update(dict.fromkeys(users.ves))
                 others = (f"{one} (through {name})" for one in users.foreign)
                 foreign.setdefault(lower, {}).update(dict.fromkeys(others))
-        owned = [(self.host(devno), ve_id) for (devno, _), ve_id in self.image_owners.items()]
+        owned = {
+            (host, ve_id): None
+            for image, ve_id in self.image_owners.items()
+            for host in (*self.hosts_of(image), *self._shown(self.chain(image)[1:]))
+        }
         for host, ve_id in owned:
             for devno in (host, *self.beneath(host)):
                 ves.setdefault(devno, {})[ve_id] = None

@@ -75,6 +75,7 @@ class StackReader:
             lower=block.lower_devices(devno),
             backing=_loop_backing(name) if kind == "loop" else Backing(kind="device"),
             label=block.attribute(devno, "dm/name") or "" if kind == "dm" else "",
+            bases=block.thin_origins(devno) if kind == "dm" else (),
         )
         if kind != "loop" or device.backing.inode_key is not None:
             self._known[devno, sequence] = device

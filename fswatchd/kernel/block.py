@@ -175,8 +175,35 @@ def lower_devices(devno: Devno, sysfs: Path = SYSFS) -> tuple[Devno, ...]:
     return tuple(sorted(numbers))
 
 
+def thin_origins(devno: Devno, sysfs: Path = SYSFS) -> tuple[Devno, ...]:
+    """The external origin of a thin volume of LVM: read for what was not written, never written.
+
+    A thin volume has nothing but its pool beneath it, and that origin where it has one. LVM marks
+    the pool in its UUID (lib/activate/dev_manager.c); an origin within the pool is no device of
+    its own beneath, and a write to it does not reach the snapshots.
+    """
+    lower = lower_devices(devno, sysfs)
+    pools = {one for one in lower if (attribute(one, "dm/uuid", sysfs) or "").endswith("-tpool")}
+    return tuple(one for one in lower if one not in pools) if pools else ()
+
+
+def ploop_deltas(name: str, sysfs: Path = SYSFS) -> list[str]:
+    """The image files of a ploop device of Virtuozzo 7, the lowest first; only the last is written.
+
+    `pdelta/LEVEL/image` in sysfs (OpenVZ/ploop, lib/delta_sysfs.c).
+    """
+    directory = sysfs / "block" / name / "pdelta"
+    found: dict[int, str] = {}
+    with contextlib.suppress(OSError):
+        for level in os.listdir(directory):
+            if level.isdecimal():
+                text = (directory / level / "image").read_bytes()
+                found[int(level)] = os.fsdecode(text).rstrip("\n")
+    return [found[level] for level in sorted(found)]
+
+
 def kind_of(devno: Devno, sysfs: Path = SYSFS) -> str | None:
-    """`loop`, `partition`, `dm`, `md`, `nbd` or `disk`; None where it is no block device."""
+    """`loop`, `partition`, `dm`, `md`, `nbd`, `ploop` or `disk`; None for no block device."""
     device = sysfs / "dev/block" / str(devno)
     try:
         name = os.path.basename(os.readlink(device))
@@ -187,7 +214,7 @@ def kind_of(devno: Devno, sysfs: Path = SYSFS) -> str | None:
     for kind in ("dm", "md"):
         if (device / kind).is_dir():
             return kind
-    return next((kind for kind in ("loop", "nbd") if name.startswith(kind)), "disk")
+    return next((kind for kind in ("loop", "nbd", "ploop") if name.startswith(kind)), "disk")
 
 
 def attribute(devno: Devno, name: str, sysfs: Path = SYSFS) -> str | None:

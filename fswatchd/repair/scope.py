@@ -11,7 +11,9 @@ import stat
 from dataclasses import dataclass, replace
 
 from fswatchd.devno import Devno
+from fswatchd.events import printable
 from fswatchd.incidents import Filesystem, Incident
+from fswatchd.inventory import bases
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import NodeView, Superblock, Ve, VeId
 from fswatchd.inventory.stack import inode_key
@@ -145,6 +147,8 @@ async def resolve(context: ActionContext) -> Target:
         raise refuse("refused", "no path leads to the image: declare it as a volume in ve.d")
     image = image_file(path)
     _check_backing(superblock, image)
+    if found := bases.children_of_image(inventory.view, (image.devno, image.inode)):
+        raise refuse("refused", _base_of(found))
     return Target(filesystem=incident.filesystem, ve=ve, superblock=superblock, image=image)
 
 
@@ -168,13 +172,18 @@ def still_the_same(target: Target, inventory: Inventory) -> str | None:
     if target.image is not None and not target.image.is_at(target.image.path):
         return f"{target.image.path} is another file now"
     if target.superblock is None:
-        return None
+        image = target.image
+        key = (image.devno, image.inode) if image is not None else None
+        found = bases.children_of_image(inventory.view, key) if key is not None else ()
+        return _base_of(found) if found else None
     now = inventory.view.superblocks.get(target.superblock.devno)
     if now is None:
         return f"{target.superblock.device} is no longer mounted"
     if now.identity != target.superblock.identity:
         return f"another filesystem is mounted on {target.superblock.device} now"
     users = inventory.view.users[now.devno]
+    if children := bases.children(inventory.view, now.devno):
+        return _base_of(children)
     others = [*users.foreign, *(ve for ve in users.ves if ve != target.ve.ve_id)]
     others += _dependents(inventory.view, now, target.ve.ve_id)
     if others or users.ves != (target.ve.ve_id,):
@@ -213,6 +222,8 @@ def _only_user(incident: Incident, inventory: Inventory, superblock: Superblock 
     if superblock is not None:
         users = view.users[superblock.devno]
         ves, foreign = users.ves, users.foreign
+    if superblock is not None and (found := bases.children(view, superblock.devno)):
+        raise refuse("refused", _base_of(found))
     if foreign:
         raise refuse("refused", f"the filesystem is also used by {', '.join(foreign)}")
     if len(ves) != 1:
@@ -235,6 +246,10 @@ def _dependents(view: NodeView, superblock: Superblock, ve_id: str) -> list[str]
     """Who else than the VE depends on the filesystem through what rests on it."""
     through = view.dependents(superblock.devno)
     return [*through.foreign, *(ve for ve in through.ves if ve != ve_id)]
+
+
+def _base_of(children: tuple[str, ...]) -> str:
+    return f"it is the base of {printable(', '.join(children))}"
 
 
 def _check_backing(superblock: Superblock | None, image: ImageFile) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import block, cgroup
 from fswatchd.platforms import engines
 from tests.system import rules
-from tests.system.conftest import PROJECT, make_host, wait_until
+from tests.system.conftest import PROJECT, fswatch, make_host, wait_until
 from tests.system.test_engines import Podman, podman_only
 from tests.system.test_stack import (
     about,
@@ -28,6 +29,7 @@ from tests.system.test_stack import (
     trigger,
 )
 from tests.system.ves import MiniVe
+from tests.unit.kernel.test_qcow2 import image as qcow2_image
 
 btrfs_only = pytest.mark.skipif(
     shutil.which("mkfs.btrfs") is None or "btrfs" not in Path("/proc/filesystems").read_text(),
@@ -240,3 +242,135 @@ class TestOverlay:
             await inventory.close()
             await platform.asked.close()
             podman.close()
+
+
+def linked_clone(ve: MiniVe, name: str) -> Path:
+    """A qcow2 image with the VE's image as its backing file, declared as another VE's volume."""
+    path = ve.image.with_name(f"{name}.qcow2")
+    path.write_bytes(qcow2_image(os.fsencode(ve.image.name), b"raw"))
+    other = ve.declaration().replace(f'name = "{ve.name}"', f'name = "{name}"')
+    other = other.replace(str(ve.image), str(path)).replace(ve.cgroup, f"{ve.cgroup}-{name}")
+    (ve.work / "ve.d" / f"{name}.toml").write_text(other)
+    return path
+
+
+class TestBases:
+    def test_an_image_that_is_a_backing_file_is_not_written_whoever_asks(
+        self, daemon, work, make_ve
+    ) -> None:
+        ve = make_ve(files=10)
+        (work / "ve.d").mkdir()
+        clone = linked_clone(ve, "ve102")
+        run(daemon, ve)
+        before = ve.inode
+        ve.damage_directory()
+        incident = wait_until(lambda: about(daemon, ve.device), TIMEOUT_S)
+        wait_until(lambda: "NO  scope" in daemon.why(incident["id"]), TIMEOUT_S)
+        assert f"it is the base of {clone} of declared:ve102" in daemon.why(incident["id"])
+        incident = about(daemon, ve.device)
+        assert set(incident["ves"]) == {"declared:ve101", "declared:ve102"}
+        assert incident["ves_through_stack"] == ["declared:ve102"]
+        refused = fswatch(daemon, "repair", "ve101")
+        assert refused.returncode != 0
+        assert "is the base of" in refused.stdout + refused.stderr
+        assert ve.inode == before
+        assert ve.wait_for_write()
+
+    def test_a_clone_that_was_made_since_the_decision_stops_the_repair(
+        self, daemon, work, make_ve
+    ) -> None:
+        ve = make_ve(files=10)
+        run(daemon, ve, rules=rules.repair(mode='"approve"') + rules.TELL)
+        ve.damage_directory()
+        incident = daemon.wait_for_incident("waiting")
+        assert incident["waiting_for"] == "approval"
+        before = ve.inode
+        linked_clone(ve, "ve102")
+        fswatch(daemon, "approve", incident["id"])
+        wait_until(lambda: "is the base of" in daemon.why(incident["id"]), TIMEOUT_S)
+        assert ve.inode == before
+        assert ve.wait_for_write()
+
+    def test_an_image_beside_which_a_clone_of_another_lies_is_repaired(
+        self, daemon, work, make_ve
+    ) -> None:
+        ve, base = make_ve(files=10), make_ve("ve103", files=10)
+        (work / "ve.d").mkdir()
+        base.declare()
+        linked_clone(base, "ve102")
+        run(daemon, ve)
+        before = ve.inode
+        ve.damage_directory()
+        incident = daemon.wait_for_incident("closed", "needs-operator")
+        assert incident["outcome"] == "repaired"
+        assert ve.inode != before
+
+    def test_a_name_in_a_raw_image_makes_no_base_of_what_it_names(
+        self, daemon, work, make_ve
+    ) -> None:
+        """Whoever writes to a raw image can put the header of another format into it."""
+        ve, liar = make_ve(files=10), make_ve("ve102", files=10)
+        with liar.image.open("r+b") as file:
+            file.write(qcow2_image(os.fsencode(ve.image.name), b"raw")[:1024])
+        run(daemon, ve, liar)
+        before = ve.inode
+        ve.damage_directory()
+        incident = daemon.wait_for_incident("closed", "needs-operator")
+        assert (incident["outcome"], incident["ves"]) == ("repaired", ["declared:ve101"])
+        assert ve.inode != before
+
+    def test_what_holds_a_lower_layer_is_the_base_of_the_overlay(
+        self, daemon, work, make_ve
+    ) -> None:
+        base = nested_host(work, "base", "ext4", 1 << 30)
+        (base / "lower").mkdir()
+        (work / "overlay").mkdir()
+        ve = make_ve(files=10)
+        run(daemon, ve)
+        mount_overlay(work / "overlay", overlay_on(work / "host-xfs", base / "lower"))
+        bind_into(ve, work / "overlay", "/victim")
+        lowest = device_of(work / "base.img")
+        trigger(lowest)
+        incident = wait_until(lambda: about(daemon, lowest), TIMEOUT_S)
+        wait_until(lambda: "is the base of the overlay" in daemon.why(incident["id"]), TIMEOUT_S)
+        assert about(daemon, lowest)["ves"] == ["declared:ve101"]
+        assert about(daemon, lowest)["steps"] == []
+
+    def test_a_base_that_is_written_under_its_clones_is_told_and_nothing_is_done(
+        self, daemon, work, make_ve
+    ) -> None:
+        ve, base, still = make_ve(files=10), make_ve("ve103", files=10), make_ve("ve104", files=10)
+        (work / "ve.d").mkdir()
+        for one, name in ((base, "ve102"), (still, "ve105")):
+            one.declare()
+            linked_clone(one, name)
+        run(daemon, ve)
+
+        def told() -> list[dict]:
+            return [i for i in daemon.incidents() if i["filesystem"]["image"] == str(base.image)]
+
+        def write() -> None:
+            with base.image.open("r+b") as file:
+                file.seek(1 << 20)
+                file.write(os.urandom(512))
+
+        daemon.stop()
+        assert f"seen:base:{base.image}" in facts(daemon.work)
+        write()
+        daemon.start()
+        (incident,) = wait_until(told, TIMEOUT_S)
+        assert (incident["class"], incident["confirmed"]) == ("corruption", False)
+        assert set(incident["ves"]) == {"declared:ve102", "declared:ve103"}
+        wait_until(lambda: told()[0]["rule"], TIMEOUT_S)
+        assert f"the base {base.image} was written under" in daemon.why(incident["id"])
+        assert told()[0]["steps"] == []
+        before = told()[0]["events"]
+        write()
+        wait_until(lambda: told()[0]["events"] > before, TIMEOUT_S)
+        assert len(daemon.incidents()) == 1
+
+
+def facts(work: Path) -> str:
+    """What the daemon has written down, by name."""
+    with sqlite3.connect(f"file:{work}/state/fswatchd.db?mode=ro", uri=True) as database:
+        return "\n".join(row[0] for row in database.execute("select key from fact"))

@@ -374,6 +374,7 @@ class TestCause:
             (Layer(kind="device", name="/dev/sda", missing=1), "device"),
             (Layer(kind="device", name="/dev/sda", state="offline"), "device"),
             (Layer(kind="device", name="/dev/loop1", short_by=4096), "device"),
+            (Layer(kind="device", name="/dev/dm-3", lacks="its data is 99.9 % full"), "space"),
             (Layer(**HOST, free_bytes=0), "space"),
             (Layer(**HOST, free_bytes=63 << 20), "space"),
             (Layer(**HOST, free_bytes=GIB, free_inodes=0), "space"),
@@ -438,3 +439,11 @@ def test_who_depends_on_what_rests_on_it_is_a_reason_to_leave_it() -> None:
     decision = ask(who=scope(dependents=("lxc:ve102",)))
     assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
     assert ask(who=scope(dependents=("lxc:ve101",))).verdict is Verdict.ACT
+
+
+def test_a_base_with_children_is_not_written_whoever_asks() -> None:
+    who = scope(children=("/vz/ve102.qcow2 of lxc:ve102",))
+    for found in (incident(), incident(requested_by="root")):
+        decision = ask(found, who=who)
+        assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
+        assert "it is the base of /vz/ve102.qcow2" in decision.answers[-1].text

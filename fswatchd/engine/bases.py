@@ -1,0 +1,106 @@
+"""Whether a base stays what its children were made of: time and size of every backing file.
+
+A base that is written changes what its children read, and no filesystem says so. What is seen is a
+sign only, so nothing is ever done on the word of it. Not here: lower layers of overlays, which are
+directories, and origins that are devices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from fswatchd.engine.attribution import Attribution
+from fswatchd.events import EventClass, FsEvent, printable, usual_severity
+from fswatchd.incidents import Filesystem
+from fswatchd.inventory import bases
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import ImageKey, NodeView, VeId
+from fswatchd.sources.probes import Memory
+
+log = logging.getLogger(__name__)
+
+_EVERY_S = 5.0
+_ANSWER_S = 3.0
+_NAMED = 3
+
+Seen = list[int]  # inode, mtime in nanoseconds, size
+
+
+class BaseWatch:
+    """Looks at the backing files that the inventory knows; remembers them across restarts."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        memory: Memory,
+        report: Callable[[FsEvent, Attribution], None],
+    ) -> None:
+        self._inventory = inventory
+        self._memory = memory
+        self._report = report
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_EVERY_S)
+
+    async def look(self) -> None:
+        """Compare every base with what was remembered of it."""
+        view = self._inventory.view
+        wanted = {base: view.image_paths[base] for base in view.image_bases.values()}
+        if not wanted:
+            return
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                found = await asyncio.to_thread(_stat, wanted)
+        except TimeoutError:
+            log.warning("the bases of images do not answer: not compared")
+            return
+        for base, now in found.items():
+            name = f"base:{wanted[base]}"
+            before = self._memory.load(name)
+            if before == now:
+                continue
+            self._memory.save(name, now)
+            if before is not None:
+                self._report(*_changed(view, base, wanted[base], before, now))
+
+
+def _changed(
+    view: NodeView, base: ImageKey, path: str, before: Seen, now: Seen
+) -> tuple[FsEvent, Attribution]:
+    what = "replaced" if before[0] != now[0] else "resized" if before[2] != now[2] else "written"
+    children = bases.children_of_image(view, base)
+    more = f" and {len(children) - _NAMED} others" if len(children) > _NAMED else ""
+    text = f"the base {path} was {what} under {', '.join(children[:_NAMED])}{more}"
+    ves = dict.fromkeys(
+        owner for image, owner in view.image_owners.items() if base in view.chain(image)
+    )
+    event = FsEvent(
+        source="state",
+        klass=EventClass.CORRUPTION,
+        severity=usual_severity(EventClass.CORRUPTION),
+        confirms=False,
+        time_ns=time.time_ns(),
+        mono_ns=time.monotonic_ns(),
+        detail=printable(text),
+    )
+    filesystem = Filesystem(
+        devno=None, device=None, fstype=None, image=path, image_inode=(str(base[0]), base[1])
+    )
+    return event, Attribution(filesystem=filesystem, ves=tuple(map(VeId, ves)))
+
+
+def _stat(wanted: dict[ImageKey, str]) -> dict[ImageKey, Seen]:
+    found: dict[ImageKey, Seen] = {}
+    for base, path in wanted.items():
+        with suppress(OSError):
+            status = os.stat(path)
+            found[base] = [status.st_ino, status.st_mtime_ns, status.st_size]
+    return found

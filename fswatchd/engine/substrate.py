@@ -26,6 +26,8 @@ from fswatchd.sources.state import StateSource
 
 _STATFS_TIMEOUT_S = 3.0
 _POOL_KNOWN_S = 2.0
+_PROJECT_QUOTA = frozenset({"ext4", "xfs", "f2fs"})
+_NONE = Devno(0, 0)
 # What `device/state` says of a disk that does its work (drivers/scsi/scsi_sysfs.c, nvme/host).
 _RUNNING = frozenset({"running", "live", ""})
 
@@ -65,6 +67,8 @@ class Substrate:
                 known = incidents.get(f"{device.devno}/{device.disk_sequence or 0}")
                 layer = await asyncio.to_thread(_device, device, known)
                 layers.append(await self._as_pool(device, layer))
+                if (quota := await self._quota(device)) is not None:
+                    layers.append(quota)
         return tuple(layers)
 
     async def _filesystem(self, superblock: Superblock, known: Incident | None) -> Layer:
@@ -93,6 +97,32 @@ class Substrate:
             health=health,
             damaged=damaged,
             answers=answers,
+        )
+
+    async def _quota(self, device: BlockDevice) -> Layer | None:
+        """The room that a project quota leaves to the directory of a device's image.
+
+        ext4 and XFS answer statfs(2) for such a directory with its limit in the place of the size.
+        """
+        image, devno = device.backing.image, device.backing.image_devno
+        host = self._inventory.view.superblocks.get(self._inventory.view.host(devno or _NONE))
+        if image is None or host is None or host.fstype not in _PROJECT_QUOTA:
+            return None
+        directory = os.path.dirname(image)
+        try:
+            async with self._inventory.opened(host) as fd, asyncio.timeout(_STATFS_TIMEOUT_S):
+                whole = await asyncio.to_thread(os.fstatvfs, fd)
+                room = await asyncio.to_thread(os.statvfs, directory)
+        except (TimeoutError, HelperError, OSError):
+            return None  # the layer of the host says what is wrong with it
+        if room.f_blocks * room.f_frsize >= whole.f_blocks * whole.f_frsize:
+            return None
+        return Layer(
+            kind="filesystem",
+            name=f"the quota of {directory}",
+            free_bytes=room.f_bavail * room.f_frsize,
+            total_bytes=room.f_blocks * room.f_frsize,
+            free_inodes=room.f_favail if room.f_files else None,
         )
 
     async def _as_pool(self, device: BlockDevice, layer: Layer) -> Layer:

@@ -1,7 +1,12 @@
-"""Thin pools beneath a filesystem, by what dmsetup says."""
+"""Thin pools and project quotas beneath a filesystem, by what dmsetup and statfs(2) say."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +15,9 @@ from fswatchd import process
 from fswatchd.cause import Layer, blame
 from fswatchd.devno import Devno
 from fswatchd.engine.substrate import Substrate
-from fswatchd.inventory.model import BlockDevice
+from fswatchd.inventory.model import Backing, BlockDevice
 from fswatchd.kernel import block
+from tests.unit.inventory.test_lookup import NODE, superblock, view
 
 POOL = BlockDevice(devno=Devno(253, 3), name="dm-3", kind="dm")
 LAYER = Layer(kind="device", name="/dev/dm-3")
@@ -78,3 +84,47 @@ async def test_what_can_be_no_pool_is_not_asked_about(monkeypatch, uuid: str) ->
     dmsetup = Dmsetup(monkeypatch, "", uuid=uuid)
     assert await looked()._as_pool(POOL, LAYER) == LAYER
     assert dmsetup.asked == []
+
+
+class Host:
+    """The XFS that holds ve101's image, in a directory that may have a quota."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **directory: int) -> None:
+        self.whole = SimpleNamespace(
+            f_frsize=4096, f_blocks=1 << 20, f_bavail=1 << 19, f_files=1000, f_favail=900
+        )
+        room = SimpleNamespace(**(vars(self.whole) | directory))
+        monkeypatch.setattr(os, "fstatvfs", lambda _: self.whole)
+        monkeypatch.setattr(os, "statvfs", lambda path: room if path == "/vz/private" else None)
+        self.view = view(superblocks=(replace(superblock(0, (NODE, "/vz")), fstype="xfs"),))
+
+    @asynccontextmanager
+    async def opened(self, _: object) -> AsyncIterator[int]:
+        yield 0
+
+    async def look(self) -> Layer | None:
+        image = {"image": "/vz/private/ve101.raw", "image_devno": Devno(7, 0), "image_inode": 5}
+        device = BlockDevice(
+            devno=Devno(7, 1), name="loop1", kind="loop", backing=Backing(kind="loop", **image)
+        )
+        inventory: Any = self
+        return await Substrate(inventory, inventory, inventory)._quota(device)
+
+
+async def test_a_quota_that_is_used_up_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of 50 MiB, as statfs(2) of a directory with a project shows it."""
+    layer = await Host(monkeypatch, f_blocks=12800, f_bavail=0).look()
+    assert layer is not None
+    cause = blame([layer])
+    assert cause is not None
+    assert (cause.kind, cause.name) == ("space", "the quota of /vz/private")
+
+
+async def test_a_quota_with_room_blames_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = await Host(monkeypatch, f_blocks=128000, f_bavail=64000).look()
+    assert layer is not None
+    assert blame([layer]) is None
+
+
+async def test_a_directory_without_a_quota_is_no_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await Host(monkeypatch).look() is None

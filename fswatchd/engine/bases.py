@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _EVERY_S = 5.0
 _ANSWER_S = 3.0
+# Somebody runs on the base: one event a minute says so as well as one a look.
+_AGAIN_S = 60.0
 _NAMED = 3
 
 Seen = list[int]  # inode, mtime in nanoseconds, size
@@ -43,6 +45,7 @@ class BaseWatch:
         self._inventory = inventory
         self._memory = memory
         self._report = report
+        self._quiet_until: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look for ever."""
@@ -65,10 +68,11 @@ class BaseWatch:
         for base, now in found.items():
             name = f"base:{wanted[base]}"
             before = self._memory.load(name)
-            if before == now:
+            if before == now or time.monotonic() < self._quiet_until.get(name, 0.0):
                 continue
             self._memory.save(name, now)
             if before is not None:
+                self._quiet_until[name] = time.monotonic() + _AGAIN_S
                 self._report(*_changed(view, base, wanted[base], before, now))
 
 

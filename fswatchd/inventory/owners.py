@@ -40,6 +40,7 @@ class Owners:
     def __init__(self, unclaimed: Unclaimed | None = None) -> None:
         self._unclaimed = unclaimed
         self._processes: dict[NamespaceKey, _Process] = {}
+        self._claims: dict[_Process, Ve] = {}
 
     def process_in(self, namespace: NamespaceKey) -> int | None:
         """A process that was in the namespace at the last look, None where none is known."""
@@ -47,8 +48,10 @@ class Owners:
         return known.pid if known else None
 
     def forget(self) -> None:
-        """Look anew for all that are no container's first process: one may have come."""
+        """Look anew for all that are no container's first process: one may have come. And ask anew
+        about those that are."""
         self._processes = {key: known for key, known in self._processes.items() if known.is_init}
+        self._claims.clear()
 
     def find(
         self, table: MountTable, ves: Mapping[VeId, Ve], node: NamespaceKey
@@ -67,20 +70,31 @@ class Owners:
         self._look_for({key for key in unknown if not self._is_settled(key)})
         groups = {ve.cgroup: ve for ve in ves.values() if ve.cgroup}
         found = dict(ves)
-        for key in sorted(unknown):
-            known = self._processes.get(key)
-            if known is None:
-                continue
+        known_in = self._processes
+        # First processes first: what else is in their cgroups is theirs.
+        for key in sorted(
+            known_in.keys() & set(unknown), key=lambda k: (not known_in[k].is_init, k)
+        ):
+            known = known_in[key]
             owner = _owner_of(known, groups)
             if owner is None and (ve := self._claimed(known, key, found)):
                 owner = found.setdefault(ve.ve_id, ve).ve_id
+                groups |= {ve.cgroup: ve} if ve.cgroup else {}
             owners[key] = owner or known.text
+        self._claims = {
+            known: self._claims[known] for known in self._claims.keys() & set(known_in.values())
+        }
         return owners, found
 
     def _claimed(self, known: _Process, key: NamespaceKey, ves: Mapping[VeId, Ve]) -> Ve | None:
-        ve = self._unclaimed(known.pid) if known.is_init and self._unclaimed else None
+        ve = self._claims.get(known)
+        if ve is not None and ve.init_started != proc.start_time(known.pid):
+            ve = None
+        if ve is None and known.is_init and self._unclaimed:
+            ve = self._unclaimed(known.pid)
         if ve is None or ve.namespace != key or ve.ve_id in ves:
             return None
+        self._claims[known] = ve
         others = (other.cgroup for other in ves.values() if other.cgroup)
         if ve.cgroup and any(f"{other}/".startswith(f"{ve.cgroup}/") for other in others):
             return None  # more than this one is in its cgroup

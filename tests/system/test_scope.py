@@ -258,6 +258,19 @@ async def test_what_a_ve_makes_inside_belongs_to_the_ve(
 
 
 @pytest.mark.usefixtures("at_once")
+async def test_what_a_container_makes_inside_is_its_own(
+    disk: Devno, groups: Groups, inventory: Inventory
+) -> None:
+    """As systemd in one does for services with mounts of their own."""
+    name = f"{groups.name}-run.scope"
+    groups.run(name, CONTAINER)
+    inner = groups.run(f"{name}/system.slice/x.service", SERVICE)
+    (ve,) = await scopes(inventory, groups)
+    assert owner(inventory, inner) == ve.ve_id
+    assert ve.cgroup == f"/{name}"
+
+
+@pytest.mark.usefixtures("at_once")
 async def test_a_cgroup_with_a_known_ve_in_it_is_not_one_container(
     work: Path, disk: Devno, groups: Groups, inventory: Inventory
 ) -> None:
@@ -276,7 +289,8 @@ def test_an_error_in_one_is_told_by_its_name_and_nothing_is_done(daemon, make_ve
     daemon.start()
     ve.start()
     name = f"{work.name}-ve101"
-    daemon.wait_until_known(name)
+    # Without a sign of change the next look at all comes after half a minute.
+    wait_until(lambda: name in {ve["name"] for ve in daemon.status()["ves"]}, 60, f"{name} known")
     ve.damage_directory()
     incident = daemon.wait_for_incident("open", ve=name)
     assert incident["ves"] == [f"scope:{name}"]

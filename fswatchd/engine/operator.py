@@ -211,11 +211,11 @@ class Operator:
     def _unmounted_volume(self, ve: Ve) -> Filesystem:
         if ve.unrepairable:
             raise RefusedError(f"not repaired: {ve.ve_id} is {ve.unrepairable}")
-        images = [volume.image for volume in ve.volumes if volume.image]
+        images = [one.image for one in ve.volumes if one.image and one.format == "raw"]
         if len(images) != 1:
             raise UnknownTargetError(
                 f"{ve.ve_id} has no filesystem of its own that is mounted, and "
-                f"{len(images)} image files that are known"
+                f"{len(images)} image files that are known and hold one"
             )
         return Filesystem(devno=None, device=None, fstype="ext4", image=images[0])
 

@@ -121,6 +121,7 @@ async def resolve(context: ActionContext) -> Target:
     await inventory.refresh()
     superblock = _superblock(incident, inventory)
     ve = _only_user(incident, inventory, superblock)
+    _check_format(ve, incident.filesystem, superblock)
     fstype = superblock.fstype if superblock else incident.filesystem.fstype
     if fstype not in REPAIRABLE:
         raise refuse("refused", f"this version cannot repair {fstype or 'an unknown filesystem'}")
@@ -250,6 +251,28 @@ def _dependents(view: NodeView, superblock: Superblock, ve_id: str) -> list[str]
 
 def _base_of(children: tuple[str, ...]) -> str:
     return f"it is the base of {printable(', '.join(children))}"
+
+
+def _check_format(ve: Ve, filesystem: Filesystem, superblock: Superblock | None) -> None:
+    """Refuse what is a filesystem only through its platform's own driver.
+
+    Its device goes when the VE stops, and what is in the image is not for e2fsck to read.
+    """
+    for volume in ve.volumes:
+        if superblock is not None:
+            found = _devno(volume.device) == superblock.devno
+        else:
+            found = volume.image is not None and volume.image == filesystem.image
+        if found and volume.format != "raw":
+            text = f"{volume.image or volume.device} is in the format {volume.format}"
+            raise refuse("refused", f"{text}, which this version cannot repair")
+
+
+def _devno(device: str | None) -> Devno | None:
+    try:
+        return Devno.of(os.stat(device).st_rdev) if device is not None else None
+    except OSError:
+        return None
 
 
 def _check_backing(superblock: Superblock | None, image: ImageFile) -> None:

@@ -68,6 +68,7 @@ from fswatchd.platforms.incus import IncusPlatform
 from fswatchd.platforms.libvirt import LibvirtPlatform
 from fswatchd.platforms.lxc import LxcPlatform
 from fswatchd.platforms.nspawn import NspawnPlatform
+from fswatchd.platforms.openvz import OpenvzPlatform
 from fswatchd.platforms.proxmox import ProxmoxPlatform
 from fswatchd.spool import Spool
 from fswatchd.steps import Action, ActionSettings
@@ -108,6 +109,7 @@ class Daemon:
         self.inventory = Inventory(
             [
                 ProxmoxPlatform(),
+                OpenvzPlatform(),
                 NspawnPlatform(),
                 *engines,
                 LxcPlatform(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fswatchd import process
 from fswatchd.config import Config, Switch
 from fswatchd.events import SourceState
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock
+from fswatchd.inventory.model import Superblock, Ve
 from fswatchd.sources import SourceStatus
 
 # Sources that most kernels do not have, and nobody misses there.
@@ -143,13 +144,19 @@ def _ves(inventory: Inventory) -> list[Finding]:
     known = inventory.view.ves.values()
     for ve in known:
         platforms[ve.platform] = platforms.get(ve.platform, 0) + 1
-        if ve.volumes and not ve.commands.start and not ve.unrepairable:
+        if _could_be_repaired(ve) and not ve.commands.start:
             text = "it has a volume and no start command: it could not be started after a repair"
             remedy = "give start, stop and kill in its ve.d file"
             findings.append(Finding(name=ve.ve_id, level="warning", text=text, remedy=remedy))
     for what, count in Counter(filter(None, (ve.unrepairable for ve in known))).items():
         text = f"{count} reported, never repaired: each is {what}"
         findings.append(Finding(name="ves", level="ok", text=text))
+    for kind, count in Counter(_formats(known)).items():
+        text = f"{count} in the format {kind}: errors are reported, and never repaired here"
+        findings.append(Finding(name="volumes", level="ok", text=text))
+    for program in _missing_programs(inventory):
+        text = f"{program} is not found: VEs that need it cannot be started or stopped"
+        findings.append(Finding(name=f"tool {program}", level="warning", text=text))
     for name, problem in inventory.problems.items():
         findings.append(Finding(name=f"platform {name}", level="warning", text=problem))
     counts = ", ".join(f"{count} {name}" for name, count in sorted(platforms.items()))
@@ -165,6 +172,34 @@ def _ves(inventory: Inventory) -> list[Finding]:
             )
         )
     return findings
+
+
+def _could_be_repaired(ve: Ve) -> bool:
+    return not ve.unrepairable and any(volume.format == "raw" for volume in ve.volumes)
+
+
+def _formats(ves: Iterable[Ve]) -> Iterator[str]:
+    """Of volumes that only their platform can open, of VEs that else could be repaired."""
+    for ve in ves:
+        if not ve.unrepairable:
+            yield from (f"{v.format} of {ve.platform}" for v in ve.volumes if v.format != "raw")
+
+
+def _missing_programs(inventory: Inventory) -> list[str]:
+    """Programs that the VEs' commands are of, and that are not there."""
+    wanted: set[str] = set()
+    for ve in inventory.view.ves.values():
+        commands = ve.commands
+        for argv in (
+            commands.start,
+            commands.stop,
+            commands.kill,
+            commands.freeze,
+            commands.thaw,
+        ):
+            wanted.update(argv[:1])
+    path = process.ENVIRONMENT["PATH"]
+    return sorted(program for program in wanted if shutil.which(program, path=path) is None)
 
 
 def _channels(config: Config, channels: list[str]) -> list[Finding]:

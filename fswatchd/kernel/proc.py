@@ -109,3 +109,23 @@ def _stat_fields(pid: int) -> list[bytes]:
             return file.read(4096).rpartition(b")")[2].split()
     except OSError:
         return []
+
+
+def virtuozzo_ve(pid: int) -> tuple[str, int] | None:
+    """The container that the process is in, "0" for the node, and the process's number in there.
+
+    Kernels of OpenVZ and Virtuozzo 7 say so in /proc/PID/status (`envID`, `VPid`; fs/proc/array.c);
+    None on any other, and when the process is gone.
+    """
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return read_virtuozzo_ve(file.read())
+    except OSError:
+        return None
+
+
+def read_virtuozzo_ve(status: str) -> tuple[str, int] | None:
+    """See `virtuozzo_ve`. The command's name comes first, and cannot hold a newline."""
+    fields = dict(line.partition(":\t")[::2] for line in status.splitlines())
+    env, number = fields.get("envID"), fields.get("VPid", "")
+    return (env, int(number)) if env and number.isdecimal() else None

@@ -70,6 +70,7 @@ from fswatchd.platforms.lxc import LxcPlatform
 from fswatchd.platforms.nspawn import NspawnPlatform
 from fswatchd.platforms.openvz import OpenvzPlatform
 from fswatchd.platforms.proxmox import ProxmoxPlatform
+from fswatchd.platforms.uml import UmlPlatform
 from fswatchd.spool import Spool
 from fswatchd.steps import Action, ActionSettings
 from fswatchd.store import Store
@@ -108,6 +109,8 @@ class Daemon:
         self._asked = [*(engine.asked for engine in engines), libvirt.asked]
         self.inventory = Inventory(
             [
+                # First: where two declare an image the later one has it, and users start these.
+                UmlPlatform(),
                 ProxmoxPlatform(),
                 OpenvzPlatform(),
                 NspawnPlatform(),

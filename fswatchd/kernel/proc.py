@@ -57,6 +57,31 @@ def children(pid: int) -> list[int]:
         return [other for other in pids() if _stat_fields(other)[1:2] == [wanted]]
 
 
+def parent(pid: int) -> int | None:
+    """The process that `pid` is a child of, None when it is gone."""
+    fields = _stat_fields(pid)
+    return int(fields[1]) if len(fields) > 1 else None
+
+
+def user(pid: int) -> int | None:
+    """The user that the process is, None where it is several (real, effective, saved) or gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            ids = next((line.split()[1:] for line in file if line.startswith("Uid:")), [])
+    except OSError:
+        return None
+    return int(ids[0]) if len(set(ids)) == 1 else None
+
+
+def arguments(pid: int) -> list[str]:
+    """The command line, which the process can change itself; empty when it is gone."""
+    try:
+        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]
+
+
 def is_container_init(pid: int) -> bool:
     """Whether `pid` is process 1 of a PID namespace directly below ours."""
     try:

@@ -217,6 +217,21 @@ def kind_of(devno: Devno, sysfs: Path = SYSFS) -> str | None:
     return next((kind for kind in ("loop", "nbd", "ploop") if name.startswith(kind)), "disk")
 
 
+def transport(devno: Devno, sysfs: Path = SYSFS) -> str:
+    """The network that a disk is reached over (`iSCSI`, `Fibre Channel`, `NVMe over tcp`).
+
+    Empty for a local disk, and where it cannot be told: SCSI transports are directories on the way
+    to the device (drivers/scsi/scsi_transport_{iscsi,fc}.c), NVMe has an attribute.
+    """
+    device = sysfs / "dev/block" / str(devno)
+    parts = device.resolve().parts
+    for kind, words in ((r"session\d+", "iSCSI"), (r"rport-[\d:-]+", "Fibre Channel")):
+        if any(re.fullmatch(kind, part) for part in parts):
+            return words
+    nvme = attribute(devno, "device/transport", sysfs) or ""
+    return f"NVMe over {nvme}" if nvme in {"tcp", "rdma", "fc"} else ""
+
+
 def attribute(devno: Devno, name: str, sysfs: Path = SYSFS) -> str | None:
     """The line in a sysfs file of the device (`ro`, `md/degraded`, …), None where there is none."""
     try:

@@ -26,6 +26,7 @@ STATMOUNT_MNT_ROOT = 0x08
 STATMOUNT_MNT_POINT = 0x10
 STATMOUNT_FS_TYPE = 0x20
 STATMOUNT_MNT_OPTS = 0x80
+STATMOUNT_FS_SUBTYPE = 0x100
 STATMOUNT_SB_SOURCE = 0x200
 SB_RDONLY = 1
 MOUNT_ATTR_RDONLY = 1
@@ -42,6 +43,7 @@ _WANTED = (
     | STATMOUNT_MNT_POINT
     | STATMOUNT_FS_TYPE
     | STATMOUNT_MNT_OPTS
+    | STATMOUNT_FS_SUBTYPE
     | STATMOUNT_SB_SOURCE
 )
 _BATCH = 1024
@@ -179,10 +181,11 @@ def _decode(raw: bytes) -> Mount:
         return raw[start : raw.index(b"\0", start)].decode("utf-8", "surrogateescape")
 
     options = text(STATMOUNT_MNT_OPTS, 4)
+    fstype, subtype = text(STATMOUNT_FS_TYPE, 36), text(STATMOUNT_FS_SUBTYPE, 120)
     return Mount(
         mount_id=mount_id,
         devno=Devno(major, minor),
-        fstype=text(STATMOUNT_FS_TYPE, 36),
+        fstype=f"{fstype}.{subtype}" if subtype else fstype,
         root=text(STATMOUNT_MNT_ROOT, 104),
         point=text(STATMOUNT_MNT_POINT, 108),
         source=text(STATMOUNT_SB_SOURCE, 124),

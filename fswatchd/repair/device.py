@@ -6,19 +6,11 @@ DISKSEQ, within one boot, and the UUID in the superblock that is on the device i
 
 from __future__ import annotations
 
-import os
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from fswatchd.inventory.model import Superblock
-from fswatchd.kernel import block, proc
-
-# struct ext4_super_block (fs/ext4/ext4.h), which begins at byte 1024.
-_SUPERBLOCK = 1024
-_MAGIC = _SUPERBLOCK + 0x38
-_UUID = _SUPERBLOCK + 0x68
-_EXT_MAGIC = b"\x53\xef"
+from fswatchd.kernel import block, extfs, proc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +49,7 @@ class DeviceIdentity:
             return "the filesystem's UUID is not known, so that it could not be told from others"
         if self.boot == proc.boot_id() and block.disk_sequence_of(fd) != self.disk_sequence:
             return "the device was given to another disk meanwhile"
-        found = ext_uuid(fd)
+        found = extfs.uuid_of(fd)
         if found != self.uuid:
             return f"it holds {found or 'no ext filesystem'}, not the filesystem {self.uuid}"
         return None
-
-
-def ext_uuid(fd: int) -> str | None:
-    """`s_uuid` of the ext2/3/4 superblock on the open device, None where there is none."""
-    found = os.pread(fd, 16, _UUID)
-    if os.pread(fd, 2, _MAGIC) != _EXT_MAGIC or len(found) < 16 or not any(found):
-        return None
-    return str(uuid.UUID(bytes=found))

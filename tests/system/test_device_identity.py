@@ -14,10 +14,10 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.events import VeState
 from fswatchd.inventory.model import Backing, NamespaceKey, NamespaceMount, Superblock, Ve, VeId
-from fswatchd.kernel import block, loop, proc
+from fswatchd.kernel import block, extfs, loop, proc
 from fswatchd.kernel.mounts import Mount
 from fswatchd.repair import ve_control
-from fswatchd.repair.device import DeviceIdentity, ext_uuid
+from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.offline import Hold
 from fswatchd.repair.scope import Target
 from fswatchd.steps import StepEnded
@@ -51,7 +51,7 @@ def make_device(work: Path) -> Iterator[Callable[[str], str]]:
 def identity_of(device: str) -> DeviceIdentity:
     fd = os.open(device, os.O_RDONLY)
     try:
-        sequence, uuid = block.disk_sequence_of(fd), ext_uuid(fd)
+        sequence, uuid = block.disk_sequence_of(fd), extfs.uuid_of(fd)
     finally:
         os.close(fd)
     return DeviceIdentity(boot=proc.boot_id(), disk_sequence=sequence, uuid=uuid)

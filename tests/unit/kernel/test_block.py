@@ -52,3 +52,31 @@ def test_a_number_that_is_no_block_devices(sysfs: Path) -> None:
 def test_the_members_of_a_btrfs(sysfs: Path) -> None:
     assert block.btrfs_members("uuid", sysfs) == (Devno(8, 1),)
     assert block.btrfs_members("nobody", sysfs) == ()
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/0:0:0:0/block/sdz", ""),
+        ("platform/host3/session1/target3:0:0/3:0:0:1/block/sdz", "iSCSI"),
+        ("pci0000:00/host1/rport-1:0-2/target1:0:0/1:0:0:0/block/sdz", "Fibre Channel"),
+        ("pci0000:00/sessions/block/sdz", ""),
+    ],
+)
+def test_the_network_that_a_disk_is_reached_over(tmp_path: Path, way: str, words: str) -> None:
+    """The ways as Linux 6.1 shows them (drivers/scsi/scsi_transport_{iscsi,fc}.c)."""
+    device = tmp_path / "devices" / way
+    device.mkdir(parents=True)
+    (tmp_path / "dev/block").mkdir(parents=True)
+    (tmp_path / "dev/block/65:144").symlink_to(device)
+    assert block.transport(Devno(65, 144), tmp_path) == words
+
+
+@pytest.mark.parametrize(("said", "words"), [("tcp", "NVMe over tcp"), ("pcie", "")])
+def test_nvme_says_it_itself(tmp_path: Path, said: str, words: str) -> None:
+    device = tmp_path / "devices/nvme0/nvme0n1"
+    (device / "device").mkdir(parents=True)
+    (device / "device/transport").write_text(f"{said}\n")
+    (tmp_path / "dev/block").mkdir(parents=True)
+    (tmp_path / "dev/block/259:0").symlink_to(device)
+    assert block.transport(Devno(259, 0), tmp_path) == words

@@ -203,6 +203,7 @@ class FsEvent:
     `devno` is its number where the source knows it. `time_ns` is CLOCK_REALTIME, `mono_ns`
     CLOCK_MONOTONIC, both of the moment the source saw it. `count` is how many errors the event
     stands for. `record` identifies the same record read by two sources (None: it cannot be).
+    `server` is the remote server that it is about, as whoever mounted from it calls it.
     """
 
     source: str
@@ -218,6 +219,7 @@ class FsEvent:
     errno: int | None = None
     count: int = 1
     record: str | None = None
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ _LINE_BREAK = re.compile(r"[\n\r]|\\x0[ad]")
 class LineClass:
     """What a message says; `device` and `fstype` are None where the line does not name one.
 
+    `server` is the remote server that it is about, in the words of whoever mounted from it.
     `line_break` is true where the message has one that its pattern does not ask for: the kernel
     did not put it there.
     """
@@ -59,6 +60,7 @@ class LineClass:
     device: str | None
     errno: int | None
     line_break: bool = False
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class Sample:
     line: str
     device: str | None
     errno: int | None
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +214,7 @@ def _result(pattern: Pattern, groups: dict[str, str | None], message: str) -> Li
         fstype=fstype,
         device=groups.get("dev"),
         errno=errno,
+        server=groups.get("host") or groups.get("server"),
         line_break=not pattern.multiline and _LINE_BREAK.search(message) is not None,
     )
 
@@ -232,7 +236,10 @@ def _pattern(table: dict[str, object], fstype: str | None) -> Pattern:
         multiline=document.get("multiline", False) is True,
         samples=tuple(
             Sample(
-                line=sample["line"], device=sample.get("dev"), errno=_number(sample.get("errno"))
+                line=sample["line"],
+                device=sample.get("dev"),
+                errno=_number(sample.get("errno")),
+                server=sample.get("server"),
             )
             for sample in samples
         ),

@@ -107,6 +107,7 @@ class Source:
         errno: int | None = None,
         count: int = 1,
         record: str | None = None,
+        server: str | None = None,
     ) -> None:
         self.status.events += 1
         self._sink.event(
@@ -124,6 +125,7 @@ class Source:
                 errno=errno,
                 count=count,
                 record=record,
+                server=server,
             )
         )
 

@@ -57,6 +57,7 @@ class KernelLineSource(Source):
             device=found.device,
             fstype=found.fstype,
             errno=found.errno,
+            server=found.server,
             record=None if time_us is None else f"{time_us}:{_UNLIKE.sub('?', text)}",
         )
         return True

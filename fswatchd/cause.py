@@ -26,11 +26,12 @@ class Layer:
     `name` is `/dev/loop3`, or a filesystem in words. For a device: `errors` it has reported,
     `readonly`, `missing` members of an array, its `state` where it does not run, `short_by` bytes
     that its image lacks, and in words what a thin pool `lacks` room for. For a filesystem: its
-    room, its health, and `damaged` where an open incident says so. `since_ns` (CLOCK_REALTIME) is
-    when its own incident began.
+    room, its health, and `damaged` where an open incident says so. For a VE that serves what lies
+    above it: its `state` where it does not run. `since_ns` (CLOCK_REALTIME) is when its own
+    incident began.
     """
 
-    kind: Literal["device", "filesystem"]
+    kind: Literal["device", "filesystem", "ve"]
     name: str
     since_ns: int | None = None
     errors: int = 0
@@ -49,7 +50,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """What is to blame: `kind` is `space`, `device` or `filesystem`, `name` the object."""
+    """What is to blame: `kind` is `space`, `device`, `filesystem` or `ve`, `name` the object."""
 
     kind: str
     name: str
@@ -91,6 +92,8 @@ def _unwell(layer: Layer) -> str | None:
         if layer.errors:
             return f"it has reported {layer.errors} errors"
         return "it is read-only" if layer.readonly else None
+    if layer.kind == "ve":
+        return f"it is {layer.state}" if layer.state else None
     if not layer.answers:
         return "it does not answer"
     if is_full(layer):

@@ -121,6 +121,7 @@ class Daemon:
                 self._drills,
             ],
             unclaimed=scope.describe,
+            own_paths=[str(settings.daemon.state_dir)],
         )
         self._watch = InventoryWatch(self.inventory)
         for asked in self._asked:

@@ -39,7 +39,7 @@ class GuardAnswer:
 
 def refused_scope(scope: Scope) -> str | None:
     """Why a filesystem that these use is not repaired; None where it may be."""
-    return _never(scope) or _unrepairable(scope) or _not_now(scope)
+    return _never(scope) or scope.shared_with or _unrepairable(scope) or _not_now(scope)
 
 
 def _never(scope: Scope) -> str | None:
@@ -124,6 +124,14 @@ def _guard_scope(
     if busy is not None:
         return _later("scope", busy, _BUSY_RETRY_S)
     return _yes("scope", f"{scope.ves[0].ve_id} is the only user of the filesystem")
+
+
+def _guard_elsewhere(
+    _rule: Rule, _incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
+) -> GuardAnswer:
+    if scope.shared_with is not None:
+        return _no("elsewhere", scope.shared_with)
+    return _yes("elsewhere", "nothing says that another node can reach it")
 
 
 def _guard_armed(
@@ -241,6 +249,7 @@ _Guard = Callable[[Rule, Incident, Scope, PolicyState, int], GuardAnswer]
 GUARDS: tuple[_Guard, ...] = (
     _guard_confirmed,
     _guard_scope,
+    _guard_elsewhere,
     _guard_threshold,
     _guard_denied,
     _guard_armed,

@@ -62,7 +62,8 @@ class Filesystem:
     """One superblock, as an incident remembers it: enough to know it again, and to name it.
 
     `disk_sequence` tells two uses of one device number apart; `image` and `image_inode` are the
-    backing file of a loop device and its (device, inode).
+    backing file of a loop device and its (device, inode). With a `server` it is all that this one
+    serves to the node: when it does not answer, that is one fault.
     """
 
     devno: Devno | None
@@ -73,11 +74,14 @@ class Filesystem:
     image: str | None = None
     image_inode: tuple[str, int] | None = None
     mountpoints: tuple[str, ...] = ()
+    server: str | None = None
 
     @property
     def key(self) -> str:
         """Identity: never equal for two different attachments of one device number, nor for two
         volumes that are not attached at all."""
+        if self.server is not None:
+            return f"server:{self.fstype or ''}:{self.server}"
         if self.devno is None:
             # By its path: the inode is another one after a repair has exchanged it.
             return f"name:{self.device or ''}:{self.fstype or ''}:{self.image or ''}"

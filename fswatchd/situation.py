@@ -33,7 +33,8 @@ class Scope:
     are VEs and others that depend on it only through what rests on it, such as images. `children`
     are what was made of it and needs it as it is, in words (`inventory.bases`). `devices` are the
     backing devices that budgets count, the image's host filesystem among them. `beneath` is what
-    it rests on, nearest first.
+    it rests on, nearest first. `shared_with` says why another node may own it as well, and what a
+    person can do; None where nothing says so.
     """
 
     ves: tuple[VeFacts, ...] = ()
@@ -42,6 +43,7 @@ class Scope:
     children: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     beneath: tuple[Layer, ...] = ()
+    shared_with: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

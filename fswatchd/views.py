@@ -16,6 +16,7 @@ from fswatchd.inventory.model import (
     NamespaceKey,
     NamespaceMount,
     NodeView,
+    RemoteFilesystem,
     Superblock,
     Ve,
     VeId,
@@ -95,6 +96,7 @@ def filesystem(found: Filesystem) -> dict[str, Any]:
         "uuid": found.uuid,
         "image": printable(found.image) if found.image else None,
         "mountpoints": [printable(point) for point in found.mountpoints],
+        "server": printable(found.server) if found.server else None,
     }
 
 
@@ -134,6 +136,9 @@ def stack(view: NodeView, found: Superblock, ve: VeId | None = None) -> list[dic
         superblock = view.mounted(devno)
         if superblock is not None:
             layers.append(_filesystem_layer(view, superblock, ve if superblock is found else None))
+        remote = view.remote.get(devno)
+        if remote is not None:
+            layers.append(_remote_layer(view, remote))
         device = view.devices.get(devno)
         if device is not None:
             layers.append(_device_layer(view, device))
@@ -173,6 +178,18 @@ def _filesystem_layer(view: NodeView, found: Superblock, ve: VeId | None) -> dic
     }
 
 
+def _remote_layer(view: NodeView, found: RemoteFilesystem) -> dict[str, Any]:
+    source = printable(found.source, _SHOWN)
+    return {
+        "kind": "filesystem",
+        "device": f"{source}, served by {found.served_by}" if found.served_by else source,
+        "devno": str(found.devno),
+        "fstype": printable(found.fstype, _SHOWN),
+        "mountpoint": printable(_mount_point(view, found, None), _SHOWN),
+        "on": [],
+    }
+
+
 def _device_layer(view: NodeView, found: BlockDevice) -> dict[str, Any]:
     image = found.backing.image
     return {
@@ -192,7 +209,7 @@ def filesystem_name(view: NodeView, found: Superblock) -> str:
     return f"{found.fstype} {point} ({found.device})"
 
 
-def _mount_point(view: NodeView, found: Superblock, ve: VeId | None) -> str:
+def _mount_point(view: NodeView, found: Superblock | RemoteFilesystem, ve: VeId | None) -> str:
     """Where the VE has it mounted, or the node, or whoever has; the whole of it, if anybody."""
     owner = view.ves.get(ve) if ve is not None else None
     wanted = owner.namespace if owner is not None else view.node_namespace

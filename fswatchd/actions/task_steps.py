@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fswatchd.actions.ve_steps import only_ve
+from fswatchd.actions.ve_steps import only_ve, require_idle
 from fswatchd.kernel import cgroup
 from fswatchd.rules import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
@@ -20,6 +20,7 @@ class FreezeAction:
         del step
         try:
             ve = await only_ve(context)
+            require_idle(ve)
         except StepEnded as ended:
             return ended.result
         if ve.cgroup is None:

@@ -20,6 +20,12 @@ async def only_ve(context: ActionContext) -> Ve:
     return ve
 
 
+def require_idle(ve: Ve) -> None:
+    """Nothing is begun on a VE that its platform works on. Raises StepEnded."""
+    if ve.busy:
+        raise refuse("cancelled", f"{ve.ve_id} is busy: {ve.busy}", Next.CANCELLED)
+
+
 class StopAction:
     """Stop the VE; kill it when its stop command takes too long."""
 
@@ -28,6 +34,7 @@ class StopAction:
         del step
         try:
             ve = await only_ve(context)
+            require_idle(ve)
             if ve_control.is_running(ve):
                 await context.about_to_stop(ve.ve_id)
         except StepEnded as ended:

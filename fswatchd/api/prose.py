@@ -39,7 +39,7 @@ def _head(incident: Incident) -> list[str]:
     if incident.waiting_for:
         state += f" for {incident.waiting_for}"
     filesystem = incident.filesystem
-    where = filesystem.device or filesystem.image or "an unknown device"
+    where = filesystem.device or filesystem.image or filesystem.server or "an unknown device"
     what = f"{incident.klass.value} ({incident.severity.label})"
     lines = [
         f"Incident {incident.incident_id}: {what}, {state}",

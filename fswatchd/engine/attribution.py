@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fswatchd.events import FsEvent
 from fswatchd.incidents import Filesystem
-from fswatchd.inventory.model import NodeView, Superblock, VeId
+from fswatchd.inventory import ownership
+from fswatchd.inventory.model import NodeView, Superblock, VeId, is_remote
 from fswatchd.kernel import block, loop
 
 
@@ -32,6 +33,8 @@ def attribute(event: FsEvent, view: NodeView) -> Attribution:
     devno = event.devno
     if devno is None and event.device is not None:
         devno = block.devno_of(event.device)
+    if devno is None and event.device is None and is_remote(event.fstype or ""):
+        return of_server(view, event.fstype, event.server)
     superblock = view.superblock_on(devno) if devno else None
     if superblock is not None:
         return Attribution(
@@ -55,6 +58,24 @@ def attribute(event: FsEvent, view: NodeView) -> Attribution:
     if owner is None and devno.major == loop.LOOP_MAJOR:
         owner = _owner_of_loop(event.device or f"loop{devno.minor}", view)
     return Attribution(filesystem=filesystem, ves=(owner,) if owner else ())
+
+
+def of_server(view: NodeView, fstype: str | None, server: str | None) -> Attribution:
+    """All that a remote server serves to this node, and every VE that depends on it."""
+    served = ownership.served_from(view, fstype or "", server)
+    ves: dict[VeId, None] = {}
+    direct: dict[VeId, None] = {}
+    for remote in served:
+        direct.update(dict.fromkeys(view.users[remote.devno].ves))
+        ves.update(dict.fromkeys(view.affected(remote.devno)))
+    points = dict.fromkeys(place.mount.point for remote in served for place in remote.mounts)
+    return Attribution(
+        filesystem=Filesystem(
+            devno=None, device=None, fstype=fstype, server=server, mountpoints=tuple(points)[:16]
+        ),
+        ves=(*direct, *(ve for ve in ves if ve not in direct)),
+        through=tuple(ve for ve in ves if ve not in direct),
+    )
 
 
 def _owner_of_loop(device: str, view: NodeView) -> VeId | None:

@@ -14,10 +14,11 @@ from dataclasses import replace
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import boottime_ns
-from fswatchd.events import Domain, Health, names_filesystem
+from fswatchd.events import Domain, Health, names_filesystem, printable
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, describe
+from fswatchd.inventory.ownership import served_from
 from fswatchd.kernel import block
 from fswatchd.repair import verify
 from fswatchd.sources.state import StateSource
@@ -108,6 +109,19 @@ class Closer:
                 await self._look_after_room(incident)
             else:
                 self._look_for_recovery(incident)
+        elif incident.filesystem.server is not None and incident.is_open:
+            self._look_for_mounts(incident)
+
+    def _look_for_mounts(self, incident: Incident) -> None:
+        """A server that nothing is mounted from any more cannot be missed by anybody."""
+        known, view = incident.filesystem, self._inventory.view
+        if not known.mountpoints or served_from(view, known.fstype or "", known.server):
+            self._missing.pop(incident.incident_id, None)
+            return
+        since = self._missing.setdefault(incident.incident_id, time.monotonic())
+        if time.monotonic() - since >= _MISSING_S:
+            text = f"nothing is mounted from {printable(known.server or '')} any more"
+            self._book.close(incident, Outcome.DISMISSED, text)
 
     async def _verify(self, incident: Incident) -> None:
         if time.monotonic_ns() < self._verified_until_ns(incident):

@@ -12,13 +12,14 @@ from fswatchd import policy, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Cause, Layer, blame
 from fswatchd.devno import Devno
+from fswatchd.engine.attribution import of_server
 from fswatchd.engine.history import History, boottime_ns
 from fswatchd.engine.substrate import Substrate
-from fswatchd.events import printable
+from fswatchd.events import Domain, printable
 from fswatchd.incidents import Incident, State
-from fswatchd.inventory import bases
+from fswatchd.inventory import bases, ownership
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, VeId
+from fswatchd.inventory.model import NodeView, Superblock, VeId
 from fswatchd.policy import Decision, Verdict
 from fswatchd.rules import Mode, RuleSet
 from fswatchd.situation import PolicyState, RunningRepair, Scope, VeFacts
@@ -111,7 +112,15 @@ class Decider:
             dependents = (*through.foreign, *through.ves)
             devices = self._devices(superblock)
             children = bases.children(view, superblock.devno)
-        elif (image := incident.filesystem.image_inode) is not None:
+        elif devno is not None and devno in view.devices:
+            # Nothing is mounted from it: those whose filesystems rest on it, and who swaps to it.
+            through = view.dependents(devno)
+            ves, foreign = tuple(dict.fromkeys((*ves, *through.ves))), through.foreign
+            if (own := view.own.get(devno)) is not None:
+                foreign = (own, *foreign)
+        elif devno is None and incident.filesystem.image is not None:
+            foreign = view.own_image(incident.filesystem.image)
+        if superblock is None and (image := incident.filesystem.image_inode) is not None:
             children = bases.children_of_image(view, (Devno.parse(image[0]), image[1]))
         facts = [
             VeFacts(
@@ -133,6 +142,7 @@ class Decider:
             dependents=dependents,
             children=tuple(printable(name) for name in children),
             devices=devices,
+            shared_with=_shared_with(view, incident),
         )
 
     def policy_state(self) -> PolicyState:
@@ -167,6 +177,8 @@ class Decider:
     def _as_of_now(self, incident: Incident) -> Incident:
         """With what rests on it and what it rests on now; who was concerned once stays named."""
         view, devno = self._inventory.view, incident.filesystem.devno
+        if incident.filesystem.server is not None:
+            return _with_those_served(view, incident)
         if devno is None:
             return incident
         superblock = view.superblocks.get(devno)
@@ -264,6 +276,27 @@ class Decider:
         if superblock.backing.image_devno is not None:
             found.append(str(self._inventory.view.host(superblock.backing.image_devno)))
         return tuple(found)
+
+
+def _with_those_served(view: NodeView, incident: Incident) -> Incident:
+    known = incident.filesystem
+    now = of_server(view, known.fstype, known.server)
+    new = tuple(ve for ve in now.ves if ve not in incident.ves)
+    through = tuple(ve for ve in now.through if ve in new)
+    return replace(incident, ves=(*incident.ves, *new), through=(*incident.through, *through))
+
+
+def _shared_with(view: NodeView, incident: Incident) -> str | None:
+    """Why another node may own what the incident is about; None where nothing says so."""
+    found = None
+    if incident.domain is Domain.REMOTE:
+        server = incident.filesystem.server or "another machine"
+        return f"{printable(server)} serves it: nothing of it can be repaired from here"
+    if incident.filesystem.devno is not None:
+        found = ownership.shared_with(view, incident.filesystem.devno)
+    elif incident.filesystem.image is not None:
+        found = ownership.shared_image(view, incident.filesystem.image)
+    return f"{found}; {ownership.WHAT_NOW}" if found else None
 
 
 def _without_errors_for_want_of_space(

@@ -192,7 +192,11 @@ class Operator:
         view = self._inventory.view
         ve, found = lookup.find_superblocks(view, target)
         if ve is not None and not found:
-            return self._unmounted_volume(ve), (ve.ve_id,)
+            # A volume that others have mounted too is no unmounted one.
+            owned = view.superblocks_of(ve.ve_id)
+            found = [one for one in owned if view.owner_of_volume(one) == ve.ve_id]
+            if not found:
+                return self._unmounted_volume(ve), (ve.ve_id,)
         if len(found) > 1:
             found = self._most_wanted(found)
         if len(found) > 1:

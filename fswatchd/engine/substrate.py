@@ -16,11 +16,12 @@ from fswatchd import process, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Layer
 from fswatchd.devno import Devno
-from fswatchd.events import DEVICE_CLASSES, Domain
+from fswatchd.events import DEVICE_CLASSES, Domain, VeState, printable
 from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Incident
+from fswatchd.inventory import ownership
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import BlockDevice, Superblock
+from fswatchd.inventory.model import BlockDevice, NodeView, RemoteFilesystem, Superblock
 from fswatchd.kernel import block, devmapper
 from fswatchd.sources.state import StateSource
 
@@ -49,6 +50,10 @@ class Substrate:
         view = self._inventory.view
         devno = incident.filesystem.devno
         superblock = view.superblocks.get(devno) if devno else None
+        known = incident.filesystem
+        if known.server is not None:
+            served = ownership.served_from(view, known.fstype or "", known.server)
+            return tuple(layer for remote in served for layer in _served_by(view, remote))
         if superblock is None:
             return ()
         incidents = {
@@ -60,16 +65,36 @@ class Substrate:
         for number in (superblock.devno, *view.beneath(superblock.devno)):
             host = view.superblocks.get(number)
             if host is not None and host is not superblock:
-                known = incidents.get(view.describe(host).key)
-                layers.append(await self._filesystem(host, known))
+                about = incidents.get(view.describe(host).key)
+                layers.append(await self._filesystem(host, about))
+            if (remote := view.remote.get(number)) is not None:
+                layers.append(self._remote(remote))
+                layers += _served_by(view, remote)
             device = view.devices.get(number)
             if device is not None:
-                known = incidents.get(f"{device.devno}/{device.disk_sequence or 0}")
-                layer = await asyncio.to_thread(_device, device, known)
+                about = incidents.get(f"{device.devno}/{device.disk_sequence or 0}")
+                on_server = device.backing.image_devno in view.remote
+                layer = await asyncio.to_thread(_device, device, about, on_server=on_server)
                 layers.append(await self._as_pool(device, layer))
-                if (quota := await self._quota(device)) is not None:
+                if not on_server and (quota := await self._quota(device)) is not None:
                     layers.append(quota)
         return tuple(layers)
+
+    def _remote(self, remote: RemoteFilesystem) -> Layer:
+        """A served filesystem is never asked: who asks a server that is lost waits for it."""
+        view = self._inventory.view
+        lost = [
+            found
+            for found in self._book.open_incidents()
+            if (server := found.filesystem.server) is not None
+            and remote in ownership.served_from(view, found.filesystem.fstype or "", server)
+        ]
+        return Layer(
+            kind="filesystem",
+            name=ownership.name(view, remote),
+            since_ns=lost[0].opened_ns if lost else None,
+            answers=not lost,
+        )
 
     async def _filesystem(self, superblock: Superblock, known: Incident | None) -> Layer:
         name = views.filesystem_name(self._inventory.view, superblock)
@@ -157,7 +182,17 @@ def _may_be_pool(device: BlockDevice) -> bool:
     return owner.endswith("-tpool") or not owner.startswith(("LVM-", "CRYPT-", "mpath-", "part"))
 
 
-def _device(device: BlockDevice, known: Incident | None) -> Layer:
+def _served_by(view: NodeView, remote: RemoteFilesystem) -> list[Layer]:
+    """The VE that serves it, where that is one of this node's."""
+    ve = view.ves.get(remote.served_by) if remote.served_by is not None else None
+    if ve is None:
+        return []
+    what = f"and serves {printable(remote.source)}"
+    state = "" if ve.state is VeState.RUNNING else f"{ve.state.value}, {what}"
+    return [Layer(kind="ve", name=ve.ve_id, state=state)]
+
+
+def _device(device: BlockDevice, known: Incident | None, *, on_server: bool) -> Layer:
     missing = block.attribute(device.devno, "md/degraded") or "0"
     state = block.attribute(device.devno, "device/state") or ""
     if block.attribute(device.devno, "dm/suspended") == "1":
@@ -171,7 +206,7 @@ def _device(device: BlockDevice, known: Incident | None) -> Layer:
         readonly=block.attribute(device.devno, "ro") == "1",
         missing=int(missing) if missing.isdecimal() else 0,
         state="" if state in _RUNNING else state,
-        short_by=_short_by(device),
+        short_by=0 if on_server else _short_by(device),  # its server may not answer
     )
 
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fswatchd.devno import Devno
+from fswatchd.events import printable
 from fswatchd.helpers.client import Helper, HelperError
+from fswatchd.inventory import ownership, serving
 from fswatchd.inventory.images import ImageReader
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import (
@@ -30,11 +32,13 @@ from fswatchd.inventory.model import (
     VeId,
 )
 from fswatchd.inventory.owners import Owners, Unclaimed
+from fswatchd.inventory.paths import Key, PatientPaths
 from fswatchd.inventory.places import OVERLAY, Places
 from fswatchd.inventory.platform import Platform, PlatformError
 from fswatchd.inventory.scan import MountScanner, MountTable, best_scanner, open_namespace
-from fswatchd.inventory.stack import Images, StackReader, inode_key
-from fswatchd.kernel import block, fs, proc
+from fswatchd.inventory.serving import FuseServers
+from fswatchd.inventory.stack import Images, StackReader
+from fswatchd.kernel import block, extfs, fs, proc, swap
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +67,10 @@ class Inventory:
         platforms: Iterable[Platform],
         scanner: MountScanner | None = None,
         unclaimed: Unclaimed | None = None,
+        own_paths: Iterable[str] = (),
     ) -> None:
         self.platforms = list(platforms)
+        self._own_paths = tuple(own_paths)
         self.scanner = scanner or best_scanner()
         self.view = NodeView()
         self.problems: dict[str, str] = {}
@@ -74,7 +80,9 @@ class Inventory:
         self._on_vanished: list[VanishedSuperblock] = []
         self._on_namespace: list[NamespaceSeen] = []
         self._owners = Owners(unclaimed)
-        self._stack = StackReader()
+        self._paths = PatientPaths()
+        self._fuse_servers = FuseServers()
+        self._stack = StackReader(self._paths.key)
         self._places = Places()
         self._images = ImageReader(self._places)
         # Seen, but not reached yet: nobody watches them, so every look tries again.
@@ -157,6 +165,7 @@ class Inventory:
                 self._stack.forget()
                 self._owners.forget()
                 self._places.forget()
+                self._fuse_servers.forget()
             ves = await self._list_ves()
             view = await asyncio.to_thread(self._scan, ves)
             before = self.view
@@ -216,6 +225,7 @@ class Inventory:
                 uuid=uuid,
                 members=block.btrfs_members(uuid) if uuid and superblock.fstype == "btrfs" else (),
                 fsid=bytes.fromhex(fsid) if fsid else None,
+                mmp=await _mmp(superblock),
             )
             superblocks = {**self.view.superblocks, superblock.devno: superblock}
             devices = {**self.view.devices, **self._stack.read(superblock.members, {})}
@@ -272,22 +282,33 @@ class Inventory:
                 callback(key, fd)
 
         table = self.scanner.scan(on_namespace)
-        images = _images(ves)
         device_owners = _device_owners(ves)
         node_namespace = NamespaceKey(proc.mount_namespace_inode("self") or 0)
         owners, ves = self._owners.find(table, ves, node_namespace)
         self._places.begin(table.get(node_namespace, ()))
-        mounted = _by_device(table)
+        everything = _by_device(table)
+        remote = serving.mounted(everything, ves)
+        served = {devno: found.mounts for devno, found in remote.items()}
+        self._paths.served_at(ownership.node_points(served, node_namespace))
+        images = _images(ves, self._paths.key)
+        mounted = {d: found for d, found in everything.items() if d not in remote}
         layered = {d: found for d, found in mounted.items() if found[0].mount.fstype == OVERLAY}
         places = {d: found for d, found in mounted.items() if d not in layered}
+        own = ownership.node_own(mounted, node_namespace, self._needed())
         known = self.view.superblocks
         members = [member for devno in places if devno in known for member in known[devno].members]
-        devices = self._stack.read([*places, *members, *device_owners], images)
+        devices = self._stack.read([*places, *members, *device_owners, *own], images)
         self._stack.keep_only(devices)
         self._with_served(devices, images)
         paths = _paths(images, devices)
-        chains = self._images.chains(paths)
+        # What lies on a server is not opened: it may not answer.
+        chains = self._images.chains({key: p for key, p in paths.items() if key[0] not in remote})
         paths |= chains.paths
+        hosts: set[Devno | None] = {host for host, _ in paths}
+        hosts |= {device.backing.image_devno for device in devices.values()}
+        remote = self._fuse_servers.completed(
+            remote, serving.used_by_others(remote, hosts, owners), serving.ve_of_process(ves)
+        )
         return NodeView(
             superblocks=self._superblocks(places, devices),
             ves=ves,
@@ -297,9 +318,11 @@ class Inventory:
             device_owners=device_owners,
             devices=devices,
             overlays=self._overlays(layered, ves, owners, node_namespace),
-            hosts=self._places.hosts(paths, mounted),
+            hosts=self._places.hosts(paths, everything),
             image_bases=chains.bases,
             image_paths=paths,
+            remote=remote,
+            own=own,
         )
 
     def _with_served(self, devices: dict[Devno, BlockDevice], images: Images) -> None:
@@ -336,6 +359,20 @@ class Inventory:
         self._places.keep_only(found)
         return found
 
+    def _needed(self) -> list[tuple[str, Devno | None, str]]:
+        """What the node or this daemon has on a filesystem or device, and cannot do without."""
+        needed = [
+            (path, devno, f"the node, which swaps to {printable(path)}")
+            for path, devno in swap.areas()
+        ]
+        for path in self._own_paths:
+            words = f"fswatchd itself, which keeps its state in {printable(path)}"
+            devno = None
+            with suppress(OSError):
+                devno = Devno.of(os.stat(path).st_dev)
+            needed.append((os.path.realpath(path), devno, words))
+        return needed
+
     def _superblocks(
         self, places: dict[Devno, list[NamespaceMount]], devices: dict[Devno, BlockDevice]
     ) -> dict[Devno, Superblock]:
@@ -353,7 +390,11 @@ class Inventory:
             known = self.view.superblocks.get(devno)
             if known is not None and _same_superblock(known, superblock):
                 superblock = replace(
-                    superblock, uuid=known.uuid, fsid=known.fsid, members=known.members
+                    superblock,
+                    uuid=known.uuid,
+                    fsid=known.fsid,
+                    members=known.members,
+                    mmp=known.mmp,
                 )
             superblocks[devno] = superblock
         return superblocks
@@ -366,6 +407,16 @@ def _by_device(table: MountTable) -> dict[Devno, list[NamespaceMount]]:
             place = NamespaceMount(namespace=namespace, mount=mount)
             places.setdefault(mount.devno, []).append(place)
     return places
+
+
+async def _mmp(superblock: Superblock) -> bool:
+    if not superblock.fstype.startswith("ext"):
+        return False
+    try:
+        async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            return await asyncio.to_thread(extfs.has_mmp, f"/dev/{superblock.device}")
+    except (OSError, TimeoutError):
+        return False  # a repair asks again
 
 
 def _same_superblock(old: Superblock | None, new: Superblock | None) -> bool:
@@ -382,11 +433,11 @@ def _same_superblock(old: Superblock | None, new: Superblock | None) -> bool:
     return any((place.namespace, place.mount.mount_id) in before for place in new.mounts)
 
 
-def _images(ves: dict[VeId, Ve]) -> Images:
+def _images(ves: dict[VeId, Ve], key_of: Callable[[str], Key | None]) -> Images:
     found: dict[tuple[Devno, int], tuple[VeId, str]] = {}
     for ve in ves.values():
         for volume in ve.volumes:
-            key = inode_key(volume.image) if volume.image else None
+            key = key_of(volume.image) if volume.image else None
             if key is not None and volume.image:
                 found[key] = (ve.ve_id, volume.image)
     return found

@@ -86,6 +86,7 @@ def _completed(ve: Ve, declared: Ve) -> Ve:
         ve,
         labels={**ve.labels, **declared.labels},
         volumes=declared.volumes or ve.volumes,
+        serves=declared.serves or ve.serves,
         commands=replace(
             ve.commands,
             start=declared.commands.start or ve.commands.start,

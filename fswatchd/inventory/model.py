@@ -8,7 +8,7 @@ its init process and its mount namespace.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NewType
 
 from fswatchd.devno import Devno
@@ -28,6 +28,23 @@ DISK_FILESYSTEMS = frozenset(
 SCANNED_FILESYSTEMS = DISK_FILESYSTEMS | {"overlay"}
 
 ImageKey = tuple[Devno, int]  # device (`st_dev`) and inode of an image file
+
+# Filesystems whose storage is another machine's, or a program's: what others do to it shows nowhere
+# on this node.
+_REMOTE_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "ceph", "cifs", "smb3", "9p", "virtiofs", "afs", "lustre", "beegfs", "gpfs"}
+    | {"orangefs", "coda", "glusterfs", "vboxsf", "fuse"}
+)
+# Programs that show what the node knows, at many places of every container; nobody's storage.
+_NO_STORAGE = frozenset({"fuse.lxcfs", "fuse.gvfsd-fuse", "fuse.portal"})
+
+
+def is_remote(fstype: str) -> bool:
+    """Whether a filesystem of this type has its storage elsewhere; FUSE counts, it cannot be told.
+
+    The part after `fuse.` is what the program calls itself.
+    """
+    return fstype.partition(".")[0] in _REMOTE_FILESYSTEMS and fstype not in _NO_STORAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +115,8 @@ class Ve:
     when the VE stops. `lock` keeps its platform's tools away. `aliases` are ids that other
     platforms know the same VE by. `busy` says what its platform is doing with it (a backup, a
     migration), None where nothing. `scratch` is true only for VEs that a drill registered with this
-    daemon, `hands_off` for those of a drill that another daemon handles.
+    daemon, `hands_off` for those of a drill that another daemon handles. `serves` names what it
+    serves to others, as they mount it (`nas:/export`).
     """
 
     ve_id: VeId
@@ -118,6 +136,7 @@ class Ve:
     node_mounts: bool = False
     aliases: tuple[VeId, ...] = ()
     busy: str | None = None
+    serves: tuple[str, ...] = ()
     scratch: bool = False
     hands_off: bool = False
     guest: bool = False
@@ -154,7 +173,7 @@ class BlockDevice:
     `kind` is `loop`, `partition`, `dm`, `md`, `nbd`, `ploop` or `disk`; `lower` are the devices
     beneath it, and `bases` those of them that it only reads (the external origin of a thin volume).
     `backing` names the image of a loop, nbd or ploop device. `label` is what its owner calls it (dm
-    only).
+    only). `transport` is the network that a disk is reached over (`iSCSI`), empty for a local one.
     """
 
     devno: Devno
@@ -165,6 +184,7 @@ class BlockDevice:
     backing: Backing = Backing(kind="device")
     label: str = ""
     bases: tuple[Devno, ...] = ()
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +201,8 @@ class Superblock:
 
     `members` are the block devices of a btrfs, whose `devno` is no block device's, and the
     superblocks that hold the layers of an overlay; `bases` are those of its lower layers, which it
-    needs as they are.
+    needs as they are. `mmp` is true where an ext4 protects itself from being mounted by a second
+    node (ext4(5), mmp).
     """
 
     devno: Devno
@@ -194,6 +215,7 @@ class Superblock:
     fsid: bytes | None = None
     members: tuple[Devno, ...] = ()
     bases: tuple[Devno, ...] = ()
+    mmp: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -205,6 +227,23 @@ class Superblock:
     def identity(self) -> tuple[Devno, int | None, str | None]:
         """Equal only for the same filesystem on the same attachment of the device."""
         return (self.devno, self.disk_sequence, self.uuid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFilesystem:
+    """One mounted filesystem that rests on no device of this node (see `is_remote`).
+
+    `source` is what was mounted (`nas:/export`) and `address` the `addr` option, both as whoever
+    mounted it wrote them. `served_by` is the VE of this node that serves it, where that is known.
+    It is never opened: its server may not answer.
+    """
+
+    devno: Devno
+    fstype: str
+    source: str
+    mounts: tuple[NamespaceMount, ...]
+    address: str = ""
+    served_by: VeId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +269,8 @@ class NodeView:
     the overlays mounted anywhere, by their device number. `hosts` leads from the `st_dev` of an
     image to the superblock that holds it, where that has another number (btrfs). `image_bases`
     leads from an image to the one beneath it (a qcow2 backing file), `image_paths` to a path.
+    `remote` are the filesystems that others serve. `own` says of a filesystem or device that the
+    node itself cannot do without it, and what for: whatever is declared of it, it is no VE's alone.
     """
 
     superblocks: Mapping[Devno, Superblock] = field(default_factory=dict)
@@ -243,6 +284,8 @@ class NodeView:
     hosts: Mapping[Devno, Devno] = field(default_factory=dict)
     image_bases: Mapping[ImageKey, ImageKey] = field(default_factory=dict)
     image_paths: Mapping[ImageKey, str] = field(default_factory=dict)
+    remote: Mapping[Devno, RemoteFilesystem] = field(default_factory=dict)
+    own: Mapping[Devno, str] = field(default_factory=dict)
     users: Mapping[Devno, Users] = field(init=False)
     _of_ve: Mapping[VeId, list[Superblock]] = field(init=False, repr=False)
     _described: dict[Devno, Filesystem] = field(init=False, repr=False, default_factory=dict)
@@ -251,6 +294,7 @@ class NodeView:
     def __post_init__(self) -> None:
         mounted = {**self.superblocks, **self.overlays}
         users = {devno: self._users(found) for devno, found in mounted.items()}
+        users |= {devno: self._mounted_by(found.mounts) for devno, found in self.remote.items()}
         of_ve: dict[VeId, list[Superblock]] = {}
         for devno, found in self.superblocks.items():
             for ve_id in users[devno].ves:
@@ -291,10 +335,13 @@ class NodeView:
         return self._of_ve.get(ve_id, [])
 
     def lower(self, devno: Devno) -> tuple[Devno, ...]:
-        """What a filesystem or block device rests on directly: devices, and an image's host."""
+        """What a filesystem or block device rests on directly: devices, an image's host, the
+        filesystems of the VE that serves it."""
         found: list[Devno] = []
         if (superblock := self.mounted(devno)) is not None:
             found += superblock.members
+        if (remote := self.remote.get(devno)) is not None and remote.served_by is not None:
+            found += [superblock.devno for superblock in self.superblocks_of(remote.served_by)]
         if (device := self.devices.get(devno)) is not None:
             found += device.lower
             if device.backing.inode_key is not None:
@@ -332,6 +379,14 @@ class NodeView:
         """Every VE that an error of it concerns: its users, then those through the stack."""
         return (*self.users.get(devno, _NOBODY).ves, *self.dependents(devno).ves)
 
+    def own_image(self, path: str) -> tuple[str, ...]:
+        """What the node uses an image for that is not mounted: as its swap area."""
+        return tuple(
+            words
+            for devno, words in self.own.items()
+            if devno in self.devices and self.devices[devno].backing.image == path
+        )
+
     def describe(self, superblock: Superblock) -> Filesystem:
         """A superblock of this view as incidents remember it; worked out once."""
         known = self._described.get(superblock.devno)
@@ -360,10 +415,15 @@ class NodeView:
         for devno, users in self.users.items():
             above = self.mounted(devno)
             name = above.device if above is not None else str(devno)
+            if (remote := self.remote.get(devno)) is not None:
+                name = remote.source
             for lower in self.beneath(devno):
                 ves.setdefault(lower, {}).update(dict.fromkeys(users.ves))
                 others = (f"{one} (through {name})" for one in users.foreign)
                 foreign.setdefault(lower, {}).update(dict.fromkeys(others))
+        for devno in self.own.keys() - self.users.keys():
+            for lower in self.beneath(devno):
+                foreign.setdefault(lower, {})[self.own[devno]] = None
         owned = {
             (host, ve_id): None
             for image, ve_id in self.image_owners.items()
@@ -383,12 +443,21 @@ class NodeView:
             )
 
     def _users(self, superblock: Superblock) -> Users:
+        declared = self.owner_of_volume(superblock)
+        users = self._mounted_by(superblock.mounts, declared)
+        if (own := self.own.get(superblock.devno)) is not None:
+            others = (one for one in users.foreign if not own.startswith(one))
+            users = replace(users, foreign=(own, *others))
+        return users
+
+    def _mounted_by(
+        self, places: tuple[NamespaceMount, ...], declared: VeId | None = None
+    ) -> Users:
         ves: dict[VeId, None] = {}
         foreign: dict[str, None] = {}
-        declared = self.owner_of_volume(superblock)
         if declared is not None:
             ves[declared] = None
-        for place in superblock.mounts:
+        for place in places:
             owner = self.owners.get(place.namespace)
             if owner is None:
                 foreign["a mount namespace without a known owner"] = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from fswatchd.inventory.model import SCANNED_FILESYSTEMS, NamespaceKey
+from fswatchd.inventory.model import SCANNED_FILESYSTEMS, NamespaceKey, is_remote
 from fswatchd.kernel import mountinfo, mounts, proc
 from fswatchd.kernel.mounts import Mount
 
@@ -25,7 +25,7 @@ class MountScanner(Protocol):
     name: str
 
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
-        """Mounts of disk filesystems and overlays by namespace.
+        """Mounts of disk filesystems, of overlays and of what others serve, by namespace.
 
         `on_namespace` is called with each namespace's key and a descriptor that is closed
         after the call.
@@ -111,7 +111,7 @@ class StatmountScanner:
             if isinstance(known, Mount):
                 return known
             mount = mounts.stat_mount(namespace_id, mount_id)
-            return mount if mount.fstype in SCANNED_FILESYSTEMS else None
+            return mount if _is_watched(mount) else None
         return None
 
 
@@ -158,10 +158,14 @@ class MountinfoScanner:
                     finally:
                         os.close(fd)
                 found = mountinfo.read(pid)
-                table[key] = [mount for mount in found if mount.fstype in SCANNED_FILESYSTEMS]
+                table[key] = [mount for mount in found if _is_watched(mount)]
                 pids[key] = pid
         self._pids = pids
         return table
+
+
+def _is_watched(mount: Mount) -> bool:
+    return mount.fstype in SCANNED_FILESYSTEMS or is_remote(mount.fstype)
 
 
 def best_scanner() -> MountScanner:

@@ -7,14 +7,14 @@ still leads to that inode. The graph itself is in `model`.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from fswatchd.devno import Devno
 from fswatchd.inventory.model import Backing, BlockDevice, VeId
+from fswatchd.inventory.paths import Key, inode_key
 from fswatchd.kernel import block, loop
 
 # (device, inode) of an image file → the VE that declares it, and its path.
@@ -27,7 +27,8 @@ _CHANGEABLE = frozenset({"dm", "md"})
 class StackReader:
     """Remembers what cannot change while a device keeps its DISKSEQ."""
 
-    def __init__(self) -> None:
+    def __init__(self, key_of: Callable[[str], Key | None] = inode_key) -> None:
+        self._key_of = key_of
         self._known: dict[tuple[Devno, int | None], BlockDevice] = {}
 
     def forget(self) -> None:
@@ -47,7 +48,7 @@ class StackReader:
             device = self._device(devno)
             if device is None:
                 continue
-            device = replace(device, backing=_with_path(device, images))
+            device = replace(device, backing=_with_path(device, images, self._key_of))
             found[devno] = device
             left += device.lower
             if device.backing.image_devno is not None:
@@ -76,6 +77,7 @@ class StackReader:
             backing=_loop_backing(name) if kind == "loop" else Backing(kind="device"),
             label=block.attribute(devno, "dm/name") or "" if kind == "dm" else "",
             bases=block.thin_origins(devno) if kind == "dm" else (),
+            transport=block.transport(devno) if kind == "disk" else "",
         )
         if kind != "loop" or device.backing.inode_key is not None:
             self._known[devno, sequence] = device
@@ -95,7 +97,7 @@ def _loop_backing(name: str) -> Backing:
     )
 
 
-def _with_path(device: BlockDevice, images: Images) -> Backing:
+def _with_path(device: BlockDevice, images: Images, key_of: Callable[[str], Key | None]) -> Backing:
     """Add a path of the image: one that a VE declares or the kernel remembers, if it still is."""
     key = device.backing.inode_key
     if key is None:
@@ -105,15 +107,6 @@ def _with_path(device: BlockDevice, images: Images) -> Backing:
     remembered = Path(f"/sys/block/{device.name}/loop/backing_file")
     with suppress(OSError):
         path = remembered.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
-        if inode_key(path) == key:
+        if key_of(path) == key:
             return replace(device.backing, image=path)
     return device.backing
-
-
-def inode_key(path: str) -> tuple[Devno, int] | None:
-    """(device, inode) of the file at a path, None where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return (Devno.of(status.st_dev), status.st_ino)

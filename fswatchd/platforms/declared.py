@@ -70,6 +70,7 @@ class DeclaredVe(_Table):
     start: Argv | None = None
     stop: Argv | None = None
     kill: Argv | None = None
+    serves: list[str] = []
 
     @model_validator(mode="after")
     def _can_be_found(self) -> DeclaredVe:
@@ -175,6 +176,7 @@ async def build(declared: DeclaredVe, platform: str) -> Ve:
             kill=tuple(declared.kill or ()),
         ),
         node_mounts=True,
+        serves=tuple(declared.serves),
     )
 
 

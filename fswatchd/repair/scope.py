@@ -6,6 +6,7 @@ before every phase that could do harm.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from dataclasses import dataclass, replace
@@ -13,15 +14,17 @@ from dataclasses import dataclass, replace
 from fswatchd.devno import Devno
 from fswatchd.events import printable
 from fswatchd.incidents import Filesystem, Incident
-from fswatchd.inventory import bases
+from fswatchd.inventory import bases, ownership
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import NodeView, Superblock, Ve, VeId
-from fswatchd.inventory.stack import inode_key
-from fswatchd.kernel import loop, syscalls
+from fswatchd.inventory.paths import inode_key
+from fswatchd.kernel import extfs, loop, syscalls
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.steps import ActionContext, Next, refuse
 
 REPAIRABLE = frozenset({"ext2", "ext3", "ext4"})
+
+_LOOK_TIMEOUT_S = 10.0
 
 Stamp = tuple[int, int, int]  # mtime and ctime in nanoseconds, size in bytes
 
@@ -125,6 +128,8 @@ async def resolve(context: ActionContext) -> Target:
     fstype = superblock.fstype if superblock else incident.filesystem.fstype
     if fstype not in REPAIRABLE:
         raise refuse("refused", f"this version cannot repair {fstype or 'an unknown filesystem'}")
+    if shared := await _shared_with(inventory.view, superblock, incident.filesystem.image):
+        raise refuse("refused", f"{shared}; {ownership.WHAT_NOW}")
     if superblock is None:
         path = incident.filesystem.image
     elif superblock.backing.kind == "loop":
@@ -189,6 +194,8 @@ def still_the_same(target: Target, inventory: Inventory) -> str | None:
     others += _dependents(inventory.view, now, target.ve.ve_id)
     if others or users.ves != (target.ve.ve_id,):
         return f"it is used by {', '.join(others) or 'nobody'} now"
+    if shared := ownership.shared_with(inventory.view, now.devno):
+        return shared
     ve = inventory.view.ves.get(target.ve.ve_id)
     if ve is None or (ve.init_pid, ve.init_started) != (
         target.ve.init_pid,
@@ -197,7 +204,7 @@ def still_the_same(target: Target, inventory: Inventory) -> str | None:
         return f"{target.ve.ve_id} was restarted or is gone"
     if ve.busy:
         return f"{ve.ve_id} is busy now: {ve.busy}"
-    return None
+    return _volume_of_others(inventory.view, ve, now)
 
 
 def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:
@@ -223,6 +230,8 @@ def _only_user(incident: Incident, inventory: Inventory, superblock: Superblock 
     if superblock is not None:
         users = view.users[superblock.devno]
         ves, foreign = users.ves, users.foreign
+    elif (image := incident.filesystem.image) is not None:
+        foreign = view.own_image(image)
     if superblock is not None and (found := bases.children(view, superblock.devno)):
         raise refuse("refused", _base_of(found))
     if foreign:
@@ -240,7 +249,59 @@ def _only_user(incident: Incident, inventory: Inventory, superblock: Superblock 
         raise refuse("refused", f"{ve.ve_id} is {ve.unrepairable}")
     if ve.busy:
         raise refuse("cancelled", f"{ve.ve_id} is busy: {ve.busy}", Next.CANCELLED)
+    if held := _volume_of_others(view, ve, superblock):
+        raise refuse("refused", held)
     return ve
+
+
+def _volume_of_others(view: NodeView, ve: Ve, superblock: Superblock | None) -> str | None:
+    """Why the VE could not be started again once it is stopped; None where nothing says so.
+
+    A volume of its own that somebody else has mounted as well stays mounted then, and the start
+    would mount the image a second time beside it.
+    """
+    for other in view.superblocks_of(ve.ve_id):
+        if other is superblock or view.owner_of_volume(other) != ve.ve_id:
+            continue
+        users = view.users[other.devno]
+        others = [*users.foreign, *(one for one in users.ves if one != ve.ve_id)]
+        if others and other.backing.kind == "loop":
+            return (
+                f"{other.device}, another volume of {ve.ve_id}, is also used by "
+                f"{', '.join(others)}: a start would mount its image twice"
+            )
+    return None
+
+
+async def _shared_with(
+    view: NodeView, superblock: Superblock | None, image: str | None
+) -> str | None:
+    """See `ownership`; and what is on the device or image itself is read again."""
+
+    device = f"/dev/{superblock.device}" if superblock else None
+    if superblock is not None:
+        shared = ownership.shared_with(view, superblock.devno)
+    else:
+        shared = ownership.shared_image(view, image or "/")
+    if shared is not None or (path := device or image) is None:
+        return shared
+    try:
+        async with asyncio.timeout(_LOOK_TIMEOUT_S):
+            if superblock is None:
+                real, host = await asyncio.to_thread(_place, path)
+                if shared := ownership.shared_image(view, real, host):
+                    return shared
+            if await asyncio.to_thread(extfs.has_mmp, path):
+                return f"multiple mount protection is set on {path} (mmp, ext4(5))"
+    except TimeoutError:
+        return f"{path} does not answer"
+    except OSError as error:
+        return f"{path} cannot be read, so whose else it is cannot be told: {error.strerror}"
+    return None
+
+
+def _place(path: str) -> tuple[str, Devno]:
+    return os.path.realpath(path), Devno.of(os.stat(path).st_dev)
 
 
 def _dependents(view: NodeView, superblock: Superblock, ve_id: str) -> list[str]:

@@ -26,6 +26,7 @@ from fswatchd.steps import ActionContext, ActionSettings
 _POLL_S = 0.003
 _SLOW_POLL_S = 0.05
 _AFTER_STOP_S = 1.0
+_VOLUMES_TIMEOUT_S = 10.0
 
 
 def tasks(ve: Ve) -> list[int]:
@@ -124,11 +125,14 @@ async def start(ve: Ve, settings: ActionSettings, image: ImageFile | None = None
 
     A start command takes a new loop device and mounts the image a second time, while an old
     superblock may still write to it: two writers that know nothing of each other. `image` must not
-    be attached at all; what the VE declares must not be mounted from a loop device.
+    be attached at all; no volume that the VE declares may be mounted from a loop device. Those of a
+    VE that has just ended go one after the other: that is waited for.
     """
-    holder = await asyncio.to_thread(_attached, ve, image)
-    if holder is not None:
-        return f"not started: {holder}"
+    deadline = time.monotonic() + _VOLUMES_TIMEOUT_S
+    while (holder := await asyncio.to_thread(_attached, ve, image)) is not None:
+        if time.monotonic() > deadline:
+            return f"not started: {holder}"
+        await asyncio.sleep(_SLOW_POLL_S)
     return await _command(ve.commands.start, settings.start_timeout_s)
 
 
@@ -166,7 +170,8 @@ async def wait_running(context: ActionContext, ve: Ve, timeout_s: float) -> Ve |
 def _attached(ve: Ve, image: ImageFile | None) -> str | None:
     if image is not None:
         loops = image.loops()
-        return f"{', '.join(loops)} is still attached to {image.path}" if loops else None
+        if loops:
+            return f"{', '.join(loops)} is still attached to {image.path}"
     for volume in ve.volumes:
         if volume.image is None:
             continue

@@ -66,8 +66,8 @@ def test_a_confirmed_fault_in_one_ve_is_repaired() -> None:
 def test_every_guard_that_was_asked_leaves_its_answer() -> None:
     asked = [answer.guard for answer in ask().answers]
     assert asked == [
-        "rule", "confirmed", "scope", "threshold", "denied", "armed", "cause", "mode", "asked",
-        "cooldown", "budget",
+        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "armed", "cause", "mode",
+        "asked", "cooldown", "budget",
     ]  # fmt: skip
 
 
@@ -447,3 +447,31 @@ def test_a_base_with_children_is_not_written_whoever_asks() -> None:
         decision = ask(found, who=who)
         assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
         assert "it is the base of /vz/ve102.qcow2" in decision.answers[-1].text
+
+
+def test_what_another_node_may_own_is_only_told() -> None:
+    elsewhere = scope(shared_with="its image lies on nfs4 /vz (nas:/vz); check it by hand")
+    decision = ask(who=elsewhere)
+    assert decision.verdict is Verdict.NOTIFY
+    assert guard(decision) == "elsewhere"
+    assert "nas:/vz" in decision.answers[-1].text
+
+
+def test_not_even_root_or_a_drill_repairs_what_another_node_may_own() -> None:
+    found = incident(event(count=2), requested_by="root")
+    scratch = scope(ve_facts(scratch=True), shared_with="/dev/drbd0 is DRBD")
+    assert decide(for_request(rules(AUTO)), found, scratch, policy_state(), NOW_NS).verdict is (
+        Verdict.NOTIFY
+    )
+
+
+def test_a_serving_ve_that_does_not_run_is_to_blame() -> None:
+    share = Layer(kind="filesystem", name="nfs4 /vz (nas:/vz)", answers=False)
+    appliance = Layer(kind="ve", name="lxc:nas", state="stopped, and serves nas:/vz")
+    cause = blame((share, appliance))
+    assert cause is not None
+    assert (cause.kind, cause.name) == ("ve", "lxc:nas")
+    assert cause.text == "it is stopped, and serves nas:/vz"
+    lost = blame((share, Layer(kind="ve", name="lxc:nas")))
+    assert lost is not None
+    assert (lost.name, lost.text) == ("nfs4 /vz (nas:/vz)", "it does not answer")

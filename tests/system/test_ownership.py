@@ -1,0 +1,229 @@
+"""What is not one VE's alone: other nodes' and the node's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fswatchd.devno import Devno
+from fswatchd.kernel import loop
+from tests.system import rules
+from tests.system.conftest import DaemonUnderTest, fswatch, wait_until
+
+LATE_S = 60
+
+
+def trigger(device: str) -> None:
+    """An error of the filesystem on the device, as the kernel itself reports them."""
+    with open(f"/sys/fs/ext4/{os.path.basename(device)}/trigger_fs_error", "w") as file:
+        file.write("test")
+
+
+def loops_of(image: Path) -> list[str]:
+    status = image.stat()
+    return loop.holders(Devno.of(status.st_dev), status.st_ino)
+
+
+def make_image(path: Path, *options: str, size: int = 64 << 20) -> Path:
+    with path.open("xb") as file:
+        file.truncate(size)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", *options, str(path)], check=True)
+    return path
+
+
+def run(daemon: DaemonUnderTest, **config: str) -> None:
+    daemon.configure(**({"mode": "auto", "rules": rules.repair() + rules.TELL} | config))
+    daemon.start()
+
+
+def refused(daemon: DaemonUnderTest, device: str, words: str, target: str = "ve101") -> None:
+    """An error that is confirmed leads to nothing, and a request of root's neither."""
+    trigger(device)
+    name = os.path.basename(device)
+
+    def story() -> str:
+        found = [i for i in daemon.incidents() if i["filesystem"]["device"] == name]
+        return daemon.why(found[0]["id"]) if found and found[0]["confirmed"] else ""
+
+    wait_until(lambda: words in story(), LATE_S, f"{words} in the story")
+    asked = fswatch(daemon, "repair", target)
+    assert asked.returncode != 0
+    assert words in asked.stderr + asked.stdout
+    asked = fswatch(daemon, "repair", target, "--dry-run")
+    assert asked.returncode != 0
+    (incident,) = (i for i in daemon.incidents() if i["filesystem"]["device"] == name)
+    assert {step["do"] for step in incident["steps"]} <= {"notify"}, story()
+
+
+@contextmanager
+def serving(behind: Path, point: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """What is in one directory, served by a program at another; ends when nobody uses it."""
+    behind.mkdir()
+    point.mkdir()
+    with subprocess.Popen(["bindfs", "-f", str(behind), str(point)]) as server:
+        wait_until(lambda: os.path.ismount(point), LATE_S)
+        try:
+            yield server
+        finally:
+            argv = ["umount", str(point)]
+            wait_until(
+                lambda: subprocess.run(argv, capture_output=True, check=False).returncode == 0,
+                LATE_S,
+            )
+
+
+class TestOtherNodes:
+    @pytest.fixture
+    def served(self, work: Path, host: Path) -> Iterator[Path]:
+        """A filesystem that a program serves; what is in it can be written beside it."""
+        if shutil.which("bindfs") is None:
+            pytest.skip("needs bindfs")
+        with serving(host / "behind", work / "served") as server:
+            assert server.poll() is None
+            yield work / "served"
+
+    def test_an_image_on_a_filesystem_that_is_served_is_not_repaired(
+        self, daemon, served, make_ve
+    ) -> None:
+        ve = make_ve(on=served, files=10)
+        ve.declare()
+        ve.start()
+        run(daemon)
+        daemon.wait_until_known("ve101")
+        before = ve.inode
+        refused(daemon, ve.device, f"its image lies on fuse {served}")
+        assert "NO  elsewhere" in daemon.why(daemon.incidents("ve101")[0]["id"])
+        assert ve.inode == before
+        assert ve.wait_for_write()
+        stack = daemon.incidents("ve101")[0]["stack_text"]
+        assert f"on fuse {served}" in stack
+
+    def test_a_stopped_ve_with_its_image_there_is_not_repaired_either(
+        self, daemon, served, make_ve
+    ) -> None:
+        ve = make_ve(on=served, files=10)
+        ve.declare()
+        before = hashlib.sha256(ve.image.read_bytes()).hexdigest()
+        run(daemon)
+        wait_until(lambda: daemon.status()["ves"], LATE_S)
+        link = daemon.work / "link"
+        link.symlink_to(served)
+        moved = ve.declaration().replace(str(served), str(link))
+        for declared in (ve.declaration(), moved):
+            (daemon.work / "ve.d" / "ve101.toml").write_text(declared)
+            asked = fswatch(daemon, "repair", "ve101", "--dry-run")
+            assert asked.returncode != 0
+            assert "its image lies on fuse" in asked.stderr + asked.stdout
+        assert hashlib.sha256(ve.image.read_bytes()).hexdigest() == before
+
+    def test_multiple_mount_protection_is_respected(self, daemon, make_ve) -> None:
+        ve = make_ve(files=10)
+        argv = ["tune2fs", "-O", "mmp", "-E", "mmp_update_interval=1", str(ve.image)]
+        subprocess.run(argv, check=True, capture_output=True)
+        ve.declare()
+        ve.start()
+        run(daemon)
+        daemon.wait_until_known("ve101")
+        before = ve.inode
+        refused(daemon, ve.device, "multiple mount protection is set")
+        assert ve.inode == before
+        assert ve.wait_for_write()
+
+
+class TestTheNodesOwn:
+    """Volumes that are declared as a VE's, by mistake, while the node itself uses them."""
+
+    @pytest.fixture
+    def touched(self, work: Path) -> Path:
+        """Exists once anything of the VE was started, stopped or killed."""
+        return work / "touched"
+
+    def declare(self, work: Path, volume: str, touched: Path) -> None:
+        command = json.dumps(["touch", str(touched)])
+        (work / "ve.d").mkdir(exist_ok=True)
+        (work / "ve.d" / "ve101.toml").write_text(
+            f'[[ve]]\nname = "ve101"\nvolume = [{{ {volume} }}]\n'
+            f"start = {command}\nstop = {command}\nkill = {command}\n"
+        )
+
+    def mounted(self, work: Path, image: Path, point: str) -> str:
+        (work / point).mkdir()
+        argv = ["mount", "-o", "loop,errors=continue", str(image), str(work / point)]
+        subprocess.run(argv, check=True)
+        (device,) = loops_of(image)
+        return device
+
+    def test_what_holds_the_daemons_state(self, daemon, work, touched) -> None:
+        image = make_image(work / "state.img", size=256 << 20)
+        device = self.mounted(work, image, "state")
+        self.declare(work, f'image = "{image}"', touched)
+        run(daemon)
+        daemon.wait_until_known("ve101")
+        refused(daemon, device, f"keeps its state in {work}/state")
+        assert not touched.exists()
+        daemon.stop()
+
+    def test_what_is_mounted_and_declared_and_nothing_else_is_repaired(
+        self, daemon, work, touched
+    ) -> None:
+        """The same without being the node's own: the guards let it pass."""
+        image = make_image(work / "volume.img")
+        device = self.mounted(work, image, "volume")
+        self.declare(work, f'image = "{image}"', touched)
+        run(daemon)
+        daemon.wait_until_known("ve101")
+        trigger(device)
+        incident = wait_until(lambda: daemon.incidents("ve101"), LATE_S)[0]
+        wait_until(lambda: "yes scope" in daemon.why(incident["id"]), LATE_S)
+
+    def test_a_filesystem_that_the_node_swaps_to(self, daemon, work, touched) -> None:
+        image = make_image(work / "volume.img", size=128 << 20)
+        device = self.mounted(work, image, "volume")
+        area = work / "volume" / "swapfile"
+        area.write_bytes(bytes(8 << 20))
+        area.chmod(0o600)
+        self.declare(work, f'image = "{image}"', touched)
+        with swapping(area):
+            run(daemon)
+            daemon.wait_until_known("ve101")
+            refused(daemon, device, f"the node, which swaps to {area}")
+            assert not touched.exists()
+
+    def test_a_device_that_the_node_swaps_to(self, daemon, work, touched) -> None:
+        area = work / "area.img"
+        area.write_bytes(bytes(8 << 20))
+        device, fd = loop.attach(os.open(area, os.O_RDWR), autoclear=False)
+        os.close(fd)
+        self.declare(work, f'image = "{area}"', touched)
+        with swapping(Path(device)):
+            run(daemon)
+            wait_until(lambda: daemon.status()["ves"], LATE_S)
+            for how in ((), ("--dry-run",)):
+                asked = fswatch(daemon, "repair", "ve101", *how)
+                assert asked.returncode != 0
+                assert f"the node, which swaps to {device}" in asked.stderr + asked.stdout
+            assert not touched.exists()
+
+
+class swapping:
+    """Swap to a file or device for a while."""
+
+    def __init__(self, area: Path) -> None:
+        self._area = str(area)
+
+    def __enter__(self) -> None:
+        subprocess.run(["mkswap", self._area], check=True, capture_output=True)
+        done = subprocess.run(["swapon", self._area], check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"this machine cannot swap: {done.stderr}")
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["swapoff", self._area], check=True)

@@ -41,12 +41,15 @@ from fswatchd.engine.bases import BaseWatch
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
+from fswatchd.engine.freezer import Freezer
 from fswatchd.engine.history import History
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.listening import Listening
+from fswatchd.engine.operations import Operations
 from fswatchd.engine.operator import Operator
 from fswatchd.engine.retention import Retention
 from fswatchd.engine.scratch import ScratchVes
+from fswatchd.engine.snapshots import Snapshots
 from fswatchd.engine.stream import EventStream
 from fswatchd.engine.substrate import Substrate
 from fswatchd.errors import ConfigError, FswatchError
@@ -78,6 +81,7 @@ from fswatchd.store import Store
 log = logging.getLogger(__name__)
 
 _WATCHDOG_SHARE = 0.4
+_OPERATIONS_SHOWN = 20
 _WITHOUT_ROOT = (
     "not root: fanotify, /dev/kmsg where it is restricted, other mount namespaces (and so most "
     "VEs), and every step of a repair cannot work"
@@ -211,6 +215,19 @@ class Daemon:
             self._history,
             settings,
         )
+        self._operations = Operations(self.store)
+        self.freezer = Freezer(
+            self.store,
+            self._book,
+            self.inventory,
+            self._decider,
+            self._history,
+            self._operations,
+            self._config.daemon.state_dir,
+        )
+        self.snapshots = Snapshots(
+            self.store, self.inventory, self.operator, self.freezer, self._operations
+        )
         self._status = StatusView(self.inventory, self._listening.state, self._book)
 
     # --- life -----------------------------------------------------------------------------------
@@ -222,6 +239,7 @@ class Daemon:
         await self.store.open()
         self.stream.begin()
         await self._history.load()
+        await self._operations.load()
         await self._listening.load_stored()
         self._intake.remember_records(await self.store.recent_records())
         await self._book.load()
@@ -232,6 +250,8 @@ class Daemon:
         await self._listening.start()
         self.inventory.subscribe(on_vanished=lambda _: self._closer.wake())
         await self.inventory.refresh()
+        await self.freezer.recover()
+        await self.snapshots.recover()
         await self._executor.recover()
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
@@ -275,6 +295,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._executor.stop()
+        await self.freezer.close()
         await self._listening.stop()
         await self._intake.settle()
         self._watch.stop()
@@ -333,6 +354,8 @@ class Daemon:
             },
             "platforms": {"problems": self.inventory.problems},
             "disarmed": [disarm_document(d) for d in self._history.current_disarms()],
+            "frozen": self.freezer.current(),
+            "operations": self._operations.latest(_OPERATIONS_SHOWN),
             "notices": {"waiting": self._outbox.waiting(), "failing": self._outbox.failures},
             "journal": self._journal.status(),
             "store": {"problem": self.store.failed},

@@ -1,15 +1,14 @@
-"""`freeze` and `thaw`: the VE's processes, by its cgroup. Its filesystems are not touched."""
+"""`freeze` and `thaw`: the VE's processes, in its platform's way or by its cgroup.
+
+Its filesystems are not touched.
+"""
 
 from __future__ import annotations
 
-import asyncio
-
 from fswatchd.actions.ve_steps import only_ve, require_idle
-from fswatchd.kernel import cgroup
+from fswatchd.repair import ve_freeze
 from fswatchd.rules import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
-
-_TIMEOUT_S = 5.0
 
 
 class FreezeAction:
@@ -23,12 +22,14 @@ class FreezeAction:
             require_idle(ve)
         except StepEnded as ended:
             return ended.result
-        if ve.cgroup is None:
-            return refuse("refused", f"no cgroup of {ve.ve_id} is known").result
-        await context.journal(frozen_cgroup=ve.cgroup)
-        if not await asyncio.to_thread(cgroup.freeze, ve.cgroup, _TIMEOUT_S):
-            text = f"{ve.ve_id} did not freeze within {_TIMEOUT_S:.0f} s and runs again"
-            return StepResult(next=Next.FAILED, result="not frozen", detail=text)
+        if not ve_freeze.can_freeze(ve):
+            text = f"{ve.ve_id} has neither a freeze command nor a cgroup that is known"
+            return refuse("refused", text).result
+        await context.journal(**ve_freeze.describe_tasks(ve))
+        problem = await ve_freeze.freeze_tasks(ve)
+        if problem is not None:
+            await ve_freeze.thaw_journaled(context.record.journal)
+            return StepResult(next=Next.FAILED, result="not frozen", detail=problem)
         context.reached("contained")
         text = f"the tasks of {ve.ve_id} are frozen"
         return StepResult(next=Next.CONTINUE, result="frozen", detail=text, changed=True)
@@ -36,9 +37,7 @@ class FreezeAction:
     async def recover(self, context: ActionContext, step: Step) -> StepResult:
         """A freeze that was cut off is undone; freezing again is for the next decision."""
         del step
-        group = context.record.journal.get("frozen_cgroup")
-        if isinstance(group, str):
-            await asyncio.to_thread(cgroup.thaw, group, _TIMEOUT_S)
+        await ve_freeze.thaw_journaled(context.record.journal)
         return refuse("interrupted", "the freeze was undone when the daemon started").result
 
 
@@ -52,7 +51,7 @@ class ThawAction:
             ve = await only_ve(context)
         except StepEnded as ended:
             return ended.result
-        if ve.cgroup is None or not await asyncio.to_thread(cgroup.thaw, ve.cgroup, _TIMEOUT_S):
+        if not await ve_freeze.thaw_journaled(ve_freeze.describe_tasks(ve)):
             text = f"{ve.ve_id} does not thaw"
             return StepResult(next=Next.OPERATOR, result="not thawed", detail=text)
         return StepResult(

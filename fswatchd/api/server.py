@@ -17,7 +17,9 @@ from fswatchd import views
 from fswatchd.api import prose
 from fswatchd.api.auth import Peer, peer_of
 from fswatchd.api.event_stream import EventRoutes
+from fswatchd.engine.freezer import USUAL_S, Freezer
 from fswatchd.engine.operator import Operator
+from fswatchd.engine.snapshots import Snapshots
 from fswatchd.engine.stream import EventStream
 from fswatchd.errors import (
     ConfigError,
@@ -48,6 +50,8 @@ class Facade(Protocol):
     inventory: Inventory
     stream: EventStream
     operator: Operator
+    freezer: Freezer
+    snapshots: Snapshots
 
     def status(self, ve: str | None) -> dict[str, Any]:
         """The document of `status`."""
@@ -84,6 +88,9 @@ def application(daemon: Facade, *, changes: bool = True) -> web.Application:
         app.router.add_post("/v1/incidents/{id}/approve", api.approve)
         app.router.add_post("/v1/incidents/{id}/deny", api.deny)
         app.router.add_post("/v1/incidents/{id}/ack", api.acknowledge)
+        app.router.add_post("/v1/freeze", api.freeze)
+        app.router.add_post("/v1/thaw", api.thaw)
+        app.router.add_post("/v1/snapshot", api.snapshot)
         app.router.add_post("/v1/disarm", api.disarm)
         app.router.add_post("/v1/arm", api.arm)
         app.router.add_post("/v1/scratch-ves", api.register_scratch_ve)
@@ -166,6 +173,27 @@ class _Api:
         by, _ = await _change(request)
         incident = await self._daemon.operator.acknowledge(request.match_info["id"], by.name)
         return web.json_response(views.incident(incident))
+
+    async def freeze(self, request: web.Request) -> web.Response:
+        by, body = await _change(request)
+        duration, reason = _text_or_none(body, "for"), _text_or_none(body, "reason") or ""
+        for_s = parse_duration(duration) if duration else USUAL_S
+        target = _text(body, "target")
+        return web.json_response(
+            await self._daemon.freezer.freeze(target, by.name, reason, for_s), status=201
+        )
+
+    async def thaw(self, request: web.Request) -> web.Response:
+        by, body = await _change(request)
+        target, reason = _text(body, "target"), _text_or_none(body, "reason") or ""
+        return web.json_response(await self._daemon.freezer.thaw(target, by.name, reason))
+
+    async def snapshot(self, request: web.Request) -> web.Response:
+        by, body = await _change(request)
+        target, reason = _text(body, "target"), _text_or_none(body, "reason") or ""
+        return web.json_response(
+            await self._daemon.snapshots.take(target, by.name, reason), status=201
+        )
 
     async def disarm(self, request: web.Request) -> web.Response:
         by, body = await _change(request)

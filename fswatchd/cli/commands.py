@@ -11,6 +11,7 @@ from typing import Any
 from fswatchd.cli import events as events_command
 from fswatchd.cli import follow, render
 from fswatchd.client import Client, quoted
+from fswatchd.events import printable
 from fswatchd.exitcode import Exit
 
 _DEAF = {"blind", "deaf"}
@@ -128,6 +129,42 @@ def rollback(arguments: argparse.Namespace, client: Client) -> int:
     return _follow(arguments, client, client.post(path, body))
 
 
+def snapshot(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch snapshot TARGET`"""
+    body = {"target": arguments.target, "reason": arguments.reason}
+    document = client.post("/v1/snapshot", body)
+    if arguments.json:
+        _print_json(document)
+    else:
+        print(f"{document['ve']}: {printable(document['path'])}")
+        print(f"remove it with: {printable(document['remove'])}")
+    return Exit.OK
+
+
+def freeze(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch freeze VE`"""
+    body = {"target": arguments.ve, "for": arguments.duration, "reason": arguments.reason}
+    document = client.post("/v1/freeze", body)
+    if arguments.json:
+        _print_json(document)
+    else:
+        _show_frozen(document)
+        print(f"end it with: fswatch thaw {document['ve']}")
+    return Exit.OK
+
+
+def thaw(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch thaw VE`"""
+    document = client.post("/v1/thaw", {"target": arguments.ve, "reason": arguments.reason})
+    if arguments.json:
+        _print_json(document)
+    else:
+        print(f"{document['ve']}: thawed")
+        if not document["held"]:
+            print("it had not been frozen all the time: somebody else has thawed it, in part")
+    return Exit.OK if document["held"] else Exit.WARNING
+
+
 def approve(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch approve ID`"""
     return _decide(arguments, client, "approve")
@@ -217,6 +254,15 @@ def _source_detail(source: dict[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def _show_frozen(entry: dict[str, Any]) -> None:
+    devices = ", ".join(one["device"] for one in entry["filesystems"]) or "no filesystem"
+    why = f": {printable(entry['reason'])}" if entry["reason"] else ""
+    until = render.clock(entry["until"])
+    print(f"frozen: {entry['ve']} ({devices}) by {entry['by']} until {until}{why}")
+    for one in entry["not_frozen"]:
+        print(f"  not frozen: {one['device']}: {printable(one['why'])}")
+
+
 def _show_status(document: dict[str, Any]) -> None:
     print(f"{document['node']}: mode {document['mode']}, since {render.clock(document['since'])}")
     for problem in document["rules"]["problems"]:
@@ -227,6 +273,8 @@ def _show_status(document: dict[str, Any]) -> None:
         print(f"platform: {problem}")
     for entry in document["disarmed"]:
         print(f"disarmed: {entry['target']} by {entry['by']}: {entry['reason']}")
+    for entry in document["frozen"]:
+        _show_frozen(entry)
     for channel, error in document["notices"]["failing"].items():
         print(f"channel {channel} fails: {error}")
     if problem := document["journal"]["problem"]:

@@ -85,6 +85,19 @@ def parser() -> argparse.ArgumentParser:
         "--discard-newer", action="store_true", help="give up what the VE has written since"
     )
 
+    snapshot = add("snapshot", commands.snapshot, "keep a copy of a filesystem as it is now")
+    snapshot.add_argument("target", metavar="TARGET", help="a VE, a device or a mount point")
+    snapshot.add_argument("--reason", metavar="TEXT", default="")
+    freeze = add("freeze", commands.freeze, "hold a VE's processes and its filesystems")
+    freeze.add_argument("ve", metavar="VE")
+    freeze.add_argument(
+        "--for", dest="duration", metavar="TIME", default="60s", help="at the most; default: 60s"
+    )
+    freeze.add_argument("--reason", metavar="TEXT", default="")
+    thaw = add("thaw", commands.thaw, "end a freeze")
+    thaw.add_argument("ve", metavar="VE")
+    thaw.add_argument("--reason", metavar="TEXT", default="")
+
     disarm = add("disarm", commands.disarm, "nothing automatic any more, for a VE or the node")
     disarm.add_argument("ve", nargs="?", metavar="VE")
     disarm.add_argument("--node", action="store_true", help="the whole node")

@@ -16,7 +16,7 @@ from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, Ve, describe
+from fswatchd.inventory.model import Superblock, Ve, VeId, describe
 from fswatchd.repair import clone, preview, rollback, scope
 from fswatchd.repair.clone_repair import require_image
 from fswatchd.situation import Disarm
@@ -80,8 +80,8 @@ class Operator:
 
     async def repair(self, target: str, by: str) -> Incident:
         """Begin to repair the filesystem of a VE, a device or a mount point."""
-        filesystem, ves = await self._filesystem(target)
-        self._refuse_if_disarmed(ves)
+        filesystem, ves = await self.filesystem_of(target)
+        self.refuse_if_disarmed(ves)
         self._refuse_if_not_repairable(filesystem, ves)
         incident = self._book.find(filesystem, Domain.DAMAGE)
         if incident is not None:
@@ -102,9 +102,8 @@ class Operator:
 
     async def preview(self, target: str) -> dict[str, Any]:
         """What a repair would find and do; nothing of the VE or its volume is changed."""
-        filesystem, ves = await self._filesystem(target)
-        incident = self._book.new(filesystem, Domain.DAMAGE, ves)
-        context = _DryRun(self._inventory, self._state, self._settings, incident)
+        filesystem, ves = await self.filesystem_of(target)
+        context = self.dry_run(filesystem, ves)
         try:
             resolved = await scope.resolve(context)
             seen = await preview.look(context, resolved, require_image(resolved))
@@ -128,13 +127,22 @@ class Operator:
             "output": (seen.repair or seen.check).output[-20_000:],
         }
 
+    def dry_run(self, filesystem: Filesystem, ves: tuple[str, ...]) -> DryRun:
+        """A context for looking at a filesystem without an incident."""
+        incident = self._book.new(filesystem, Domain.DAMAGE, ves)
+        return DryRun(self._inventory, self._state, self._settings, incident)
+
     async def roll_back(self, text: str, by: str, *, discard_newer: bool) -> Incident:
         """Begin to put the volume from before the repair in place again."""
         incident = await self.find(text)
         if incident.state in {State.ACTING}:
             raise ConflictError(f"{incident.incident_id} is {incident.state.value}")
         rollback.check(incident, discard_newer=discard_newer)
-        self._refuse_if_disarmed(incident.ves)
+        self.refuse_if_disarmed(incident.ves)
+        for ve_id in incident.direct_ves:
+            ve = self._inventory.view.ves.get(VeId(ve_id))
+            if ve is not None and ve.busy:
+                raise ConflictError(f"{ve_id} is busy: {ve.busy}")
         incident = incident.noted(time.time_ns(), f"rollback requested by {by}")
         self._executor.begin_rollback(incident)
         return self._book.get(incident.incident_id) or incident
@@ -187,7 +195,8 @@ class Operator:
         self._decider.poke_all()
         return name
 
-    async def _filesystem(self, target: str) -> tuple[Filesystem, tuple[str, ...]]:
+    async def filesystem_of(self, target: str) -> tuple[Filesystem, tuple[str, ...]]:
+        """The one filesystem that is meant, and its VEs. Raises UnknownTargetError."""
         await self._inventory.refresh()
         view = self._inventory.view
         ve, found = lookup.find_superblocks(view, target)
@@ -231,7 +240,8 @@ class Operator:
         if refused is not None:
             raise RefusedError(f"not repaired: {refused}")
 
-    def _refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
+    def refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
+        """Raise RefusedError where one of the VEs, or the node, is disarmed."""
         for disarm in self._history.current_disarms():
             if disarm.target == "node" or disarm.target in ves:
                 left = ""
@@ -258,7 +268,7 @@ def refuse_another(incident: Incident, filesystem: Filesystem, ves: tuple[str, .
 
 
 @dataclass(slots=True)
-class _DryRun:
+class DryRun:
     """An ActionContext that records nothing, for looking without touching."""
 
     inventory: Inventory
@@ -284,6 +294,12 @@ class _DryRun:
         pass
 
     def filesystem_is_now(self, superblock: Any) -> None:
+        pass
+
+    async def lock_ve(self, ve: Ve) -> Ve:
+        return ve
+
+    async def about_to_start(self, ve: Ve) -> None:
         pass
 
     async def about_to_stop(self, ve_id: str) -> None:

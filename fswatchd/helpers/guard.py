@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import time
@@ -49,7 +48,7 @@ def _hold(sock: socket.socket, directory: int, deadline: float) -> bool:
     """Serve until the freeze is over; whether it is still ours to undo."""
     while True:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([sock], [], [], left)[0]:
+        if left <= 0 or not wire.is_readable(sock, left):
             return True
         try:
             request, _ = wire.receive(sock)

@@ -6,6 +6,7 @@ Used on both sides, so it imports little: a helper should start fast and stay sm
 from __future__ import annotations
 
 import json
+import select
 import socket
 from contextlib import suppress
 from typing import Any
@@ -43,3 +44,13 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     except ConnectionResetError:
         return None, []
     return (json.loads(data) if data else None), list(fds)
+
+
+def is_readable(sock: socket.socket, timeout_s: float) -> bool:
+    """Whether something can be received within the time, the end of the other side included.
+
+    By poll(2): select(2) knows no descriptor above 1023, and a busy daemon hands such ones over.
+    """
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN)
+    return bool(waiting.poll(max(timeout_s, 0.0) * 1000))

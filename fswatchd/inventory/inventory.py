@@ -74,6 +74,8 @@ class Inventory:
         self.scanner = scanner or best_scanner()
         self.view = NodeView()
         self.problems: dict[str, str] = {}
+        # What the daemon itself does with a VE, its platform cannot know.
+        self.adjust: list[Callable[[Ve], Ve]] = []
         self._helper = Helper(_HELPER)
         self._lock = asyncio.Lock()
         self._on_superblock: list[NewSuperblock] = []
@@ -207,7 +209,10 @@ class Inventory:
             except PlatformError as error:
                 found += error.partial
                 self.problems[platform.name] = str(error)
-        return merged(found)
+        ves = merged(found)
+        for adjusted in self.adjust:
+            ves = {ve_id: adjusted(ve) for ve_id, ve in ves.items()}
+        return ves
 
     async def _identify(self, superblock: Superblock) -> Superblock:
         try:

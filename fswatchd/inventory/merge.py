@@ -92,5 +92,8 @@ def _completed(ve: Ve, declared: Ve) -> Ve:
             start=declared.commands.start or ve.commands.start,
             stop=declared.commands.stop or ve.commands.stop,
             kill=declared.commands.kill or ve.commands.kill,
+            freeze=declared.commands.freeze or ve.commands.freeze,
+            thaw=declared.commands.thaw or ve.commands.thaw,
         ),
+        lock=declared.lock or ve.lock,
     )

@@ -81,11 +81,16 @@ class Lock:
     """What keeps the platform's own tools away from a VE while something is done to it.
 
     Either a `file` that they flock(2), or commands that set and take away a lock of theirs.
+    `commands` are the VE's that work while the lock is held by us, each empty where the usual one
+    does: a platform whose own tools would wait for it, and has none that do not, has no lock for
+    us. `busy` is what `Ve.busy` says of a VE with this lock.
     """
 
     file: str | None = None
     take: tuple[str, ...] = ()
     release: tuple[str, ...] = ()
+    commands: Commands = Commands()
+    busy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

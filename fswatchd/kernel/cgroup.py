@@ -81,18 +81,21 @@ def thaw(path: str, timeout_s: float) -> bool:
 
 
 def is_frozen(path: str) -> bool:
-    """Whether the cgroup's tasks are stopped by the freezer."""
+    """Whether the cgroup's tasks are stopped by a freezer; with both kinds, by either."""
     for directory in directories(path):
         with suppress(OSError):
             if (directory / "cgroup.events").exists():
                 events = (directory / "cgroup.events").read_text(encoding="ascii")
-                return "frozen 1" in events
-            state = (directory / "freezer.state").read_text(encoding="ascii")
-            return state.strip() == "FROZEN"
+                if "frozen 1" in events:
+                    return True
+            elif (directory / "freezer.state").read_text(encoding="ascii").strip() == "FROZEN":
+                return True
     return False
 
 
 def _set_frozen(path: str, *, frozen: bool, timeout_s: float) -> bool:
+    """In the best hierarchy; a thaw in all, whoever froze may have used another one."""
+    found = False
     for directory in directories(path):
         try:
             if (directory / "cgroup.freeze").exists():
@@ -105,10 +108,12 @@ def _set_frozen(path: str, *, frozen: bool, timeout_s: float) -> bool:
                 continue
         except OSError:
             continue
-        deadline = time.monotonic() + timeout_s
-        while is_frozen(path) != frozen:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_POLL_S)
-        return True
-    return False
+        found = True
+        if frozen:
+            break
+    deadline = time.monotonic() + timeout_s
+    while found and is_frozen(path) != frozen:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return found

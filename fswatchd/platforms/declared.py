@@ -1,6 +1,7 @@
 """VEs declared by hand in `ve.d/*.toml`, for platforms without a driver and for tests.
 
-The keys are the contract's: name, labels, cgroup | pid_file | init, volume, start, stop, kill.
+The keys are the contract's: name, labels, cgroup | pid_file | init, volume, start, stop, kill, and
+freeze, thaw and lock.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fswatchd import adminfile, process
 from fswatchd.adminfile import AdminFileError
 from fswatchd.errors import ConfigError
 from fswatchd.events import VeState
-from fswatchd.inventory.model import Commands, NamespaceKey, Ve, VeId, Volume
+from fswatchd.inventory.model import Commands, Lock, NamespaceKey, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, mounts, proc
 
@@ -71,6 +72,21 @@ class DeclaredVe(_Table):
     stop: Argv | None = None
     kill: Argv | None = None
     serves: list[str] = []
+    freeze: Argv | None = None
+    thaw: Argv | None = None
+    lock: str | None = None
+
+    @model_validator(mode="after")
+    def _freeze_ends(self) -> DeclaredVe:
+        if (self.freeze is None) != (self.thaw is None):
+            raise ValueError('"freeze" and "thaw" go together: what is frozen must thaw')
+        return self
+
+    @model_validator(mode="after")
+    def _lock_is_a_path(self) -> DeclaredVe:
+        if self.lock is not None and not self.lock.startswith("/"):
+            raise ValueError(f'"lock" must be an absolute path, not {self.lock!r}')
+        return self
 
     @model_validator(mode="after")
     def _can_be_found(self) -> DeclaredVe:
@@ -174,7 +190,10 @@ async def build(declared: DeclaredVe, platform: str) -> Ve:
             start=tuple(declared.start or ()),
             stop=tuple(declared.stop or ()),
             kill=tuple(declared.kill or ()),
+            freeze=tuple(declared.freeze or ()),
+            thaw=tuple(declared.thaw or ()),
         ),
+        lock=Lock(file=declared.lock) if declared.lock else None,
         node_mounts=True,
         serves=tuple(declared.serves),
     )

@@ -117,6 +117,9 @@ class EnginePlatform:
                 start=(self.name, "start", native_id),
                 stop=(self.name, "stop", native_id),
                 kill=(self.name, "kill", native_id),
+                # podman-pause(1), docker container pause: the engine shows it as paused.
+                freeze=(self.name, "pause", native_id),
+                thaw=(self.name, "unpause", native_id),
             ),
             node_mounts=True,
             **seen.running(Seen(pid, group) if pid is not None else None),

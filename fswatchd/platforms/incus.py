@@ -28,6 +28,7 @@ _DEADLINE_S = 10.0
 _GROUP = re.compile(r"lxc\.payload\..+")
 _DEFAULT = "default"
 _LABEL = "user."
+_THAW = {"incus": "resume"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,9 @@ class IncusPlatform:
                 start=(self._program, "start", one.name, *project),
                 stop=(self._program, "stop", one.name, *project, "--timeout", "30"),
                 kill=(self._program, "stop", one.name, *project, "--force"),
+                freeze=(self._program, "pause", one.name, *project),
+                # LXD has no command of its own for it (Incus: incus-resume(1)).
+                thaw=(self._program, _THAW.get(self._program, "start"), one.name, *project),
             ),
             **seen.running(found),
         )

@@ -103,6 +103,8 @@ class LxcPlatform:
                 start=("lxc-start", *selector),
                 stop=("lxc-stop", *selector, "-t", "30"),
                 kill=("lxc-stop", "-k", *selector),
+                freeze=("lxc-freeze", *selector),
+                thaw=("lxc-unfreeze", *selector),
             ),
         )
 

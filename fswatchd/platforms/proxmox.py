@@ -5,6 +5,13 @@ alias here. From /etc/pve/lxc/ID.conf come name, tags, volumes, and the `lock` t
 migration, a snapshot or a resize holds on it. No program is asked: `pct` itself reads these files,
 and its answers take half a second each.
 
+A repair takes the `lock` too, as "disk", which is what a volume that is being moved has (of the
+kinds in pct.conf(5)): `pct start`, a backup and a migration refuse it, and `pct set --lock` where
+somebody else has one. With `--skiplock` root starts and stops a locked container all the same; for
+`pct shutdown`, which has no such option, comes the lxc-stop(1) that it runs (PVE/LXC.pm, vm_stop).
+The flock(2) on /run/lock/lxc/pve-config-ID.lock would not do: `pct start` waits for it itself. What
+an HA manager looks after is started by that, without `--skiplock`: there no lock is taken.
+
 Not here: where a ZFS storage keeps a container's volume, and a Ceph storage any.
 """
 
@@ -16,7 +23,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from fswatchd.inventory.model import Commands, Ve, VeId
+from fswatchd.inventory.model import Commands, Lock, Ve, VeId
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.platforms import proxmox_config, proxmox_vm, seen
 from fswatchd.platforms.proxmox_config import Storage, read_config, read_storages, read_volume
@@ -26,6 +33,7 @@ CONFIG = "/etc/pve"
 _ANSWER_S = 1.0
 _FILE = re.compile(r"([1-9][0-9]{2,8})\.conf")
 _VOLUME_KEY = re.compile(r"rootfs|mp\d+")
+_OUR_LOCK = "disk"
 
 
 class ProxmoxPlatform:
@@ -86,7 +94,17 @@ class ProxmoxPlatform:
         if containers is None and machines is None:
             return None
         storages = read_storages(_text(f"{self._config}/storage.cfg"))
-        found = [describe(one, self._load("lxc", one), storages) for one in containers or ()]
+        # Its form is that of the storages: `ct: 101` and indented keys below it (ha-manager(1)).
+        in_ha = read_storages(_text(f"{self._config}/ha/resources.cfg"))
+        found = [
+            describe(
+                one,
+                self._load("lxc", one),
+                storages,
+                in_ha=one in in_ha and in_ha[one].kind == "ct",
+            )
+            for one in containers or ()
+        ]
         for one in machines or ():
             config = self._load("qemu-server", one)
             found.append(proxmox_vm.describe(one, config, storages, self._run))
@@ -109,7 +127,9 @@ class ProxmoxPlatform:
         return known[1]
 
 
-def describe(native_id: str, config: dict[str, str], storages: dict[str, Storage]) -> Ve:
+def describe(
+    native_id: str, config: dict[str, str], storages: dict[str, Storage], *, in_ha: bool = False
+) -> Ve:
     """The container as its configuration has it."""
     lock = config.get("lock")
     volumes = []
@@ -129,11 +149,32 @@ def describe(native_id: str, config: dict[str, str], storages: dict[str, Storage
             start=("pct", "start", native_id),
             stop=("pct", "shutdown", native_id, "--forceStop", "1", "--timeout", "30"),
             kill=("pct", "stop", native_id),
+            # As `pct snapshot` does; `pct suspend` is a checkpoint to the disk.
+            freeze=("lxc-freeze", "-n", native_id),
+            thaw=("lxc-unfreeze", "-n", native_id),
         ),
+        lock=None if in_ha else _lock(native_id),
         aliases=(VeId(f"lxc:{native_id}"),),
-        busy=f"Proxmox: lock: {lock}" if lock else proxmox_config.template(config),
+        busy=_busy(lock) if lock else proxmox_config.template(config),
         **seen.running(None),
     )
+
+
+def _lock(native_id: str) -> Lock:
+    return Lock(
+        take=("pct", "set", native_id, "--lock", _OUR_LOCK),
+        release=("pct", "unlock", native_id),
+        commands=Commands(
+            start=("pct", "start", native_id, "--skiplock", "1"),
+            stop=("lxc-stop", "-n", native_id, "-t", "30"),
+            kill=("pct", "stop", native_id, "--skiplock", "1"),
+        ),
+        busy=_busy(_OUR_LOCK),
+    )
+
+
+def _busy(lock: str) -> str:
+    return f"Proxmox: lock: {lock}"
 
 
 def _text(path: str) -> str:

@@ -118,15 +118,21 @@ class Target:
     identity: DeviceIdentity | None = None
 
 
-async def resolve(context: ActionContext) -> Target:
-    """The target of the incident as the node is now. Raises StepEnded, which names the guard."""
+async def resolve(
+    context: ActionContext, *, any_type: bool = False, not_busy: str | None = None
+) -> Target:
+    """The target of the incident as the node is now. Raises StepEnded, which names the guard.
+
+    `any_type` is for what does not repair; a VE that is busy with `not_busy` is so for this very
+    purpose.
+    """
     incident, inventory = context.incident, context.inventory
     await inventory.refresh()
     superblock = _superblock(incident, inventory)
-    ve = _only_user(incident, inventory, superblock)
+    ve = _only_user(incident, inventory, superblock, not_busy)
     _check_format(ve, incident.filesystem, superblock)
     fstype = superblock.fstype if superblock else incident.filesystem.fstype
-    if fstype not in REPAIRABLE:
+    if fstype not in REPAIRABLE and not any_type:
         raise refuse("refused", f"this version cannot repair {fstype or 'an unknown filesystem'}")
     if shared := await _shared_with(inventory.view, superblock, incident.filesystem.image):
         raise refuse("refused", f"{shared}; {ownership.WHAT_NOW}")
@@ -223,7 +229,12 @@ def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:
     return found
 
 
-def _only_user(incident: Incident, inventory: Inventory, superblock: Superblock | None) -> Ve:
+def _only_user(
+    incident: Incident,
+    inventory: Inventory,
+    superblock: Superblock | None,
+    not_busy: str | None,
+) -> Ve:
     view = inventory.view
     ves: tuple[str, ...] = incident.ves
     foreign: tuple[str, ...] = ()
@@ -247,7 +258,7 @@ def _only_user(incident: Incident, inventory: Inventory, superblock: Superblock 
         raise refuse("cancelled", f"{ves[0]} is gone", Next.CANCELLED)
     if ve.unrepairable:
         raise refuse("refused", f"{ve.ve_id} is {ve.unrepairable}")
-    if ve.busy:
+    if ve.busy and ve.busy != not_busy:
         raise refuse("cancelled", f"{ve.ve_id} is busy: {ve.busy}", Next.CANCELLED)
     if held := _volume_of_others(view, ve, superblock):
         raise refuse("refused", held)

@@ -1,0 +1,301 @@
+"""`fswatch freeze VE` and `thaw VE`: a whole VE held for a bounded time.
+
+Only processes and filesystems that are the VE's alone. What is about to be frozen is on the disk
+first, so that the next start thaws what the guards (killed with the daemon) could not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fswatchd import guards, views
+from fswatchd.book import IncidentBook
+from fswatchd.devno import Devno
+from fswatchd.engine.decider import Decider
+from fswatchd.engine.history import History
+from fswatchd.engine.operations import Operations
+from fswatchd.errors import ConfigError, ConflictError, RefusedError
+from fswatchd.events import Domain, VeState
+from fswatchd.helpers.client import HelperError
+from fswatchd.incidents import Filesystem, State
+from fswatchd.inventory import lookup
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock, Ve, VeId
+from fswatchd.kernel import cgroup, proc
+from fswatchd.repair import freeze, ve_control, ve_freeze
+from fswatchd.repair.ve_freeze import HoldError, VeFreeze
+from fswatchd.store import Store
+from fswatchd.units import show_duration
+
+log = logging.getLogger(__name__)
+
+USUAL_S = 60.0
+_LONGEST_S = 3600.0
+_KEY = "frozen:"
+_NODES_OWN = ("/", "/boot", "/usr", "/var")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Frozen:
+    ve: Ve
+    hold: VeFreeze
+    document: dict[str, Any]
+    timer: asyncio.Task[None] | None = None
+    ending: asyncio.Task[list[str]] | None = None
+
+
+class Freezer:
+    """See the module. What it holds is `busy` for everybody else (`seen`)."""
+
+    def __init__(
+        self,
+        store: Store,
+        book: IncidentBook,
+        inventory: Inventory,
+        decider: Decider,
+        history: History,
+        operations: Operations,
+        state_dir: Path,
+    ) -> None:
+        self._store = store
+        self._book = book
+        self._inventory = inventory
+        self._decider = decider
+        self._history = history
+        self._operations = operations
+        self._state_dir = state_dir
+        self._frozen: dict[VeId, _Frozen] = {}
+        self._busy: dict[VeId, str] = {}
+        inventory.adjust.append(self.seen)
+
+    # --- what others see ------------------------------------------------------------------------
+
+    def current(self) -> list[dict[str, Any]]:
+        """What is frozen now, for `status`."""
+        return [frozen.document for frozen in self._frozen.values()]
+
+    def seen(self, ve: Ve) -> Ve:
+        """The VE for the inventory: what is held here, nobody else acts on."""
+        text = self._busy.get(ve.ve_id)
+        return ve if text is None else replace(ve, busy=ve.busy or text)
+
+    def held(self, ve_id: VeId) -> VeFreeze | None:
+        """The freeze of a VE that root has frozen."""
+        found = self._frozen.get(ve_id)
+        return found.hold if found else None
+
+    @asynccontextmanager
+    async def reserved(self, ve_id: VeId, text: str) -> AsyncIterator[None]:
+        """Nobody begins anything with the VE meanwhile."""
+        before = self._busy.get(ve_id)
+        self._busy[ve_id] = before or text
+        try:
+            await self._inventory.refresh()
+            yield
+        finally:
+            frozen = self._frozen.get(ve_id)
+            if frozen is not None:
+                document = frozen.document
+                self._busy[ve_id] = f"frozen by {document['by']} until {document['until']}"
+            else:
+                self._busy.pop(ve_id, None)
+            await self._inventory.refresh()
+
+    def refuse_while_repaired(self, ve_id: VeId) -> None:
+        """Raise ConflictError while a plan works on the VE."""
+        for incident in self._book.open_incidents():
+            if incident.state is State.ACTING and ve_id in incident.direct_ves:
+                raise ConflictError(f"{incident.incident_id} is being repaired on {ve_id}")
+
+    def why_not(self, filesystem: Filesystem, ves: tuple[str, ...]) -> str | None:
+        """Why this filesystem is never held or copied by us; what its VE is busy with is not asked.
+
+        Where the node or the daemon itself works on it, both would wait for the thaw.
+        """
+        view = self._inventory.view
+        for path in (*_NODES_OWN, self._state_dir):
+            devno = _devno_of(path)
+            if devno is not None and filesystem.devno in {devno, *view.beneath(devno)}:
+                return f"the node's own {path} is on it"
+        incident = self._book.new(filesystem, Domain.DAMAGE, ves)
+        scope = self._decider.scope(incident)
+        idle = tuple(replace(one, busy=None) for one in scope.ves)
+        return guards.refused_scope(replace(scope, ves=idle))
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def freeze(self, text: str, by: str, reason: str, for_s: float) -> dict[str, Any]:
+        """Freeze a VE for `for_s` at the most; returns what `status` shows of it."""
+        if not 0 < for_s <= _LONGEST_S:
+            longest = show_duration(_LONGEST_S)
+            raise ConfigError(f"a VE can be frozen for more than nothing and {longest} at the most")
+        ve = lookup.find_ve(self._inventory.view, text)
+        if ve.ve_id in self._busy:
+            raise ConflictError(f"{ve.ve_id}: {self._busy[ve.ve_id]}")
+        async with self.reserved(ve.ve_id, f"{by} freezes it"):
+            now = lookup.find_ve(self._inventory.view, ve.ve_id)
+            ve = replace(now, busy=None) if now.busy == self._busy[ve.ve_id] else now
+            await self._refuse(ve)
+            frozen = await self._hold(ve, by, reason, for_s)
+            frozen.timer = asyncio.create_task(self._end_in_time(ve.ve_id, for_s))
+            until = frozen.document["until"]
+            self._operations.record("freeze", ve.ve_id, by, reason, f"frozen until {until}")
+        return frozen.document
+
+    async def thaw(self, text: str, by: str, reason: str) -> dict[str, Any]:
+        """Thaw a VE that `freeze` has frozen."""
+        ve = lookup.find_ve(self._inventory.view, text)
+        frozen = self._frozen.get(ve.ve_id)
+        if frozen is None:
+            hint = "only what fswatch freeze has frozen is thawed; others may rely on their freeze"
+            raise ConflictError(f"{ve.ve_id} is not frozen by fswatchd", hint=hint)
+        if frozen.timer is not None:
+            frozen.timer.cancel()
+        held = await frozen.hold.still_held()
+        problems = await self._end(ve.ve_id)
+        await self._let_others_go_on()
+        result = "; ".join(problems) or ("thawed" if held else "it was thawed before, in part")
+        self._operations.record("thaw", ve.ve_id, by, reason, result)
+        if problems:
+            raise RefusedError(f"{ve.ve_id}: {result}", hint="see fsfreeze(8)")
+        return {"ve": ve.ve_id, "state": "thawed", "held": held, "problem": None}
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Thaw what an earlier run has left frozen."""
+        for key, left in (await self._store.facts(_KEY)).items():
+            if left["boot"] == proc.boot_id():
+                await self._thaw_leftover(left)
+            self._store.set_fact(key, None)
+
+    async def close(self) -> None:
+        """Thaw everything: the daemon ends."""
+        for ve_id, frozen in list(self._frozen.items()):
+            if frozen.timer is not None:
+                frozen.timer.cancel()
+            problems = await self._end(ve_id)
+            result = "; ".join(problems) or "thawed, the daemon ended"
+            self._operations.record("thaw", ve_id, "fswatchd", "", result)
+
+    async def _refuse(self, ve: Ve) -> None:
+        why = self._history.why_disarmed((ve.ve_id,))
+        if why is not None:
+            raise RefusedError(why, hint="fswatch arm ends that")
+        if ve.hands_off:
+            raise RefusedError("it belongs to a drill that another daemon handles")
+        if ve.busy:
+            raise ConflictError(f"{ve.ve_id} is busy: {ve.busy}")
+        self.refuse_while_repaired(ve.ve_id)
+        if not ve_control.is_running(ve):
+            raise ConflictError(f"{ve.ve_id} does not run")
+        members = await asyncio.to_thread(ve_control.tasks, ve)
+        members += await asyncio.to_thread(cgroup.pids, ve.cgroup) if ve.cgroup else []
+        if {1, os.getpid()} & set(members) or ve.namespace == self._inventory.view.node_namespace:
+            raise RefusedError(f"the processes of {ve.ve_id} include the node's own")
+        for other in self._inventory.view.ves.values():
+            if other.ve_id != ve.ve_id and other.init_pid in members:
+                raise RefusedError(f"{other.ve_id} would be frozen with {ve.ve_id}")
+        frozen = ve.state is VeState.FROZEN
+        if ve.cgroup is not None and not frozen:
+            frozen = await asyncio.to_thread(cgroup.is_frozen, ve.cgroup)
+        if frozen:
+            raise ConflictError(f"{ve.ve_id} is frozen already, and not by fswatchd")
+
+    async def _hold(self, ve: Ve, by: str, reason: str, for_s: float) -> _Frozen:
+        view = self._inventory.view
+        mine: list[Superblock] = []
+        left: dict[str, str] = {}
+        for superblock in view.superblocks_of(ve.ve_id):
+            why = self.why_not(view.describe(superblock), view.users[superblock.devno].ves)
+            if why is None:
+                mine.append(superblock)
+            else:
+                left[superblock.device] = why
+        now = time.time_ns()
+        journal = {
+            "boot": proc.boot_id(),
+            "marks": [freeze.mark(superblock) for superblock in mine],
+            **ve_freeze.describe_tasks(ve),
+        }
+        await self._store.set_fact(_KEY + ve.ve_id, journal, durable=True)
+        hold = VeFreeze()
+        try:
+            left |= await hold.hold(self._inventory, ve, mine, for_s)
+        except BaseException as error:
+            self._store.set_fact(_KEY + ve.ve_id, None)
+            if not isinstance(error, HoldError):
+                raise
+            self._operations.record("freeze", ve.ve_id, by, reason, f"not frozen: {error}")
+            raise ConflictError(f"not frozen: {error}") from None
+        document = {
+            "ve": ve.ve_id,
+            "state": "frozen",
+            "by": by,
+            "reason": reason or None,
+            "since": views.timestamp(now),
+            "until": views.timestamp(now + int(for_s * guards.NS)),
+            "tasks": hold.how,
+            "filesystems": [
+                {"device": one.device, "devno": str(one.devno)} for one in hold.filesystems
+            ],
+            "not_frozen": [{"device": device, "why": why} for device, why in left.items()],
+        }
+        frozen = self._frozen[ve.ve_id] = _Frozen(ve=ve, hold=hold, document=document)
+        return frozen
+
+    async def _end_in_time(self, ve_id: VeId, for_s: float) -> None:
+        await asyncio.sleep(for_s)
+        problems = await self._end(ve_id)
+        await self._let_others_go_on()
+        result = "; ".join(problems) or "thawed, its time was over"
+        self._operations.record("thaw", ve_id, "fswatchd", "", result)
+        if problems:
+            log.error("%s: %s", ve_id, result)
+
+    async def _end(self, ve_id: VeId) -> list[str]:
+        """Thaw, once, whoever asks for it and whoever stops waiting for it."""
+        frozen = self._frozen.get(ve_id)
+        if frozen is None:
+            return []
+        if frozen.ending is None:
+            frozen.ending = asyncio.create_task(self._thaw(ve_id, frozen))
+        return await asyncio.shield(frozen.ending)
+
+    async def _thaw(self, ve_id: VeId, frozen: _Frozen) -> list[str]:
+        problems = await frozen.hold.thaw()
+        del self._frozen[ve_id]
+        self._busy.pop(ve_id, None)
+        if not problems:
+            self._store.set_fact(_KEY + ve_id, None)
+        return problems
+
+    async def _let_others_go_on(self) -> None:
+        await self._inventory.refresh()
+        self._decider.poke_all()
+
+    async def _thaw_leftover(self, left: dict[str, Any]) -> None:
+        for marked in reversed(left["marks"]):
+            try:
+                device = await freeze.thaw_marked(self._inventory, marked)
+                if device is not None:
+                    log.warning("thawed %s, left frozen", device)
+            except (OSError, HelperError) as error:
+                log.error("cannot thaw what an earlier run has frozen: %s", error)
+        if not await ve_freeze.thaw_journaled(left):
+            log.error("cannot thaw the processes that an earlier run has frozen: %s", left)
+
+
+def _devno_of(path: str | Path) -> Devno | None:
+    try:
+        return Devno.of(os.stat(path).st_dev)
+    except OSError:
+        return None

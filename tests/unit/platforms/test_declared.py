@@ -1,0 +1,73 @@
+"""VEs declared by hand: how they freeze, and what locks them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fswatchd.errors import ConfigError
+from fswatchd.events import VeState
+from fswatchd.inventory.merge import merged
+from fswatchd.inventory.model import Commands, Lock, Ve, VeId, Volume
+from fswatchd.platforms import declared
+
+WHOLE = """
+[[ve]]
+name = "ve101"
+volume = [{ image = "/vz/ve101.raw" }]
+freeze = ["virsh", "suspend", "ve101"]
+thaw = ["virsh", "resume", "ve101"]
+lock = "/run/lock/ve101.lck"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(declared.adminfile, "read", lambda found: Path(found).read_text())
+    return tmp_path / "a.toml"
+
+
+async def test_freeze_thaw_and_lock_are_the_ves(path: Path) -> None:
+    path.write_text(WHOLE)
+    (one,) = declared.load_file(path)
+    ve = await declared.build(one, "declared")
+    assert ve.commands.freeze == ("virsh", "suspend", "ve101")
+    assert ve.commands.thaw == ("virsh", "resume", "ve101")
+    assert ve.lock == Lock(file="/run/lock/ve101.lck")
+
+
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [
+        ('thaw = ["virsh", "resume", "ve101"]', "what is frozen must thaw"),
+        ('freeze = ["virsh", "suspend", "ve101"]', "what is frozen must thaw"),
+    ],
+)
+def test_a_freeze_without_a_thaw_is_refused(path: Path, without: str, told: str) -> None:
+    path.write_text(WHOLE.replace(without, ""))
+    with pytest.raises(ConfigError, match=told):
+        declared.load_file(path)
+
+
+@pytest.mark.parametrize("wrong", ['lock = "ve101.lck"', "lock = 3", "freeze = []"])
+def test_what_makes_no_sense_is_refused(path: Path, wrong: str) -> None:
+    key = wrong.split(" ")[0]
+    lines = [wrong if line.startswith(f"{key} =") else line for line in WHOLE.splitlines()]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=key):
+        declared.load_file(path)
+
+
+async def test_what_is_declared_completes_what_a_driver_has_found(path: Path) -> None:
+    path.write_text(WHOLE)
+    (one,) = declared.load_file(path)
+    found = Ve(
+        ve_id=VeId("lxc:ve101"), platform="lxc", native_id="ve101", name="ve101",
+        state=VeState.STOPPED, volumes=(Volume(image="/vz/ve101.raw"),),
+        commands=Commands(start=("lxc-start",), freeze=("lxc-freeze",), thaw=("lxc-unfreeze",)),
+    )  # fmt: skip
+    (ve,) = merged([found, await declared.build(one, "declared")]).values()
+    assert (ve.ve_id, ve.commands.start) == ("lxc:ve101", ("lxc-start",))
+    assert ve.commands.freeze[0] == "virsh"
+    assert ve.lock == Lock(file="/run/lock/ve101.lck")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from fswatchd.incidents import Incident, StepRecord
 from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Ve
 from fswatchd.rules import Step
 from fswatchd.sources.state import StateSource
 
@@ -29,6 +30,7 @@ class Next(enum.StrEnum):
     FAILED = "failed"  # see `on_failure` of the step
     OPERATOR = "operator"  # no rule may decide what comes next
     CANCELLED = "cancelled"  # what it was about is gone
+    WAIT = "wait"  # somebody else is at work there: nothing was done, ask again later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,18 @@ class ActionContext(Protocol):
 
     def filesystem_is_now(self, superblock: Any) -> None:
         """The incident's volume is mounted as this superblock from now on."""
+        ...
+
+    async def lock_ve(self, ve: Ve) -> Ve:
+        """Keep the platform's own tools away from the VE until the plan ends.
+
+        Returns it with the commands that work while it is locked; locking twice is nothing. Raises
+        StepEnded where somebody else is at work on the VE.
+        """
+        ...
+
+    async def about_to_start(self, ve: Ve) -> None:
+        """The VE's start command is about to run: let go of what it would wait for."""
         ...
 
     async def about_to_stop(self, ve_id: str) -> None:

@@ -36,6 +36,7 @@ class StopAction:
             ve = await only_ve(context)
             require_idle(ve)
             if ve_control.is_running(ve):
+                ve = await context.lock_ve(ve)
                 await context.about_to_stop(ve.ve_id)
         except StepEnded as ended:
             return ended.result
@@ -64,6 +65,7 @@ class StartAction:
             return StepResult(next=Next.CONTINUE, result="runs", detail=f"{ve.ve_id} runs already")
         if not ve.commands.start:
             return refuse("refused", f"{ve.ve_id} has no start command").result
+        await context.about_to_start(ve)
         story = await ve_control.start(ve, context.settings)
         running = await ve_control.wait_running(context, ve, context.settings.start_timeout_s)
         if running is None:

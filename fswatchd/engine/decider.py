@@ -82,9 +82,12 @@ class Decider:
                 self.poke(incident.incident_id, 0.0)
 
     def poke_waiting(self) -> None:
-        """A budget may be free again: ask about those that wait."""
+        """A budget may be free again: ask about those that wait.
+
+        Not about those whose VE somebody else has locked: they are asked about in their own time.
+        """
         for incident in self._book.open_incidents():
-            if incident.state is State.WAITING:
+            if incident.state is State.WAITING and incident.waiting_for != "busy":
                 self.poke(incident.incident_id, 0.0)
 
     def stop(self) -> None:

@@ -20,11 +20,12 @@ from fswatchd.errors import FswatchError
 from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Incident, Outcome, State, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, describe
+from fswatchd.inventory.model import Superblock, Ve, describe
 from fswatchd.kernel import cgroup
 from fswatchd.policy import Decision
-from fswatchd.repair import clone, freeze, resume, rollback
+from fswatchd.repair import clone, freeze, resume, rollback, ve_freeze
 from fswatchd.repair.journal import RepairJournal
+from fswatchd.repair.platform_lock import VeLocks
 from fswatchd.rules import Step, step_from_options
 from fswatchd.situation import RunningRepair, Scope
 from fswatchd.sources.state import StateSource
@@ -35,11 +36,11 @@ log = logging.getLogger(__name__)
 
 _STEP_TIMEOUT_S = {"fsck": 24 * 3600.0, "snapshot": 3600.0, "stop": 300.0, "start": 300.0}
 _USUAL_TIMEOUT_S = 60.0
-_THAW_S = 5.0
 _LAST_SECONDS_S = 60.0
 # A plan that was cancelled is decided about again, so often and after such a pause, doubling.
 _MAX_CANCELLED = 3
 _AGAIN_S = 5.0
+_BUSY_AGAIN_S = 30.0
 
 
 class Executor:
@@ -69,6 +70,7 @@ class Executor:
         self._on_end = on_end
         self._again = again
         self._locks: dict[str, asyncio.Lock] = {}
+        self._ve_locks = VeLocks(inventory)
         self._running: dict[str, RunningRepair] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -104,6 +106,11 @@ class Executor:
             for record in incident.steps:
                 if incident.state is State.ACTING or record.result == freeze.LEFT_FROZEN:
                     await self._thaw_leftover(record)
+        for incident in self._book.open_incidents():
+            for record in incident.steps:
+                self._ve_locks.adopt(record.journal.get("lock"), incident.incident_id)
+            if incident.state is not State.ACTING:
+                await self._unlock(incident.incident_id)
         for incident in self._book.open_incidents():
             if incident.state is State.ACTING:
                 self._book.note(incident.incident_id, "the daemon was restarted in the middle")
@@ -171,8 +178,11 @@ class Executor:
             try:
                 await self._carry_out_steps(incident, resume=resume)
             finally:
-                # Also when the daemon is told to end in the middle.
+                # Also when the daemon is told to end in the middle. A VE that it leaves stopped
+                # stays locked: the next start goes on with it.
                 await self._thaw_tasks(incident.incident_id)
+                if not self._has_stopped_its_ve(incident.incident_id):
+                    await self._unlock(incident.incident_id)
 
     async def _carry_out_steps(self, incident: Incident, *, resume: bool) -> None:
         changed = any(
@@ -193,10 +203,28 @@ class Executor:
                 incident.incident_id, index, result
             ):
                 await self._thaw_tasks(incident.incident_id)
+                problems = await self._unlock(incident.incident_id)
                 self._finish(incident.incident_id, index, result)
+                self._hand_over_locked(incident.incident_id, problems)
                 return
         await self._thaw_tasks(incident.incident_id)
+        problems = await self._unlock(incident.incident_id)
         self._finish_all(incident.incident_id, changed=changed)
+        self._hand_over_locked(incident.incident_id, problems)
+
+    async def _unlock(self, incident_id: str) -> list[str]:
+        """Before the plan's end is recorded: an incident that is closed is not looked at again."""
+        problems = await self._ve_locks.release(incident_id)
+        incident = self._book.get(incident_id)
+        for index, record in enumerate(incident.steps if incident else ()):
+            if record.journal.get("lock") and not problems:
+                await self._context(incident_id, index).journal(lock=None)
+        return problems
+
+    def _hand_over_locked(self, incident_id: str, problems: list[str]) -> None:
+        incident = self._book.get(incident_id)
+        if incident is not None and problems:
+            self._hand_over(incident, "; ".join(problems))
 
     def _disarmed(self, incident_id: str, index: int) -> StepResult | None:
         """Nothing is begun on what was disarmed since it was decided.
@@ -221,6 +249,7 @@ class Executor:
             self._state,
             self._history,
             self._settings,
+            self._ve_locks,
             incident_id,
             index,
         )
@@ -288,6 +317,8 @@ class Executor:
             self._book.close(incident, Outcome.FALSE_ALARM, result.detail)
         elif result.next is Next.CANCELLED and not _has_begun(incident):
             self._cancelled(incident, result.detail)
+        elif result.next is Next.WAIT and not _has_begun(incident):
+            self._wait(incident, result.detail)
         elif (
             result.next is Next.FAILED
             and record.options.get("on_failure") == "rollback"
@@ -312,6 +343,14 @@ class Executor:
         self._book.put(incident.noted(time.time_ns(), f"cancelled: {why}"))
         if not disarmed:
             self._again(incident.incident_id, _AGAIN_S * 2**incident.attempts)
+
+    def _wait(self, incident: Incident, why: str) -> None:
+        """Nothing was done. No event tells when whoever is at work on the VE has finished."""
+        incident = replace(
+            incident, state=State.WAITING, waiting_for="busy", attempts=incident.attempts - 1
+        )
+        self._book.put(incident.noted(time.time_ns(), f"waits: {why}"))
+        self._again(incident.incident_id, _BUSY_AGAIN_S)
 
     def _roll_back_after_failure(self, incident_id: str) -> None:
         incident = self._book.get(incident_id)
@@ -347,13 +386,11 @@ class Executor:
         incident = self._book.get(incident_id)
         for record in incident.steps if incident else ():
             group = record.journal.get("frozen_cgroup")
-            if isinstance(group, str) and cgroup.is_frozen(group):
-                await asyncio.to_thread(cgroup.thaw, group, _THAW_S)
+            if group is None or (isinstance(group, str) and cgroup.is_frozen(group)):
+                await ve_freeze.thaw_journaled(record.journal)
 
     async def _thaw_leftover(self, record: StepRecord) -> None:
-        group = record.journal.get("frozen_cgroup")
-        if isinstance(group, str):
-            await asyncio.to_thread(cgroup.thaw, group, _THAW_S)
+        await ve_freeze.thaw_journaled(record.journal)
         try:
             device = await freeze.thaw_marked(self._inventory, record.journal.get("frozen"))
             if device is not None:
@@ -372,11 +409,13 @@ class StepContext:
         state: StateSource,
         history: History,
         settings: ActionSettings,
+        ve_locks: VeLocks,
         incident_id: str,
         index: int,
     ) -> None:
         self._book = book
         self._history = history
+        self._ve_locks = ve_locks
         self._incident_id = incident_id
         self._index = index
         self.inventory = inventory
@@ -411,6 +450,14 @@ class StepContext:
     def filesystem_is_now(self, superblock: Superblock) -> None:
         """See ActionContext."""
         self._book.put(replace(self.incident, filesystem=describe(superblock)))
+
+    async def lock_ve(self, ve: Ve) -> Ve:
+        """See ActionContext."""
+        return await self._ve_locks.take(ve, self._incident_id, self.journal)
+
+    async def about_to_start(self, ve: Ve) -> None:
+        """See ActionContext."""
+        self._ve_locks.before_start(ve.ve_id)
 
     async def about_to_stop(self, ve_id: str) -> None:
         """See ActionContext."""

@@ -74,6 +74,7 @@ class Freezer:
         self._state_dir = state_dir
         self._frozen: dict[VeId, _Frozen] = {}
         self._busy: dict[VeId, str] = {}
+        self._timers: set[asyncio.Task[None]] = set()
         inventory.adjust.append(self.seen)
 
     # --- what others see ------------------------------------------------------------------------
@@ -146,6 +147,8 @@ class Freezer:
             await self._refuse(ve)
             frozen = await self._hold(ve, by, reason, for_s)
             frozen.timer = asyncio.create_task(self._end_in_time(ve.ve_id, for_s))
+            self._timers.add(frozen.timer)
+            frozen.timer.add_done_callback(self._timers.discard)
             until = frozen.document["until"]
             self._operations.record("freeze", ve.ve_id, by, reason, f"frozen until {until}")
         return frozen.document
@@ -179,9 +182,10 @@ class Freezer:
 
     async def close(self) -> None:
         """Thaw everything: the daemon ends."""
-        for ve_id, frozen in list(self._frozen.items()):
-            if frozen.timer is not None:
-                frozen.timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
+        await asyncio.gather(*self._timers, return_exceptions=True)
+        for ve_id in list(self._frozen):
             problems = await self._end(ve_id)
             result = "; ".join(problems) or "thawed, the daemon ended"
             self._operations.record("thaw", ve_id, "fswatchd", "", result)

@@ -98,6 +98,7 @@ class CloneRepair:
         condition = _condition(self._context, target)
         if condition is Condition.WRITABLE:
             pause_s = await self._look_first(target)
+            target = await self._lock(target)
             condition = await self._hold_writers(target, pause_s)
         self._context.note(f"{target.filesystem.device or image.path}: {condition.value}")
         fresh = False
@@ -107,10 +108,16 @@ class CloneRepair:
             await self._prepare_clone(target)
             if condition is Condition.ABORTED:
                 await self._salvage(target)
+            target = await self._lock(target)
             fresh = await self._stop(target)
-        elif condition is Condition.SHUTDOWN:
-            await self._stop(target)
+        else:
+            target = await self._lock(target)
+            if condition is Condition.SHUTDOWN:
+                await self._stop(target)
         return await self.finish(target, fresh=fresh)
+
+    async def _lock(self, target: Target) -> Target:
+        return replace(target, ve=await self._context.lock_ve(target.ve))
 
     # --- while the VE runs: nothing here may hurt it --------------------------------------------
 
@@ -385,6 +392,7 @@ class CloneRepair:
         story = ""
         if not ve_control.is_running(ve):
             context.progress(None, f"starting {ve.ve_id}")
+            await context.about_to_start(ve)
             story = await ve_control.start(ve, context.settings, repaired)
         timeout_s = context.settings.start_timeout_s
         found = await verify.find_mounted(context, ve, repaired, timeout_s)

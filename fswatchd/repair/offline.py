@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
+from dataclasses import replace
 
 from fswatchd import process
 from fswatchd.devno import Devno
@@ -43,6 +44,7 @@ async def run(context: ActionContext, step: FsckStep) -> StepResult:
         undo_file=undo_file,
         stopping=False,
     )
+    target = replace(target, ve=await context.lock_ve(target.ve))
     async with Outage(context) as outage:
         await _stop(context, target, outage)
         return await repair_stopped(context, target, step, undo_file, outage)
@@ -148,6 +150,7 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
     )
     if ve_control.is_running(ve):
         return await run(context, step)
+    target = replace(target, ve=await context.lock_ve(ve))
     # What the earlier run had attached goes when its last program has died.
     holder = await ve_control.wait_released(None, file, RELEASE_TIMEOUT_S)
     if holder is not None:
@@ -158,7 +161,7 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
         os.unlink(undo_file)
     async with Outage(context) as outage:
         if journal.get("stopping"):
-            outage.begin(ve, None, file)
+            outage.begin(target.ve, None, file)
         half_done = bool(journal.get("writing"))
         return await repair_stopped(context, target, step, undo_file, outage, half_done=half_done)
 
@@ -182,6 +185,7 @@ async def _start(
     context: ActionContext, target: Target, findings: str, undo: dict[str, object]
 ) -> StepResult:
     context.progress(None, f"starting {target.ve.ve_id}")
+    await context.about_to_start(target.ve)
     story = await ve_control.start(target.ve, context.settings, target.image)
     timeout_s = context.settings.start_timeout_s
     running = await ve_control.wait_running(context, target.ve, timeout_s)

@@ -79,6 +79,7 @@ class Outage:
                 return f"{name} is left stopped, {holder}: start it when nothing holds that"
             if down.image is not None and not down.image.is_at(down.image.path):
                 return f"{name} is left stopped: {down.image.path} is not the image it had"
+            await context.about_to_start(ve)
             story = await ve_control.start(ve, context.settings, down.image)
             timeout_s = context.settings.start_timeout_s
             if await ve_control.wait_running(context, ve, timeout_s) is None:

@@ -26,6 +26,8 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     ve = ves.get(journal.ve)
     if ve is None:
         raise refuse("cancelled", f"{journal.ve} is gone", Next.CANCELLED)
+    if journal.stopping:
+        ve = await context.lock_ve(ve)
     image, made = journal.image, journal.clone
     image = image.today(image.path, made.path if made else None, journal.keeping, journal.kept)
     target = Target(filesystem=context.incident.filesystem, ve=ve, superblock=None, image=image)

@@ -49,6 +49,7 @@ async def run(context: ActionContext) -> StepResult:
     ve = ves.get(str(undo.get("ve")))
     if ve is None:
         raise refuse("cancelled", f"{undo.get('ve')} is gone", Next.CANCELLED)
+    ve = await context.lock_ve(ve)
     way = await _Way.prepare(context, undo)
     async with Outage(context) as outage:
         if not way.is_exchanged:
@@ -135,6 +136,7 @@ class _Way:
 async def _start(context: ActionContext, ve: Ve, original: ImageFile, kept: str) -> StepResult:
     story = ""
     if not ve_control.is_running(ve):
+        await context.about_to_start(ve)
         story = await ve_control.start(ve, context.settings, original)
     running = await ve_control.wait_running(context, ve, context.settings.start_timeout_s)
     state = "runs again" if running else f"does not run ({story})"

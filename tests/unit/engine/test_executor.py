@@ -15,7 +15,7 @@ ID = "20261121-abcde"
 
 
 async def test_the_end_of_a_plan_does_not_forget_the_rollback_that_has_begun() -> None:
-    nothing = cast("Any", SimpleNamespace())
+    nothing = cast("Any", SimpleNamespace(adjust=[]))
     executor = Executor(
         nothing, nothing, nothing, nothing, nothing, {}, lambda _: None, lambda *_: None
     )
@@ -40,7 +40,7 @@ class Book:
 
 def cancelled(attempts: int, disarmed: str | None = None) -> tuple[Incident, list[float]]:
     """What becomes of an incident whose plan was cancelled, and when it is decided about again."""
-    nothing = cast("Any", SimpleNamespace())
+    nothing = cast("Any", SimpleNamespace(adjust=[]))
     book, again = Book(), []
     history = cast("Any", SimpleNamespace(why_disarmed=lambda _: disarmed, acted=lambda *_: None))
     executor = Executor(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fswatchd.inventory.platform import PlatformError
 from fswatchd.platforms import proxmox
 from fswatchd.platforms.proxmox import ProxmoxPlatform
 from fswatchd.platforms.proxmox_config import read_storages, read_volume
+from fswatchd.repair.platform_lock import as_locked
 
 # As pct.conf(5) and pve-container's src/PVE/LXC/Config.pm (write_pct_config) have it.
 CONF = """#A web server%3A the first
@@ -138,3 +140,28 @@ async def test_without_proxmox_there_is_nothing(tmp_path: Path) -> None:
 def test_where_a_volume_is(value: str, wanted: str | None) -> None:
     found = read_volume(value, read_storages(STORAGE))
     assert (found.image if found else None) == wanted
+
+
+async def test_the_lock_goes_with_commands_that_work_while_it_is_held(config: Path) -> None:
+    _, db = await ProxmoxPlatform(str(config)).list_ves()
+    assert db.lock is not None
+    assert db.lock.take == ("pct", "set", "102", "--lock", "disk")
+    assert db.lock.release == ("pct", "unlock", "102")
+    locked = as_locked(replace(db, busy="Proxmox: lock: disk"), db.lock)
+    assert locked.busy is None
+    assert locked.commands.start == ("pct", "start", "102", "--skiplock", "1")
+    assert locked.commands.kill == ("pct", "stop", "102", "--skiplock", "1")
+    assert locked.commands.stop[0] == "lxc-stop"  # pct shutdown knows no --skiplock
+    assert locked.commands.freeze == db.commands.freeze == ("lxc-freeze", "-n", "102")
+    assert as_locked(replace(db, busy="Proxmox: lock: backup"), db.lock).busy is not None
+
+
+async def test_what_an_ha_manager_starts_is_not_locked(config: Path) -> None:
+    """It starts without --skiplock. ha-manager(1), resources.cfg."""
+    (config / "ha").mkdir()
+    (config / "ha" / "resources.cfg").write_text(
+        "vm: 101\n\tstate started\n\nct: 102\n\tgroup all\n\tstate started\n"
+    )
+    web, db = await ProxmoxPlatform(str(config)).list_ves()
+    assert web.lock is not None
+    assert db.lock is None

@@ -33,6 +33,11 @@ class Context:
         self.settings = ActionSettings(start_timeout_s=0.1)
         self.notes: list[str] = []
 
+    async def lock_ve(self, ve: Any) -> Any:
+        return ve
+
+    async def about_to_start(self, _: object) -> None: ...
+
     def note(self, text: str) -> None:
         self.notes.append(text)
 

@@ -33,6 +33,11 @@ class Context:
 
     async def _refresh(self) -> None: ...
 
+    async def lock_ve(self, ve: Any) -> Any:
+        return ve
+
+    async def about_to_start(self, _: object) -> None: ...
+
     def note(self, _: str) -> None: ...
 
     async def journal(self, **facts: Any) -> None:

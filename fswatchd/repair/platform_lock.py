@@ -1,0 +1,197 @@
+"""The lock that keeps a platform's own tools, and its other nodes, away from a VE.
+
+Where it cannot be had nothing is done. A lock that is a command's outlives the daemon, so it is in
+the step's journal before it is taken. One that is a file ends with the daemon; it is let go before
+the VE is started, because most tools that start a VE take the very same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fswatchd import process
+from fswatchd.errors import FswatchError
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Lock, Ve, VeId
+from fswatchd.steps import Next, refuse
+
+_FILE_S = 5.0
+# `pct` waits ten seconds for the file that guards the lock.
+_COMMAND_S = 30.0
+_POLL_S = 0.05
+
+Journal = Callable[..., Awaitable[None]]
+
+
+class LockedError(FswatchError):
+    """Somebody else has the lock."""
+
+
+@dataclass(slots=True)
+class _Held:
+    lock: Lock
+    owner: str
+    fd: int | None = None
+
+
+class VeLocks:
+    """The locks that plans hold; `owner` is the incident whose plan it is."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._held: dict[VeId, _Held] = {}
+        inventory.adjust.append(self.seen)
+
+    def seen(self, ve: Ve) -> Ve:
+        """The VE for the inventory: our own lock is no reason to wait, and needs other commands."""
+        held = self._held.get(ve.ve_id)
+        return ve if held is None else as_locked(ve, held.lock)
+
+    async def take(self, ve: Ve, owner: str, journal: Journal) -> Ve:
+        """Lock the VE for `owner`; returns it with the commands that work then.
+
+        Raises StepEnded where somebody is at work on it. Without a lock that alone is asked, here
+        and again right before the VE is stopped (`scope.still_the_same`).
+        """
+        held = self._held.get(ve.ve_id)
+        if held is not None and held.owner == owner:
+            return as_locked(ve, held.lock)
+        now = self._inventory.view.ves.get(ve.ve_id)
+        if now is not None and now.busy:
+            raise refuse("busy", f"{ve.ve_id} is busy: {now.busy}", Next.WAIT)
+        if ve.lock is None:
+            return ve
+        await journal(lock=describe(ve.ve_id, ve.lock))
+        try:
+            fd = await _take(ve.lock)
+        except LockedError as error:
+            await journal(lock=None)
+            raise refuse("busy", f"{ve.ve_id} is busy: {error.message}", Next.WAIT) from None
+        self._held[ve.ve_id] = _Held(ve.lock, owner, fd)
+        if ve.lock.busy is not None:
+            await self._inventory.refresh()
+        return as_locked(ve, ve.lock)
+
+    def adopt(self, facts: object, owner: str) -> None:
+        """Take over a lock that an earlier run of the daemon has taken, or was about to."""
+        ve_id, lock = read(facts)
+        if lock is not None and lock.file is None:
+            self._held[ve_id] = _Held(lock, owner)
+
+    def before_start(self, ve_id: VeId) -> None:
+        """Let a file go, which the start command may take itself."""
+        held = self._held.get(ve_id)
+        if held is not None and held.fd is not None:
+            os.close(held.fd)
+            del self._held[ve_id]
+
+    async def release(self, owner: str) -> list[str]:
+        """Give back all that `owner` holds; returns what could not be."""
+        problems = []
+        for ve_id, held in list(self._held.items()):
+            if held.owner == owner:
+                del self._held[ve_id]
+                problem = await self._release(ve_id, held)
+                if problem is not None:
+                    problems.append(problem)
+        return problems
+
+    async def _release(self, ve_id: VeId, held: _Held) -> str | None:
+        if held.fd is not None:
+            os.close(held.fd)
+        if not held.lock.release:
+            return None
+        await self._inventory.refresh()
+        ve = self._inventory.view.ves.get(ve_id)
+        if ve is None or (held.lock.busy is not None and ve.busy != held.lock.busy):
+            return None  # gone; what there may be now is somebody else's
+        try:
+            done = await process.run(held.lock.release, timeout_s=_COMMAND_S)
+        except process.ProcessError as error:
+            return f"{ve_id} stays locked: {error.message}"
+        return None if done.succeeded else f"{ve_id} stays locked: {done.describe()}"
+
+
+def as_locked(ve: Ve, lock: Lock) -> Ve:
+    """The VE as it is while we hold the lock."""
+    mine, usual = lock.commands, ve.commands
+    return replace(
+        ve,
+        busy=None if ve.busy == lock.busy else ve.busy,
+        commands=replace(
+            usual,
+            start=mine.start or usual.start,
+            stop=mine.stop or usual.stop,
+            kill=mine.kill or usual.kill,
+        ),
+    )
+
+
+def describe(ve_id: VeId, lock: Lock) -> dict[str, Any]:
+    """A lock for the journal."""
+    return {
+        "ve": ve_id,
+        "file": lock.file,
+        "release": list(lock.release),
+        "busy": lock.busy,
+        "commands": {
+            "start": list(lock.commands.start),
+            "stop": list(lock.commands.stop),
+            "kill": list(lock.commands.kill),
+        },
+    }
+
+
+def read(facts: object) -> tuple[VeId, Lock | None]:
+    """A lock as `describe` has written it down; None where nothing was."""
+    if not isinstance(facts, Mapping):
+        return VeId(""), None
+    commands = {action: tuple(argv) for action, argv in facts["commands"].items()}
+    lock = Lock(file=facts["file"], release=tuple(facts["release"]), busy=facts["busy"])
+    return VeId(facts["ve"]), replace(lock, commands=replace(lock.commands, **commands))
+
+
+async def _take(lock: Lock) -> int | None:
+    if lock.file is not None:
+        return await _lock_file(lock.file)
+    try:
+        done = await process.run(lock.take, timeout_s=_COMMAND_S)
+    except process.ProcessError as error:
+        raise LockedError(error.message) from None
+    if not done.succeeded:
+        raise LockedError(done.describe())
+    return None
+
+
+async def _lock_file(path: str) -> int:
+    """A descriptor on the file, locked; the file is made where there is none, as flock(1) does."""
+    deadline = time.monotonic() + _FILE_S
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise LockedError(f"{path}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(fd, path):
+                return fd
+        except OSError:
+            pass
+        os.close(fd)
+        if time.monotonic() > deadline:
+            raise LockedError(f"somebody has locked {path}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether the file is still the one of that name: who had the lock may have deleted it."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False

@@ -110,7 +110,18 @@ def is_claimed(device: str) -> bool:
 
 
 def sync(device: str) -> None:
-    """Write the device's dirty buffers to what lies beneath; for a mounted device too."""
+    """Write the device's dirty buffers to what lies beneath; for a mounted device too.
+
+    That a write failed earlier, when nobody had asked for it, the kernel tells whoever asks first,
+    and once (lib/errseq.c): what counts here is whether they can be written now.
+    """
+    try:
+        _fsync(device)
+    except OSError:
+        _fsync(device)
+
+
+def _fsync(device: str) -> None:
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -195,6 +195,32 @@ def witnesses(sources: Iterable[str]) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LostWrite:
+    """Data of a file that could not be written, as far as the kernel tells.
+
+    `offset` is where in the file it begins, `size` how much it is at most, both in bytes; `blocks`
+    is the size in blocks of the filesystem. What the kernel does not tell is None. `count` is how
+    often it has told.
+    """
+
+    inode: int
+    offset: int | None = None
+    size: int | None = None
+    blocks: int | None = None
+    count: int = 1
+
+    def plus(self, other: LostWrite) -> LostWrite:
+        """Both, of one file: the same data may be in both, so the sum is the most it can be."""
+        return LostWrite(
+            inode=self.inode,
+            offset=_least(self.offset, other.offset),
+            size=_sum(self.size, other.size),
+            blocks=_sum(self.blocks, other.blocks),
+            count=self.count + other.count,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FsEvent:
     """One thing a source saw.
 
@@ -203,7 +229,8 @@ class FsEvent:
     `devno` is its number where the source knows it. `time_ns` is CLOCK_REALTIME, `mono_ns`
     CLOCK_MONOTONIC, both of the moment the source saw it. `count` is how many errors the event
     stands for. `record` identifies the same record read by two sources (None: it cannot be).
-    `server` is the remote server that it is about, as whoever mounted from it calls it.
+    `server` is the remote server that it is about, as whoever mounted from it calls it. `lost` is
+    the data that an event of the class `data_loss` is about, where the kernel names the file.
     """
 
     source: str
@@ -220,6 +247,7 @@ class FsEvent:
     count: int = 1
     record: str | None = None
     server: str | None = None
+    lost: LostWrite | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +263,14 @@ class Lost:
     until_ns: int
     reason: str
     count: int | None = None
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else min(one, other)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 _UNPRINTABLE = re.compile(

@@ -17,6 +17,7 @@ from fswatchd.events import (
     Domain,
     EventClass,
     FsEvent,
+    LostWrite,
     Severity,
     is_of_device,
     worst_class,
@@ -25,6 +26,7 @@ from fswatchd.events import (
 RECENT_LIMIT = 512
 RECENT_MERGE_NS = 1_000_000_000
 LOG_LIMIT = 200
+LOST_LIMIT = 256
 
 
 class State(enum.StrEnum):
@@ -36,6 +38,9 @@ class State(enum.StrEnum):
     VERIFYING = "verifying"
     CLOSED = "closed"
     NEEDS_OPERATOR = "needs-operator"
+
+
+_UNDECIDED = frozenset({State.OPEN, State.WAITING})
 
 
 class Outcome(enum.StrEnum):
@@ -127,8 +132,10 @@ class Incident:
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
-    itself reported, since `device_since_ns`. `cause` names what is to blame instead of the
-    filesystem; one that is over has `until`.
+    itself reported, since `device_since_ns`. `lost` is the data of files that could not be written,
+    one entry a file. `cause` names what is to blame instead of the filesystem; one that is over has
+    `until`. `consequences` are the incidents that this one is, or was, to blame for; `untold` says
+    that nobody was told of this one, because its cause has an incident that was.
     """
 
     incident_id: str
@@ -152,7 +159,10 @@ class Incident:
     errno: int | None = None
     device_errors: int = 0
     device_since_ns: int | None = None
+    lost: tuple[LostWrite, ...] = ()
     cause: dict[str, object] | None = None
+    consequences: tuple[str, ...] = ()
+    untold: bool = False
     rule: str | None = None
     channels: tuple[str, ...] = ()
     steps: tuple[StepRecord, ...] = ()
@@ -183,9 +193,11 @@ class Incident:
         Errors that came of a full host are no fault of a device: what they have left behind is.
         """
         if self.cause_is_over and self.cause is not None and self.cause["kind"] == "space":
-            left = worst_class(self.classes - DEVICE_CLASSES)
-            if left is not EventClass.NONE:
-                return left
+            # Lost data is lost; what can be repaired is what else there is.
+            for past in (DEVICE_CLASSES | {EventClass.DATA_LOSS}, DEVICE_CLASSES):
+                left = worst_class(self.classes - past)
+                if left is not EventClass.NONE:
+                    return left
         return self.klass
 
     @property
@@ -197,6 +209,14 @@ class Incident:
     def cause_is_over(self) -> bool:
         """Whether something else was to blame, and is well again."""
         return self.cause is not None and "until" in self.cause
+
+    @property
+    def part_of(self) -> str | None:
+        """The incident of what is to blame: as long as that lasts this one is a part of it."""
+        if self.cause is None or self.cause_is_over or self.state not in _UNDECIDED:
+            return None
+        incident = self.cause.get("incident")
+        return str(incident) if incident else None
 
     @property
     def events(self) -> int:
@@ -234,6 +254,7 @@ class Incident:
             updated_ns=event.time_ns,
             recent=_counted(self.recent, boottime_ns, event.source, errors),
             cursor=max(self.cursor, cursor),
+            lost=self.lost if event.lost is None else _added(self.lost, event.lost),
         )
 
     def noted(self, time_ns: int, text: str) -> Incident:
@@ -254,6 +275,14 @@ class Incident:
         steps = list(self.steps)
         steps[index] = step
         return replace(self, steps=tuple(steps))
+
+
+def _added(lost: tuple[LostWrite, ...], more: LostWrite) -> tuple[LostWrite, ...]:
+    """One entry a file; past the limit only files that are known already."""
+    for index, known in enumerate(lost):
+        if known.inode == more.inode:
+            return (*lost[:index], known.plus(more), *lost[index + 1 :])
+    return (*lost, more) if len(lost) < LOST_LIMIT else lost
 
 
 def _counted(

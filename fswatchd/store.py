@@ -25,6 +25,7 @@ from fswatchd.database import Database, Skip, StoreError
 from fswatchd.devno import Devno
 from fswatchd.events import EventClass, FsEvent, Severity
 from fswatchd.incidents import Incident, State
+from fswatchd.kernlog import grammar
 
 __all__ = ["Delivery", "EventPage", "Skip", "Store", "StoreError", "StoredEvent"]
 
@@ -292,6 +293,7 @@ class Store(Database):
 
 
 def _stored_event(row: sqlite3.Row) -> StoredEvent:
+    said = grammar.shipped().classify(row["detail"]) if row["class"] == "data_loss" else None
     event = FsEvent(
         source=row["source"],
         klass=EventClass(row["class"]),
@@ -306,6 +308,8 @@ def _stored_event(row: sqlite3.Row) -> StoredEvent:
         errno=row["errno"],
         count=row["count"],
         record=row["record"],
+        # The line of the kernel is kept as it was, and says it again.
+        lost=said.lost if said else None,
     )
     return StoredEvent(
         cursor=row["id"],

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
 
-from fswatchd.events import EventClass, Severity, usual_severity
+from fswatchd.events import EventClass, LostWrite, Severity, usual_severity
 
 # A record of the kernel's log has at most 2048 bytes (kernel/printk/internal.h,
 # PRINTKRB_RECORD_MAX), four times that when each is escaped. What is longer is not the kernel's.
@@ -47,7 +47,8 @@ _LINE_BREAK = re.compile(r"[\n\r]|\\x0[ad]")
 class LineClass:
     """What a message says; `device` and `fstype` are None where the line does not name one.
 
-    `server` is the remote server that it is about, in the words of whoever mounted from it.
+    `server` is the remote server that it is about, in the words of whoever mounted from it, `lost`
+    what could not be written, where the message names the file.
     `line_break` is true where the message has one that its pattern does not ask for: the kernel
     did not put it there.
     """
@@ -61,6 +62,7 @@ class LineClass:
     errno: int | None
     line_break: bool = False
     server: str | None = None
+    lost: LostWrite | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class Sample:
     device: str | None
     errno: int | None
     server: str | None = None
+    inode: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +219,21 @@ def _result(pattern: Pattern, groups: dict[str, str | None], message: str) -> Li
         errno=errno,
         server=groups.get("host") or groups.get("server"),
         line_break=not pattern.multiline and _LINE_BREAK.search(message) is not None,
+        lost=_lost(groups),
     )
+
+
+def _lost(groups: dict[str, str | None]) -> LostWrite | None:
+    """From the groups `inode`, `offset`, `size` and `blocks`; only lines about lost data have
+    them."""
+    inode = groups.get("inode")
+    if inode is None:
+        return None
+    offset, size, blocks = (
+        int(text) if (text := groups.get(name)) else None for name in ("offset", "size", "blocks")
+    )
+    # XFS prints some in hexadecimal.
+    return LostWrite(inode=int(inode, 0), offset=offset, size=size, blocks=blocks)
 
 
 def _pattern(table: dict[str, object], fstype: str | None) -> Pattern:
@@ -240,6 +257,7 @@ def _pattern(table: dict[str, object], fstype: str | None) -> Pattern:
                 device=sample.get("dev"),
                 errno=_number(sample.get("errno")),
                 server=sample.get("server"),
+                inode=_number(sample.get("inode")),
             )
             for sample in samples
         ),

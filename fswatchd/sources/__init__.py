@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fswatchd.devno import Devno
-from fswatchd.events import EventClass, FsEvent, Lost, Severity, SourceState, usual_severity
+from fswatchd.events import (
+    EventClass,
+    FsEvent,
+    Lost,
+    LostWrite,
+    Severity,
+    SourceState,
+    usual_severity,
+)
 
 BATCH = 256
 _BLIND_KEPT = 16
@@ -108,6 +116,7 @@ class Source:
         count: int = 1,
         record: str | None = None,
         server: str | None = None,
+        lost: LostWrite | None = None,
     ) -> None:
         self.status.events += 1
         self._sink.event(
@@ -126,6 +135,7 @@ class Source:
                 count=count,
                 record=record,
                 server=server,
+                lost=lost,
             )
         )
 

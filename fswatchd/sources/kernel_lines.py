@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from fswatchd.events import EventClass, printable
+from fswatchd.events import EventClass, printable, usual_severity
 from fswatchd.kernlog.grammar import Grammar
 from fswatchd.sources import Sink, Source
 
@@ -49,15 +49,18 @@ class KernelLineSource(Source):
             return False
         if not found.problem and found.klass is not EventClass.RECOVERED:
             return False
+        # What is lost counts for more than why it could not be written.
+        klass = found.klass if found.lost is None else EventClass.DATA_LOSS
         self._emit(
-            found.klass,
+            klass,
             printable(text),
             confirms=False,
-            severity=found.severity,
+            severity=max(found.severity, usual_severity(klass)) if found.lost else found.severity,
             device=found.device,
             fstype=found.fstype,
             errno=found.errno,
             server=found.server,
+            lost=found.lost,
             record=None if time_us is None else f"{time_us}:{_UNLIKE.sub('?', text)}",
         )
         return True

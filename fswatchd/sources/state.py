@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fswatchd.devno import Devno
-from fswatchd.events import Health, SourceState
+from fswatchd.events import EventClass, Health, SourceState
 from fswatchd.inventory.model import Superblock, describe
 from fswatchd.kernel import block
 from fswatchd.sources import Sink, Source
@@ -152,6 +152,10 @@ class StateSource(Source):
         watched = self._watched.get(devno)
         counts = [p.errors for p in watched.probes if p.errors is not None] if watched else []
         return sum(counts) if counts else None
+
+    def report(self, superblock: Superblock, klass: EventClass, text: str, number: int) -> None:
+        """Tell of a fact about a filesystem that somebody else has found (`number` is an errno)."""
+        self._report(superblock, [Finding(klass=klass, text=text, errno=number)])
 
     def _probes_of(self, superblock: Superblock) -> list[Probe]:
         volume = describe(superblock).volume_key

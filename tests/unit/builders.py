@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fswatchd.devno import Devno
-from fswatchd.events import Domain, EventClass, FsEvent, usual_severity
+from fswatchd.events import Domain, EventClass, FsEvent, LostWrite, usual_severity
 from fswatchd.incidents import Filesystem, Incident
 from fswatchd.rules import RuleSet, assemble
 from fswatchd.situation import PolicyState, Scope, VeFacts
@@ -28,6 +28,11 @@ def event(source: str = "fanotify", klass: str = "corruption", **more: Any) -> F
         "fstype": "ext4",
     }
     return FsEvent(source=source, klass=chosen, **(values | more))
+
+
+def lost_write(**more: Any) -> LostWrite:
+    """Of inode 12."""
+    return LostWrite(**({"inode": 12} | more))
 
 
 def filesystem(**more: Any) -> Filesystem:

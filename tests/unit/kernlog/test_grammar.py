@@ -30,6 +30,7 @@ def test_a_sample_gives_what_stands_beside_it(pattern: Pattern, sample: Sample) 
     assert found.device == sample.device
     assert sample.errno is None or found.errno == sample.errno
     assert sample.server is None or found.server == sample.server
+    assert (found.lost.inode if found.lost else None) == sample.inode
 
 
 def test_every_pattern_has_a_sample() -> None:

@@ -51,9 +51,17 @@ class IncidentBook:
         """An open incident."""
         return self._open.get(incident_id)
 
+    def told_elsewhere(self, incident: Incident) -> bool:
+        """Whether the incident is only a part of another one that is open."""
+        return incident.part_of in self._open
+
     def find(self, filesystem: Filesystem, domain: Domain) -> Incident | None:
         """The open incident that an event on this filesystem joins."""
-        incident_id = self._by_key.get((filesystem.key, domain))
+        return self.find_key(filesystem.key, domain)
+
+    def find_key(self, key: str, domain: Domain) -> Incident | None:
+        """The same by the key of a filesystem (`Filesystem.key`)."""
+        incident_id = self._by_key.get((key, domain))
         return self._open.get(incident_id) if incident_id else None
 
     def new(self, filesystem: Filesystem, domain: Domain, ves: tuple[str, ...]) -> Incident:

@@ -28,7 +28,8 @@ class Layer:
     that its image lacks, and in words what a thin pool `lacks` room for. For a filesystem: its
     room, its health, and `damaged` where an open incident says so. For a VE that serves what lies
     above it: its `state` where it does not run. `since_ns` (CLOCK_REALTIME) is when its own
-    incident began.
+    incident began, whose id is `incident`; `full_incident` is that about its room. `ves` are all
+    that depend on it.
     """
 
     kind: Literal["device", "filesystem", "ve"]
@@ -46,26 +47,43 @@ class Layer:
     health: Health = Health.UNKNOWN
     damaged: str = ""
     answers: bool = True
+    incident: str | None = None
+    full_incident: str | None = None
+    ves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """What is to blame: `kind` is `space`, `device`, `filesystem` or `ve`, `name` the object."""
+    """What is to blame: `kind` is `space`, `device`, `filesystem` or `ve`, `name` the object.
+
+    `incident` is the object's own open incident, `ves` are all that depend on it.
+    """
 
     kind: str
     name: str
     text: str
     since_ns: int | None = None
+    incident: str | None = None
+    ves: tuple[str, ...] = ()
 
 
 def blame(beneath: Sequence[Layer]) -> Cause | None:
     """The deepest of the layers that is not well: all above it only suffer from it."""
     for layer in reversed(beneath):
-        text, kind = _unwell(layer), str(layer.kind)
-        if layer.lacks or (layer.kind == "filesystem" and is_full(layer)):
+        text, kind, incident = _unwell(layer), str(layer.kind), layer.incident
+        if layer.lacks:
             kind = "space"
+        elif layer.kind == "filesystem" and is_full(layer):
+            kind, incident = "space", layer.full_incident
         if text is not None:
-            return Cause(kind=kind, name=layer.name, text=text, since_ns=layer.since_ns)
+            return Cause(
+                kind=kind,
+                name=layer.name,
+                text=text,
+                since_ns=layer.since_ns,
+                incident=incident,
+                ves=layer.ves,
+            )
     return None
 
 

@@ -186,6 +186,7 @@ class Daemon:
             self._plan_ended,
             lambda incident_id, delay_s: self._decider.poke(incident_id, delay_s),
         )
+        substrate = Substrate(self.inventory, self._listening.state, self._book)
         self._decider = Decider(
             self._book,
             self.inventory,
@@ -194,7 +195,7 @@ class Daemon:
             submit=self._executor.submit,
             running=self._executor.running,
             on_decided=self._notices.opened,
-            substrate=Substrate(self.inventory, self._listening.state, self._book),
+            substrate=substrate,
         )
         self._closer = Closer(
             self._book,
@@ -202,7 +203,9 @@ class Daemon:
             self._listening.state,
             forget_volume=self._listening.memory.forget,
             poke=self._decider.poke,
+            has_room=substrate.has_room,
         )
+        self._decider.look_for_recovery = self._closer.look_after_room
         self._intake.subscribe(self._decider.poke)
         self._intake.subscribe(self._closer.event_joined)
         self.operator = Operator(

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from fswatchd import summary
+from fswatchd.cause import Cause
 from fswatchd.devno import Devno
-from fswatchd.events import Health, VeState, printable
+from fswatchd.events import Health, LostWrite, VeState, printable
 from fswatchd.incidents import Filesystem, Incident, StepRecord
 from fswatchd.inventory.model import (
     Backing,
@@ -23,12 +25,15 @@ from fswatchd.inventory.model import (
 )
 from fswatchd.sources import SourceStatus
 from fswatchd.store import StoredEvent
+from fswatchd.units import show_size
 
 NS = 1_000_000_000
 # Of the documents that docs/events.md and data/schema/event.schema.json describe: grows when one of
 # them changes in a way that a reader could stumble over.
 EVENT_SCHEMA = 1
 _SHOWN = 200  # of a path or name among others in one line
+_VES_KEPT = 32  # in each of the incidents that one object is to blame for
+_FILES_SHOWN = 20
 
 
 def timestamp(time_ns: int | None) -> str | None:
@@ -57,6 +62,10 @@ def incident(found: Incident) -> dict[str, Any]:
         "stack": list(found.stack),
         "stack_text": chain(found.stack) or None,
         "cause": found.cause,
+        "part_of": found.part_of,
+        "consequences": list(found.consequences),
+        "lost": [_lost(file) for file in found.lost],
+        "summary": summary.of(found),
         "sources": list(found.sources),
         "events": found.events,
         "errno": found.errno,
@@ -220,13 +229,44 @@ def _mount_point(view: NodeView, found: Superblock | RemoteFilesystem, ve: VeId 
     return min(found.mounts, key=rank).mount.point
 
 
-def cause(kind: str, name: str, text: str, since_ns: int) -> dict[str, object]:
+def cause(found: Cause, now_ns: int) -> dict[str, object]:
     """What is to blame, as an incident keeps and shows it."""
     return {
-        "kind": kind,
-        "object": printable(name),
-        "since": timestamp(since_ns),
-        "text": printable(text),
+        "kind": found.kind,
+        "object": printable(found.name),
+        "since": timestamp(found.since_ns or now_ns),
+        "text": printable(found.text),
+        "incident": found.incident,
+        "ves": list(found.ves[:_VES_KEPT]),
+        "ve_count": len(found.ves),
+    }
+
+
+def lost(files: Sequence[LostWrite]) -> str:
+    """The data that was lost, in words."""
+    shown = "; ".join(_lost_words(file) for file in files[:_FILES_SHOWN])
+    more = len(files) - _FILES_SHOWN
+    return shown + (f"; and {more} more files" if more > 0 else "")
+
+
+def _lost_words(file: LostWrite) -> str:
+    words = f"inode {file.inode}"
+    if file.size is not None:
+        words += f", at most {show_size(file.size)}"
+    elif file.blocks is not None:
+        words += f", at most {file.blocks} blocks"
+    if file.offset is not None:
+        words += f", from byte {file.offset} on"
+    return words
+
+
+def _lost(file: LostWrite) -> dict[str, Any]:
+    return {
+        "inode": file.inode,
+        "offset": file.offset,
+        "size": file.size,
+        "blocks": file.blocks,
+        "count": file.count,
     }
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fswatchd import views
-from fswatchd.events import printable, witnesses
+from fswatchd import summary, views
+from fswatchd.events import CONSEQUENCES, printable, witnesses
 from fswatchd.incidents import Incident, StepRecord
 from fswatchd.units import show_duration
 
 _NS = 1_000_000_000
 _LINE = 4000
 _VES_SHOWN = 20
+_FILES_SHOWN = 20
+CONSEQUENCES_SHOWN = 20
+_UNSAID = "what was not on the disk when the kernel stopped writing; it does not say of which files"
 
 
-def why(incident: Incident) -> str:
-    """The whole story: evidence, identity, rule, guards, decision, steps."""
+def why(incident: Incident, consequences: Sequence[Incident] = ()) -> str:
+    """The whole story: in short, evidence, identity, rule, guards, decision, steps.
+
+    `consequences` are the first of those that `incident` names.
+    """
     lines = [
         *_head(incident),
+        *_lost(incident),
+        *_came_of_it(incident, consequences),
+        "",
+        summary.of(incident),
         "",
         *_evidence(incident),
         "",
@@ -58,6 +68,45 @@ def _head(incident: Incident) -> list[str]:
         lines.append(f"  Concerned   {_concerned(incident)}")
     if incident.cause:
         lines.append(f"  Cause       {cause(incident.cause)}")
+        if others := summary.others_of(incident.cause, incident):
+            lines.append(f"              {others}")
+        if incident.cause.get("incident"):
+            link = "is about that" if incident.part_of else "was about that"
+            lines.append(f"              incident {incident.cause['incident']} {link}")
+    return lines
+
+
+def _lost(incident: Incident) -> list[str]:
+    """Which files have lost data: as far as the kernel has said."""
+    if not incident.lost:
+        if incident.cause and incident.klass in CONSEQUENCES:
+            return [f"  Lost        {_UNSAID}"]
+        return []
+    whose = f" of {', '.join(incident.direct_ves)}" if incident.direct_ves else ""
+    lines = [f"  Lost        data of files{whose}, as far as the kernel says:"]
+    lines += [f"              {views.lost([file])}" for file in incident.lost[:_FILES_SHOWN]]
+    if (more := len(incident.lost) - _FILES_SHOWN) > 0:
+        lines.append(f"              and {more} more")
+    if (incident.filesystem.fstype or "").startswith("ext"):
+        device = incident.filesystem.device
+        lines.append(f"              debugfs -R 'ncheck INODE' /dev/{device} tells a file's name")
+    else:
+        lines.append(
+            "              find MOUNTPOINT -xdev -inum INODE, in the VE, tells a file's name"
+        )
+    return lines
+
+
+def _came_of_it(incident: Incident, shown: Sequence[Incident]) -> list[str]:
+    if not incident.consequences:
+        return []
+    lines = [f"  Came of it  {len(incident.consequences)} incidents:"]
+    for one in shown:
+        whose = ", ".join(one.direct_ves) or one.filesystem.device or "unknown"
+        state = one.state.value + (f", {one.outcome.value}" if one.outcome else "")
+        lines.append(f"              {one.incident_id}  {whose}: {one.klass.value}, {state}")
+    if (more := len(incident.consequences) - len(shown)) > 0:
+        lines.append(f"              and {more} more")
     return lines
 
 

@@ -127,7 +127,8 @@ class _Api:
         documents = [
             views.incident(incident)
             for incident in found
-            if wanted is None or wanted in incident.ves
+            if (wanted is None or wanted in incident.ves)
+            and (everything or wanted or not operator.told_elsewhere(incident))
         ]
         return web.json_response({"incidents": documents})
 
@@ -137,7 +138,9 @@ class _Api:
 
     async def why(self, request: web.Request) -> web.Response:
         found = await self._daemon.operator.find(request.match_info["id"])
-        return web.json_response({"id": found.incident_id, "text": prose.why(found)})
+        came_of_it = await self._daemon.operator.consequences(found, prose.CONSEQUENCES_SHOWN)
+        text = prose.why(found, came_of_it)
+        return web.json_response({"id": found.incident_id, "text": text})
 
     async def doctor(self, _request: web.Request) -> web.Response:
         return web.json_response({"findings": await self._daemon.doctor()})

@@ -46,11 +46,11 @@ class StatusView:
         ]
 
     def incidents(self, only: Ve | None = None) -> list[dict[str, Any]]:
-        """All open incidents, or those of one VE."""
+        """All open incidents but those that are a part of another one, or all of one VE."""
         return [
             views.incident(incident)
             for incident in self._book.open_incidents()
-            if only is None or only.ve_id in incident.ves
+            if (only.ve_id in incident.ves if only else not self._book.told_elsewhere(incident))
         ]
 
     def health(self, superblock: Superblock) -> Health:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def status(arguments: argparse.Namespace, client: Client) -> int:
         _print_json(document)
     else:
         _show_status(document)
+        for one in document["incidents"] if arguments.ve else ():
+            print(f"{one['id']}: {one['summary']}")
     return status_code(document)
 
 
@@ -54,8 +57,11 @@ def incident(arguments: argparse.Namespace, client: Client) -> int:
         _print_json(document)
         return Exit.OK
     _show_incidents([document])
+    print(document["summary"])
     if document["stack_text"]:
-        print(document["stack_text"])
+        print(f"From the VE to the disk: {document['stack_text']}")
+    if document["consequences"]:
+        print(f"Came of it: {_some(document['consequences'])}")
     render.table(
         "Steps",
         ("step", "state", "result", "detail"),
@@ -320,6 +326,10 @@ def _inside(ve: dict[str, Any]) -> str | None:
 
 
 def _show_incidents(found: list[dict[str, Any]]) -> None:
+    """Each right after the one that it is a part of."""
+    ids = {i["id"] for i in found}
+    whole = [i for i in found if i["part_of"] not in ids]
+    found = [one for i in whole for one in _with_parts(i, found)]
     render.table(
         "Incidents",
         ("incident", "class", "severity", "state", "VEs", "device", "heard by", "opened", "cause"),
@@ -340,16 +350,24 @@ def _show_incidents(found: list[dict[str, Any]]) -> None:
     )
 
 
+def _with_parts(whole: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield whole
+    for part in found:
+        if part["part_of"] == whole["id"]:
+            yield from _with_parts(part, found)
+
+
 def _some(ves: list[str]) -> str:
     more = len(ves) - _VES_SHOWN
     return ", ".join(ves[:_VES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _cause(incident: dict[str, Any]) -> str | None:
-    cause = incident["cause"]
+    cause, came_of_it = incident["cause"], len(incident["consequences"])
     if cause is None:
-        return None
-    return f"{cause['object']}: {cause['text']}{', now well' if 'until' in cause else ''}"
+        return f"is the cause of {came_of_it} other incidents" if came_of_it else None
+    text = f"{cause['object']}: {cause['text']}{', now well' if 'until' in cause else ''}"
+    return f"part of {incident['part_of']}: {text}" if incident["part_of"] else text
 
 
 def _print_json(document: Any) -> None:

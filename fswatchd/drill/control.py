@@ -64,6 +64,11 @@ class ControlServer:
                 timeout_s,
             )
 
+    def wait_for_hand(self, ve: str, timeout_s: float) -> bool:
+        """Wait until the VE does as it is told."""
+        with self._changed:
+            return self._changed.wait_for(lambda: ve in self._hands, timeout_s)
+
     def wait_for_ack_after(self, ve: str, time_ns: int, timeout_s: float) -> bool:
         """Wait until the VE has acknowledged a write after `time_ns`."""
         with self._changed:

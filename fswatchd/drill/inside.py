@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -33,10 +34,10 @@ def content(name: str) -> bytes:
     return block * (FILE_SIZE // len(block))
 
 
-def connect(control: str, ve: str) -> dict[str, socket.socket]:
+def connect(control: str, ve: str, roles: Iterable[str] = ROLES) -> dict[str, socket.socket]:
     """One connection a role, each introduced to the drill."""
     connections = {}
-    for role in ROLES:
+    for role in roles:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(control)
         connection.sendall(f"{ve} {role}\n".encode())
@@ -141,6 +142,22 @@ def _read(request: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"bytes": len(file.read())}]
 
 
+def _write(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write a file of so many bytes and sync it; which inode it is, and how that ended."""
+    fd = os.open(request["path"], os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        answer: dict[str, Any] = {"inode": os.fstat(fd).st_ino, "failed": None}
+        try:
+            os.write(fd, os.urandom(int(request["size"])))
+            os.fsync(fd)
+        except OSError as error:
+            answer["failed"] = error.errno
+    finally:
+        with suppress(OSError):
+            os.close(fd)
+    return [answer]
+
+
 def _abort(_request: dict[str, Any]) -> list[dict[str, Any]]:
     return _on_root(fs.abort)
 
@@ -176,6 +193,7 @@ _DO = {
     "list": _list,
     "stat": _stat,
     "read": _read,
+    "write": _write,
     "abort": _abort,
     "shutdown": _shutdown,
     "manifest": _manifest,

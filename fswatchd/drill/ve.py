@@ -49,6 +49,8 @@ class VeSpec:
     control: str
     mount_options: str
     read_paths: list[str]
+    fstype: str = "ext4"
+    roles: tuple[str, ...] = inside.ROLES
 
     def save(self, path: Path) -> None:
         """Write it."""
@@ -125,7 +127,7 @@ def _container(spec: VeSpec, tell: int) -> None:
         unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID)
         if os.fork() != 0:
             os._exit(0)
-        connections = inside.connect(spec.control, spec.name)
+        connections = inside.connect(spec.control, spec.name, spec.roles)
         _enter_root(spec)
     except OSError as error:
         os.write(tell, f"{error}\n".encode())
@@ -145,7 +147,7 @@ def _enter_root(spec: VeSpec) -> None:
     device, fd = loop.attach(image, autoclear=True)
     os.close(image)
     os.makedirs(spec.root, exist_ok=True)
-    mount(device, spec.root, "ext4", 0, spec.mount_options)
+    mount(device, spec.root, spec.fstype, 0, spec.mount_options)
     os.close(fd)
     old = os.path.join(spec.root, "old-root")
     os.makedirs(old, exist_ok=True)

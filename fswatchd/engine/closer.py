@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from fswatchd import views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Domain, Health, names_filesystem, printable
@@ -43,12 +44,14 @@ class Closer:
         *,
         forget_volume: Callable[[str], None],
         poke: Callable[[str], None],
+        has_room: Callable[[Superblock], Awaitable[bool | None]],
     ) -> None:
         self._book = book
         self._inventory = inventory
         self._state = state
         self._forget_volume = forget_volume
         self._poke = poke
+        self._has_room = has_room
         self._wake = asyncio.Event()
         self._missing: dict[str, float] = {}
         # Incident and attempt → when it was first seen verifying (CLOCK_MONOTONIC, ns). In memory
@@ -100,13 +103,21 @@ class Closer:
     async def _look_at(self, incident: Incident) -> None:
         if incident.state is State.VERIFYING:
             await self._verify(incident)
-        elif incident.state in {State.OPEN, State.WAITING} and incident.domain is Domain.DAMAGE:
-            if incident.cause is not None and not incident.cause_is_over:
+        elif incident.state in {State.OPEN, State.WAITING}:
+            if (
+                incident.cause is not None
+                and not incident.cause_is_over
+                and self._superblock(incident) is not None
+            ):
                 return  # it ends first
-            if self._is_bare_device(incident):
+            if incident.domain is Domain.SPACE:
+                await self._look_at_space(incident)
+            elif incident.domain is not Domain.DAMAGE:
+                return
+            elif self._is_bare_device(incident):
                 await self._look_at_device(incident)
             elif self._had_no_room(incident):
-                await self._look_after_room(incident)
+                await self.look_after_room(incident.incident_id)
             else:
                 self._look_for_recovery(incident)
         elif incident.filesystem.server is not None and incident.is_open:
@@ -176,19 +187,46 @@ class Closer:
     def _had_no_room(self, incident: Incident) -> bool:
         return incident.cause_is_over and (incident.cause or {}).get("kind") == "space"
 
-    async def _look_after_room(self, incident: Incident) -> None:
+    async def look_after_room(self, incident_id: str) -> None:
         """What only waited for room goes on when there is some: facts and a write prove it."""
-        superblock = self._superblock(incident)
-        if superblock is None or await verify.healthy(self._inventory, self._state, superblock):
-            self._look_for_recovery(incident)
+        incident = self._book.get(incident_id)
+        if incident is None:
             return
-        current = self._book.get(incident.incident_id)
-        if current is not None and current.state in {State.OPEN, State.WAITING}:
-            text = (
-                "there is room again beneath it, and a write succeeds; what could not be written "
-                "meanwhile is lost where the writer was told so"
-            )
+        superblock = self._superblock(incident)
+        unwell = superblock is None or await verify.healthy(
+            self._inventory, self._state, superblock
+        )
+        current = self._book.get(incident_id)
+        if current is None or current.state not in {State.OPEN, State.WAITING}:
+            return
+        if not unwell:
+            text = "there is room again beneath it, and a write succeeds"
+            if current.lost:
+                text += f"; what was written meanwhile is lost: {views.lost(current.lost)}"
+            else:
+                text += "; what could not be written meanwhile is lost where the writer was told so"
             self._book.close(current, Outcome.RECOVERED, text)
+        elif current.domain is Domain.DAMAGE:
+            self._look_for_recovery(current)
+        elif (damage := self._book.find(current.filesystem, Domain.DAMAGE)) is not None:
+            text = f"there is room again beneath it; what it has done is {damage.incident_id}"
+            self._book.close(current, Outcome.RECOVERED, text)
+
+    async def _look_at_space(self, incident: Incident) -> None:
+        """Want of room is over when there is room, in it and beneath it."""
+        superblock = self._superblock(incident)
+        if superblock is None:
+            self._look_for_recovery(incident)
+        elif self._had_no_room(incident):
+            await self.look_after_room(incident.incident_id)
+        elif incident.recent and await self._has_room(superblock):
+            # A fact is over with the fact; of what a line has said nobody knows for how long.
+            quiet_s = (boottime_ns() - incident.recent[-1][0]) / NS
+            current = self._book.get(incident.incident_id)
+            if current is not None and (
+                current.sources == ("state",) or quiet_s > current.healthy_s
+            ):
+                self._book.close(current, Outcome.RECOVERED, "there is room again")
 
     def _look_for_recovery(self, incident: Incident) -> None:
         superblock = self._superblock(incident)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from fswatchd import policy, views
@@ -31,6 +31,11 @@ _SETTLE_S = 0.2
 _RETRY_MAX_S = 3600.0
 # Whether what is to blame is well again is looked at after 1, 2, 4… seconds.
 _CAUSE_RETRY_MAX_S = 30.0
+
+
+async def _nothing(_incident_id: str) -> None:
+    pass
+
 
 Submit = Callable[[str, Decision, Scope], None]
 Running = Callable[[], tuple[RunningRepair, ...]]
@@ -64,6 +69,8 @@ class Decider:
         self._tasks: set[asyncio.Task[None]] = set()
         self.mode: Mode = mode
         self.rules = RuleSet()
+        # Closes an incident that only waited for room, when that was all; set by the daemon.
+        self.look_for_recovery: Callable[[str], Awaitable[None]] = _nothing
 
     def poke(self, incident_id: str, delay_s: float = _SETTLE_S) -> None:
         """Decide about the incident soon; a decision that is due earlier stays."""
@@ -171,11 +178,31 @@ class Decider:
             if incident is None:
                 return
             layers = await self._substrate.beneath(incident)
-            incident = self._book.get(incident_id)
-            if incident is not None and incident.state in {State.OPEN, State.WAITING}:
+            incident = self._undecided(incident_id)
+            if incident is not None and self._has_room_again(incident, layers):
+                self._book.put(self._blamed(incident, None))
+                await self.look_for_recovery(incident_id)
+                incident = self._undecided(incident_id)
+            if incident is not None:
                 self._decide(self._as_of_now(incident), layers)
         except Exception:  # a task border: one incident must not stop the others
             log.exception("no decision about %s", incident_id)
+
+    def _undecided(self, incident_id: str) -> Incident | None:
+        incident = self._book.get(incident_id)
+        return incident if incident and incident.state in {State.OPEN, State.WAITING} else None
+
+    def _has_room_again(self, incident: Incident, layers: tuple[Layer, ...]) -> bool:
+        """Whether it only waited for room, and what it needs may be nothing but that."""
+        known = incident.cause
+        if known is None or known["kind"] != "space" or incident.cause_is_over:
+            return False
+        return self._is_mounted(incident) and blame(layers) is None
+
+    def _is_mounted(self, incident: Incident) -> bool:
+        devno = incident.filesystem.devno
+        found = self._inventory.view.superblocks.get(devno) if devno else None
+        return found is not None and found.disk_sequence == incident.filesystem.disk_sequence
 
     def _as_of_now(self, incident: Incident) -> Incident:
         """With what rests on it and what it rests on now; who was concerned once stays named."""
@@ -202,10 +229,12 @@ class Decider:
         incident = self._blamed(incident, cause)
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
         decision = policy.decide(rules, incident, scope, self.policy_state(), boottime_ns())
-        first = "decided" not in incident.timeline
+        new = "decided" not in incident.timeline or incident.untold
         incident = self._recorded(incident, decision)
+        incident = replace(incident, untold=new and incident.part_of is not None)
         self._book.put(incident)
-        if first:
+        self._add_to_cause(incident)
+        if new and not incident.untold:
             self._on_decided(incident)
         if decision.verdict is Verdict.ACT:
             self._submit(incident.incident_id, decision, scope)
@@ -223,16 +252,46 @@ class Decider:
         """The incident with what is to blame; that it is well again is kept with it."""
         now, known = time.time_ns(), incident.cause
         if cause is None:
-            if known is None or incident.cause_is_over:
-                return incident
+            if known is None or incident.cause_is_over or not self._is_mounted(incident):
+                return incident  # what nothing rests on any more has not become well by that
             over = replace(incident, cause={**known, "until": views.timestamp(now)})
             return over.noted(now, f"{known['object']} is well again")
-        same = known is not None and known["object"] == printable(cause.name)
-        if same and not incident.cause_is_over:
-            return incident
-        found = views.cause(cause.kind, cause.name, cause.text, cause.since_ns or now)
-        text = f"{found['object']} is to blame: {found['text']}"
+        found = views.cause(cause, now)
+        if cause.incident == incident.incident_id:
+            found["incident"] = None
+        same = known is not None and known["object"] == found["object"]
+        if known is not None and same and not incident.cause_is_over:
+            # Somebody may have closed the incident of what is still not well: nobody wants to be
+            # told of all that suffers from it then.
+            found["incident"] = found["incident"] or known.get("incident")
+            found["since"] = known["since"]
+            text = f"it is part of {found['incident']}"
+            if found["incident"] == known.get("incident"):
+                return replace(incident, cause=found)
+        else:
+            text = f"{found['object']} is to blame: {found['text']}"
         return replace(incident, cause=found).noted(now, text)
+
+    def _add_to_cause(self, incident: Incident) -> None:
+        """The incident of what is to blame names all that come of it, is as severe as the worst of
+        them, and is told to all who would have been told of them."""
+        cause = self._book.get(incident.part_of or "")
+        if cause is None:
+            return
+        new = tuple(ve for ve in incident.ves if ve not in cause.ves)
+        known = incident.incident_id in cause.consequences
+        grown = replace(
+            cause,
+            consequences=cause.consequences
+            if known
+            else (*cause.consequences, incident.incident_id),
+            severity=max(cause.severity, incident.severity),
+            channels=tuple(dict.fromkeys((*cause.channels, *incident.channels))),
+            ves=(*cause.ves, *new),
+            through=(*cause.through, *new),
+        )
+        if grown != cause:
+            self._book.put(grown)
 
     def _changed(self, before: Incident | None, after: Incident) -> None:
         """An object got worse or well: what rests on it, or waits for it, is decided anew."""
@@ -263,7 +322,7 @@ class Decider:
             incident.reached("decided", time.monotonic_ns()),
             rule=decision.rule,
             reached_threshold_of=decision.rule if reached else incident.reached_threshold_of,
-            channels=decision.channels or incident.channels,
+            channels=_channels(incident, decision),
             healthy_s=decision.healthy_s,
             guards=answers,
             state=State.WAITING if waiting else State.OPEN,
@@ -300,6 +359,13 @@ def _shared_with(view: NodeView, incident: Incident) -> str | None:
     elif incident.filesystem.image is not None:
         found = ownership.shared_image(view, incident.filesystem.image)
     return f"{found}; {ownership.WHAT_NOW}" if found else None
+
+
+def _channels(incident: Incident, decision: Decision) -> tuple[str, ...]:
+    """Whom to tell: also those who would have been told of what the incident is to blame for."""
+    if incident.consequences:
+        return tuple(dict.fromkeys((*decision.channels, *incident.channels)))
+    return decision.channels or incident.channels
 
 
 def _without_errors_for_want_of_space(

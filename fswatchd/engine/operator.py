@@ -78,6 +78,15 @@ class Operator:
         kept = await self._store.incidents()
         return [self._book.get(incident.incident_id) or incident for incident in kept]
 
+    def told_elsewhere(self, incident: Incident) -> bool:
+        """Whether the incident is only a part of another one that is open."""
+        return self._book.told_elsewhere(incident)
+
+    async def consequences(self, incident: Incident, limit: int) -> list[Incident]:
+        """The first of the incidents that this one is, or was, to blame for."""
+        found = [await self._store.find_incidents(one) for one in incident.consequences[:limit]]
+        return [self._book.get(one.incident_id) or one for (one, *_) in found if one]
+
     async def repair(self, target: str, by: str) -> Incident:
         """Begin to repair the filesystem of a VE, a device or a mount point."""
         filesystem, ves = await self.filesystem_of(target)

@@ -11,12 +11,13 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import replace
+from errno import ENOSPC
 
 from fswatchd import process, views
 from fswatchd.book import IncidentBook
-from fswatchd.cause import Layer
+from fswatchd.cause import Layer, is_full
 from fswatchd.devno import Devno
-from fswatchd.events import DEVICE_CLASSES, Domain, VeState, printable
+from fswatchd.events import DEVICE_CLASSES, Domain, EventClass, VeState, printable
 from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Incident
 from fswatchd.inventory import ownership
@@ -24,6 +25,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, NodeView, RemoteFilesystem, Superblock
 from fswatchd.kernel import block, devmapper
 from fswatchd.sources.state import StateSource
+from fswatchd.units import show_size
 
 _STATFS_TIMEOUT_S = 3.0
 _POOL_KNOWN_S = 2.0
@@ -56,26 +58,22 @@ class Substrate:
             return tuple(layer for remote in served for layer in _served_by(view, remote))
         if superblock is None:
             return ()
-        incidents = {
-            found.filesystem.key: found
-            for found in self._book.open_incidents()
-            if found.domain is Domain.DAMAGE
-        }
         layers: list[Layer] = []
         for number in (superblock.devno, *view.beneath(superblock.devno)):
+            ves = view.affected(number)
             host = view.superblocks.get(number)
             if host is not None and host is not superblock:
-                about = incidents.get(view.describe(host).key)
-                layers.append(await self._filesystem(host, about))
+                layers.append(replace(await self._filesystem(host), ves=ves))
             if (remote := view.remote.get(number)) is not None:
-                layers.append(self._remote(remote))
+                layers.append(replace(self._remote(remote), ves=ves))
                 layers += _served_by(view, remote)
             device = view.devices.get(number)
             if device is not None:
-                about = incidents.get(f"{device.devno}/{device.disk_sequence or 0}")
+                key = f"{device.devno}/{device.disk_sequence or 0}"
+                about = self._book.find_key(key, Domain.DAMAGE)
                 on_server = device.backing.image_devno in view.remote
                 layer = await asyncio.to_thread(_device, device, about, on_server=on_server)
-                layers.append(await self._as_pool(device, layer))
+                layers.append(replace(await self._as_pool(device, layer), ves=ves))
                 if not on_server and (quota := await self._quota(device)) is not None:
                     layers.append(quota)
         return tuple(layers)
@@ -93,36 +91,55 @@ class Substrate:
             kind="filesystem",
             name=ownership.name(view, remote),
             since_ns=lost[0].opened_ns if lost else None,
+            incident=lost[0].incident_id if lost else None,
             answers=not lost,
         )
 
-    async def _filesystem(self, superblock: Superblock, known: Incident | None) -> Layer:
-        name = views.filesystem_name(self._inventory.view, superblock)
-        health = self._state.health(superblock.devno)
-        damaged, since = "", None
-        if known is not None and (known.confirmed or known.classes & DEVICE_CLASSES):
-            own = known.klass_of_its_own
-            damaged, since = f"{own.value} (incident {known.incident_id})", known.opened_ns
-        room: os.statvfs_result | None = None
-        answers = True
-        try:
-            async with self._inventory.opened(superblock) as fd, asyncio.timeout(_STATFS_TIMEOUT_S):
-                room = await asyncio.to_thread(os.fstatvfs, fd)
-        except (TimeoutError, HelperError):
-            answers = False
-        except OSError:
-            pass  # no mount of it can be reached: its health tells, and the image is held by loop
-        return Layer(
-            kind="filesystem",
-            name=name,
-            since_ns=since,
-            free_bytes=room.f_bavail * room.f_frsize if room else None,
-            total_bytes=room.f_blocks * room.f_frsize if room else 0,
-            free_inodes=room.f_favail if room and room.f_files else None,
-            health=health,
-            damaged=damaged,
+    async def has_room(self, superblock: Superblock) -> bool | None:
+        """Whether a write to the filesystem finds room; None where nobody can tell."""
+        room, _ = await self._room(superblock)
+        return None if room is None else not is_full(_with_room(_named(""), room))
+
+    async def _filesystem(self, superblock: Superblock) -> Layer:
+        """A host filesystem as a layer.
+
+        That it is full, or has stopped, is told as an event of its own where nobody has told it
+        yet: one incident for it, and none for each that suffers from it.
+        """
+        self._state.check(superblock.devno)
+        view = self._inventory.view
+        room, answers = await self._room(superblock)
+        layer = replace(
+            _with_room(_named(views.filesystem_name(view, superblock)), room),
+            health=self._state.health(superblock.devno),
             answers=answers,
         )
+        filesystem = view.describe(superblock)
+        if is_full(layer) and self._book.find(filesystem, Domain.SPACE) is None:
+            left = "no inodes" if layer.free_inodes == 0 else show_size(layer.free_bytes or 0)
+            self._state.report(superblock, EventClass.SPACE, f"it is full: {left} left", ENOSPC)
+        full = self._book.find(filesystem, Domain.SPACE)
+        known = self._book.find(filesystem, Domain.DAMAGE)
+        if known is not None and (known.confirmed or known.classes & DEVICE_CLASSES):
+            own = known.klass_of_its_own
+            damaged = f"{own.value} (incident {known.incident_id})"
+            layer = replace(layer, damaged=damaged, since_ns=known.opened_ns)
+        return replace(
+            layer,
+            incident=known.incident_id if known else None,
+            full_incident=full.incident_id if full else None,
+        )
+
+    async def _room(self, superblock: Superblock) -> tuple[os.statvfs_result | None, bool]:
+        """What statfs says, None where it cannot be asked; and whether it answers."""
+        try:
+            async with self._inventory.opened(superblock) as fd, asyncio.timeout(_STATFS_TIMEOUT_S):
+                return await asyncio.to_thread(os.fstatvfs, fd), True
+        except (TimeoutError, HelperError):
+            return None, False
+        except OSError:
+            # No mount of it can be reached: its health tells, and the image is held by loop.
+            return None, True
 
     async def _quota(self, device: BlockDevice) -> Layer | None:
         """The room that a project quota leaves to the directory of a device's image.
@@ -161,6 +178,21 @@ class Substrate:
         if pool is None:
             return layer
         return replace(layer, lacks=pool.lacks, state=layer.state or pool.broken)
+
+
+def _named(name: str) -> Layer:
+    return Layer(kind="filesystem", name=name)
+
+
+def _with_room(layer: Layer, room: os.statvfs_result | None) -> Layer:
+    if room is None:
+        return layer
+    return replace(
+        layer,
+        free_bytes=room.f_bavail * room.f_frsize,
+        total_bytes=room.f_blocks * room.f_frsize,
+        free_inodes=room.f_favail if room.f_files else None,
+    )
 
 
 async def _pool_of(devno: Devno) -> devmapper.ThinPool | None:
@@ -203,6 +235,7 @@ def _device(device: BlockDevice, known: Incident | None, *, on_server: bool) -> 
         name=f"/dev/{device.name}",
         since_ns=since,
         errors=errors,
+        incident=known.incident_id if known else None,
         readonly=block.attribute(device.devno, "ro") == "1",
         missing=int(missing) if missing.isdecimal() else 0,
         state="" if state in _RUNNING else state,

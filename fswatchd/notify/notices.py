@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import time
 
@@ -14,6 +15,7 @@ from fswatchd.store import Delivery
 
 DRILL = "drill"
 _UPDATE_EVERY_S = 10.0
+_SETTLE_S = 1.0
 _KIND = {
     State.WAITING: "waiting",
     State.VERIFYING: "repaired",
@@ -33,6 +35,7 @@ class Notices:
         self._book = book
         self._outbox = outbox
         self._updated: dict[str, float] = {}
+        self._due: dict[str, asyncio.TimerHandle] = {}
         self._scratch: dict[str, str] = {}
         book.subscribe(self._changed)
 
@@ -81,16 +84,57 @@ class Notices:
     def _changed(self, before: Incident | None, after: Incident) -> None:
         if before is None or "decided" not in before.timeline:
             return  # nobody has been told that it exists
+        if before.untold or after.untold:
+            # The incident of its cause has been told instead. Lost data is told all the same.
+            if after.state is State.CLOSED and after.lost:
+                self.send(after, "closed")
+            return
+        if after.part_of is not None and after.part_of == before.part_of:
+            return
+        if before.channels != after.channels and after.consequences:
+            self._tell_others(before, after)
         if before.state is not after.state and after.state in _KIND:
             self.send(after, _KIND[after.state])
         elif _substance(before) != _substance(after):
-            now = time.monotonic()
-            if now - self._updated.get(after.incident_id, -_UPDATE_EVERY_S) >= _UPDATE_EVERY_S:
-                self._updated[after.incident_id] = now
-                self.send(after, "updated")
+            self._update(after, 0.0)
+        elif before.consequences != after.consequences:
+            self._update(after, _SETTLE_S)  # many suffer from one thing at once
         if after.state is State.CLOSED:
             self._updated.pop(after.incident_id, None)
+            self._forget_update(after.incident_id)
+
+    def _tell_others(self, before: Incident, after: Incident) -> None:
+        """What came of it concerns people whom its own rule does not name."""
+        known = self._resolve(before, before.channels)
+        new = [name for name in self._resolve(after, after.channels) if name not in known]
+        if new:
+            self.send(after, "opened", tuple(new))
+
+    def _update(self, incident: Incident, delay_s: float) -> None:
+        """Tell of a change, not too often: what is held back is told with the next."""
+        incident_id = incident.incident_id
+        last = self._updated.get(incident_id, -_UPDATE_EVERY_S)
+        delay_s = max(delay_s, last + _UPDATE_EVERY_S - time.monotonic())
+        if delay_s <= 0:
+            self._forget_update(incident_id)
+            self._updated[incident_id] = time.monotonic()
+            self.send(incident, "updated")
+        elif incident_id not in self._due:
+            loop = asyncio.get_running_loop()
+            self._due[incident_id] = loop.call_later(delay_s, self._update_late, incident_id)
+
+    def _update_late(self, incident_id: str) -> None:
+        del self._due[incident_id]
+        incident = self._book.get(incident_id)
+        if incident is not None and incident.part_of is None:
+            self._updated[incident_id] = time.monotonic()
+            self.send(incident, "updated")
+
+    def _forget_update(self, incident_id: str) -> None:
+        due = self._due.pop(incident_id, None)
+        if due is not None:
+            due.cancel()
 
 
 def _substance(incident: Incident) -> tuple[object, ...]:
-    return (incident.klass, incident.severity, incident.confirmed, incident.ves)
+    return (incident.klass, incident.severity, incident.confirmed, incident.ves, incident.part_of)

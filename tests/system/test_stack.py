@@ -140,7 +140,7 @@ class TestBlastRadius:
         trigger(lowest)
         incident = wait_until(lambda: about(daemon, lowest))
         assert set(incident["ves"]) == {f"declared:ve{n}" for n in (101, 102, 103, 104)}
-        assert len(daemon.incidents()) == 1
+        assert len(daemon.incidents("ve101")) == 1
         assert fswatch(daemon, "status", "ve102").returncode == 1
         for ve in ves:
             assert ve.wait_for_write()
@@ -178,7 +178,7 @@ class TestBlastRadius:
         assert incident["ves_through_stack"] == []
         wait_until(lambda: "NO  scope" in daemon.why(incident["id"]))
         assert "3 VEs share the filesystem" in daemon.why(incident["id"])
-        assert len(daemon.incidents()) == 1
+        assert len(daemon.incidents("ve101")) == 1
         assert about(daemon, device)["steps"] == []
         for ve in ves:
             assert ve.wait_for_write()

@@ -18,7 +18,7 @@ from fswatchd.kernel import block, loop
 
 
 class MiniVe:
-    """A container on an ext4 image: writes, reads, and does as it is told.
+    """A container on an image: writes, reads, and does as it is told; a `quiet` one only obeys.
 
     `before` maps an action (start, stop, kill) to a shell line that runs before it.
     """
@@ -31,7 +31,10 @@ class MiniVe:
         *,
         size: int = 256 << 20,
         files: int = 300,
-        options: str = "errors=continue",
+        fstype: str = "ext4",
+        options: str | None = None,
+        quiet: bool = False,
+        mkfs: tuple[str, ...] = (),
         before: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
     ) -> None:
@@ -42,6 +45,11 @@ class MiniVe:
         self._spec = work / f"{name}.json"
         self._before = before or {}
         self._labels = labels or {}
+        self._fstype = fstype
+        self._quiet = quiet
+        self._mkfs = mkfs
+        if options is None:
+            options = "errors=continue" if fstype == "ext4" else ""
         self.paths = self._build(size, files)
         control = work / f"{name}.sock"
         self._root = work / f"root-{name}"
@@ -54,6 +62,8 @@ class MiniVe:
             control=str(control),
             mount_options=options,
             read_paths=self.paths[100:],
+            fstype=fstype,
+            roles=("hand",) if quiet else inside.ROLES,
         ).save(self._spec)
         self.control = ControlServer(control)
 
@@ -67,10 +77,21 @@ class MiniVe:
             target.write_bytes(inside.content(path))
         with self.image.open("xb") as file:
             file.truncate(size)
-        argv = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", str(tree), str(self.image)]
-        subprocess.run(argv, check=True, capture_output=True)
+        if self._fstype == "ext4":
+            argv = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", *self._mkfs, "-d", str(tree)]
+            subprocess.run([*argv, str(self.image)], check=True, capture_output=True)
+        else:
+            subprocess.run([f"mkfs.{self._fstype}", "-q", *self._mkfs, self.image], check=True)
+            self._copy(tree)
         subprocess.run(["rm", "-r", str(tree)], check=True)
         return paths
+
+    def _copy(self, tree: Path) -> None:
+        point = self.work / f"copy-{self.name}"
+        point.mkdir()
+        subprocess.run(["mount", "-o", "loop", self.image, point], check=True)
+        subprocess.run(["cp", "-a", f"{tree}/.", point], check=True)
+        subprocess.run(["umount", point], check=True)
 
     def declaration(self) -> str:
         """The VE for ve.d."""
@@ -99,8 +120,11 @@ class MiniVe:
 
     def start(self) -> None:
         """Start it and wait until it reads and writes."""
-        subprocess.run(ve.command("start", self._spec), check=True, timeout=30)
-        assert self.control.wait_for(self.name, 15), "it does not read and write"
+        subprocess.run(ve.command("start", self._spec), check=True, timeout=60)
+        if self._quiet:
+            assert self.control.wait_for_hand(self.name, 60), "it does not obey"
+        else:
+            assert self.control.wait_for(self.name, 15), "it does not read and write"
 
     def kill(self) -> None:
         """Kill it."""

@@ -36,7 +36,12 @@ async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Incid
     one = replace(superblock(3), disk_sequence=42)
     inventory = SimpleNamespace(view=NodeView(superblocks={one.devno: one}))
     closer = Closer(
-        made, inventory, SimpleNamespace(), forget_volume=lambda _: None, poke=lambda _: None
+        made,
+        inventory,
+        SimpleNamespace(),
+        forget_volume=lambda _: None,
+        poke=lambda _: None,
+        has_room=has_room,
     )
     made.subscribe(lambda _, after: after.state is State.VERIFYING and closer.wake())
     task = asyncio.create_task(closer.run())
@@ -50,6 +55,10 @@ async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Incid
 def verifying(verified_ns: int, healthy_s: float, **more: object) -> Incident:
     timeline = {"repaired": verified_ns, "verified": verified_ns}
     return incident(state=State.VERIFYING, timeline=timeline, healthy_s=healthy_s, **more)
+
+
+async def has_room(_superblock: object) -> bool:
+    return True
 
 
 async def closed(book: IncidentBook, incident_id: str) -> None:

@@ -58,6 +58,7 @@ async def test_it_is_over_after_long_quiet_and_reads_that_succeed(
         cast("Any", SimpleNamespace()),
         forget_volume=lambda _: None,
         poke=lambda _: None,
+        has_room=cast("Any", None),
     )
     await under_test._look_at(incident)
     assert bool(book.closed) is over

@@ -45,6 +45,7 @@ def test_an_incident_whose_first_event_has_not_joined_yet_is_not_closed(
         cast("Any", state),
         forget_volume=lambda _: None,
         poke=lambda _: None,
+        has_room=cast("Any", None),
     )
     closer._look_for_recovery(incident)
     assert bool(book.closed) is has_events

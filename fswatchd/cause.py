@@ -18,6 +18,8 @@ _FULL_BYTES = 1 << 20
 _FULL_SHARE = 1000
 _FULL_MOST_BYTES = 64 << 20
 
+_STOPPED = {Health.SHUTDOWN: "it is shut down", Health.READONLY: "it is read-only"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
@@ -118,6 +120,4 @@ def _unwell(layer: Layer) -> str | None:
         if layer.free_inodes == 0:
             return "it has no inodes left"
         return f"it is full: {show_size(layer.free_bytes or 0)} left"
-    if layer.health in {Health.SHUTDOWN, Health.READONLY}:
-        return f"it is {layer.health.value}"
-    return layer.damaged or None
+    return _STOPPED.get(layer.health) or layer.damaged or None

@@ -42,8 +42,12 @@ _ENDED = {
 
 def of(found: Incident) -> str:
     """The sentences, on one line."""
-    said = [_what(found), *_whom(found), *_to_blame(found), *_lost(found), *_next(found)]
-    return printable(" ".join(said), 4000)
+    return printable(" ".join(sentences(found)), 4000)
+
+
+def sentences(found: Incident) -> list[str]:
+    """The sentences, in the order in which they matter."""
+    return [_what(found), *_whom(found), *_to_blame(found), *_lost(found), *_next(found)]
 
 
 def _what(found: Incident) -> str:

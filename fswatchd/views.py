@@ -61,6 +61,7 @@ def incident(found: Incident) -> dict[str, Any]:
         "filesystem": filesystem(found.filesystem),
         "stack": list(found.stack),
         "stack_text": chain(found.stack) or None,
+        "stack_lines": lines(found.stack, found.cause),
         "cause": found.cause,
         "part_of": found.part_of,
         "consequences": list(found.consequences),
@@ -156,17 +157,35 @@ def stack(view: NodeView, found: Superblock, ve: VeId | None = None) -> list[dic
 
 def chain(layers: Sequence[Mapping[str, Any]]) -> str:
     """The way from a filesystem to the disk: `/ is ext4 on loop1, image /a.raw, on xfs /vz …`."""
-    words: list[str] = []
+    return ", ".join(words for words, _ in _worded(layers))
+
+
+def lines(
+    layers: Sequence[Mapping[str, Any]], cause: Mapping[str, object] | None = None
+) -> list[str]:
+    """The same, one layer a line, with a mark at the one that is to blame."""
+    blamed = "" if cause is None or "until" in cause else str(cause["object"])
+    marked: list[str] = []
+    for words, layer in _worded(layers):
+        own = {f"/dev/{layer['device']}"} if layer["kind"] != "filesystem" else {words, words[3:]}
+        mark = f"   <-- the cause: {cause['text']}" if cause and blamed in own else ""
+        marked.append(f"{'  ' if marked else ''}{words}{mark}")
+    return marked
+
+
+def _worded(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    words: list[tuple[str, Mapping[str, Any]]] = []
     for layer in layers:
         if layer["kind"] == "filesystem":
-            words.append(_filesystem_words(layer, first=not words))
+            words.append((_filesystem_words(layer, first=not words), layer))
         elif layer["kind"] == "loop" or layer["image"]:
             where = layer["image"] or f"a file without a known name (inode {layer['inode']})"
-            words.append(f"image {where}")
+            words.append((f"image {where}", layer))
         elif layer["on"]:
             label = f" {layer['label']}" if layer["label"] else ""
-            words.append(f"{layer['kind']} {layer['device']}{label} of {', '.join(layer['on'])}")
-    return ", ".join(words)
+            on = ", ".join(layer["on"])
+            words.append((f"{layer['kind']} {layer['device']}{label} of {on}", layer))
+    return words
 
 
 def _filesystem_words(layer: Mapping[str, Any], *, first: bool) -> str:

@@ -28,8 +28,6 @@ def why(incident: Incident, consequences: Sequence[Incident] = ()) -> str:
         *_lost(incident),
         *_came_of_it(incident, consequences),
         "",
-        summary.of(incident),
-        "",
         *_evidence(incident),
         "",
         *_decision(incident),
@@ -53,6 +51,9 @@ def _head(incident: Incident) -> list[str]:
     what = f"{incident.klass.value} ({incident.severity.label})"
     lines = [
         f"Incident {incident.incident_id}: {what}, {state}",
+        "",
+        *(f"  {sentence}" for sentence in summary.sentences(incident)),
+        "",
         f"  VE          {', '.join(incident.direct_ves) or 'none: it belongs to no VE'}",
         f"  Filesystem  {filesystem.fstype or 'unknown'} on {where}"
         + (f" ({filesystem.devno})" if filesystem.devno else "")
@@ -104,6 +105,8 @@ def _came_of_it(incident: Incident, shown: Sequence[Incident]) -> list[str]:
     for one in shown:
         whose = ", ".join(one.direct_ves) or one.filesystem.device or "unknown"
         state = one.state.value + (f", {one.outcome.value}" if one.outcome else "")
+        if one.lost:
+            state += f", data of {len(one.lost)} file{'s' if len(one.lost) > 1 else ''} lost"
         lines.append(f"              {one.incident_id}  {whose}: {one.klass.value}, {state}")
     if (more := len(incident.consequences) - len(shown)) > 0:
         lines.append(f"              and {more} more")

@@ -58,8 +58,9 @@ def incident(arguments: argparse.Namespace, client: Client) -> int:
         return Exit.OK
     _show_incidents([document])
     print(document["summary"])
-    if document["stack_text"]:
-        print(f"From the VE to the disk: {document['stack_text']}")
+    if document["stack_lines"]:
+        print("From there down to the disk:")
+        print("\n".join(f"  {line}" for line in document["stack_lines"]))
     if document["consequences"]:
         print(f"Came of it: {_some(document['consequences'])}")
     render.table(

@@ -67,6 +67,8 @@ class Decider:
         book.subscribe(self._changed)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looking = asyncio.Lock()
+        self._next_look: asyncio.Task[None] | None = None
         self.mode: Mode = mode
         self.rules = RuleSet()
         # Closes an incident that only waited for room, when that was all; set by the daemon.
@@ -172,8 +174,7 @@ class Decider:
 
     async def _look_and_decide(self, incident_id: str) -> None:
         try:
-            # Who uses the filesystem now, not some seconds ago.
-            await self._inventory.refresh()
+            await self._look_again()
             incident = self._book.get(incident_id)
             if incident is None:
                 return
@@ -187,6 +188,22 @@ class Decider:
                 self._decide(self._as_of_now(incident), layers)
         except Exception:  # a task border: one incident must not stop the others
             log.exception("no decision about %s", incident_id)
+
+    async def _look_again(self) -> None:
+        """Who uses the filesystem now, not some seconds ago.
+
+        One look for all that ask before it begins: a host that fails makes many ask at once.
+        """
+        if self._next_look is None:
+            self._next_look = asyncio.get_running_loop().create_task(self._look())
+            self._tasks.add(self._next_look)
+            self._next_look.add_done_callback(self._tasks.discard)
+        await asyncio.shield(self._next_look)
+
+    async def _look(self) -> None:
+        async with self._looking:
+            self._next_look = None
+            await self._inventory.refresh()
 
     def _undecided(self, incident_id: str) -> Incident | None:
         incident = self._book.get(incident_id)

@@ -97,8 +97,8 @@ class Notices:
             self.send(after, _KIND[after.state])
         elif _substance(before) != _substance(after):
             self._update(after, 0.0)
-        elif before.consequences != after.consequences:
-            self._update(after, _SETTLE_S)  # many suffer from one thing at once
+        elif _extent(before) != _extent(after):
+            self._update(after, _SETTLE_S)  # it grows by many at once
         if after.state is State.CLOSED:
             self._updated.pop(after.incident_id, None)
             self._forget_update(after.incident_id)
@@ -134,6 +134,10 @@ class Notices:
         due = self._due.pop(incident_id, None)
         if due is not None:
             due.cancel()
+
+
+def _extent(incident: Incident) -> tuple[int, int]:
+    return (len(incident.consequences), len(incident.lost))
 
 
 def _substance(incident: Incident) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ def names(ves: list[MiniVe]) -> set[str]:
     return {f"declared:{ve.name}" for ve in ves}
 
 
+def declared(incident: dict[str, Any]) -> set[str]:
+    """The VEs of the test: a container of another test may have all mounts of the node."""
+    return {ve for ve in incident["ves"] if ve.startswith("declared:")}
+
+
 def devices(work: Path) -> set[str]:
     """The loop devices of the test: other tests on the machine have incidents of their own."""
     images = (path for path in work.rglob("*.img") if path.is_file())
@@ -72,25 +78,25 @@ class TestOneIncident:
         shut_down(host)
         for ve in ves:
             ve.ask("write", path="/new", size="65536")
-        cause = wait_until(lambda: about(daemon, device_of(work / "vz.img")), 60)
+        cause = wait_until(lambda: about(daemon, device_of(work / "vz.img")), 120)
 
         def parts() -> list[dict[str, Any]]:
             return [i for i in daemon.incidents() if i["part_of"] == cause["id"]]
 
         wait_until(
-            lambda: {ve for i in parts() for ve in i["ves"]} == names(ves), 60, "all to suffer"
+            lambda: set().union(*(declared(i) for i in parts())) == names(ves), 120, "all to suffer"
         )
         wait_until(
             lambda: any(
                 set(i["consequences"]) == {part["id"] for part in parts()}
                 for i in told(receiver, "updated")
             ),
-            60,
+            120,
             "a notice that names all that came of it",
         )
         assert ours(work, told(receiver, "opened")) == [cause["id"]]
         opened = next(i for i in told(receiver, "opened") if i["id"] == cause["id"])
-        assert set(opened["ves"]) == names(ves)
+        assert declared(opened) == names(ves)
         assert ours(work, told(receiver, "waiting")) == []
         assert set(ours(work, told(receiver, "updated"))) == {cause["id"]}
         assert shown(daemon, work) == [cause["id"]]
@@ -107,7 +113,9 @@ class TestOneIncident:
         assert one.returncode == 1
         assert cause in one.stdout
         assert "The cause is ext4" in one.stdout
-        assert f"It concerns {COUNT - 1} other VEs" in one.stdout
+        assert re.search(r"It concerns (\d+) other VEs \(", one.stdout)
+        part = fswatch(daemon, "incident", daemon.incidents("ve105")[0]["id"]).stdout
+        assert "<-- the cause: it is shut down" in part
         story = daemon.why(cause)
         assert f"Came of it  {COUNT} incidents" in story
         assert f"{COUNT} VEs rest on it" in story
@@ -119,7 +127,7 @@ class TestOneIncident:
         ves = [make_ve(f"ve{101 + n}", on=host, **SMALL) for n in range(3)]
         run_telling(daemon, receiver, work, *ves, mode="observe", rules=rules.TELL)
         ves[1].ask("abort")
-        wait_until(lambda: ours(work, told(receiver, "opened")), 60)
+        wait_until(lambda: ours(work, told(receiver, "opened")), 120)
         (found,) = daemon.incidents("ve102")
         assert found["ves"] == ["declared:ve102"]
         assert (found["part_of"], found["cause"], found["consequences"]) == (None, None, [])
@@ -162,24 +170,24 @@ class TestFullHost:
             assert answer["failed"] == errno.ENOSPC, kind
             inodes[kind] = answer["inode"]
         stop_for_good(ves["ext4"])
-        cause = wait_until(lambda: about(daemon, device_of(work / "full.img")), 60)
+        cause = wait_until(lambda: about(daemon, device_of(work / "full.img")), 120)
         assert (cause["class"], cause["consequences"] != []) == ("space", True)
-        assert set(cause["ves"]) == names(list(ves.values()))
+        assert declared(cause) == names(list(ves.values()))
 
         def damage(kind: str) -> dict[str, Any]:
             found = daemon.incidents(f"ve-{kind}")
             return next((i for i in found if i["class"] != "space" and i["id"] != cause["id"]), {})
 
         for kind in ves:
-            wait_until(lambda kind=kind: damage(kind).get("part_of") == cause["id"], 60, kind)
+            wait_until(lambda kind=kind: damage(kind).get("part_of") == cause["id"], 120, kind)
             assert damage(kind)["cause"]["kind"] == "space"
             assert damage(kind)["waiting_for"] == "cause"
             assert damage(kind)["steps"] == []
-        wait_until(lambda: shown(daemon, work) == [cause["id"]], 60)
+        wait_until(lambda: shown(daemon, work) == [cause["id"]], 120)
         assert ours(work, told(receiver, "opened")) == [cause["id"]]
         for kind in ("ext4", "xfs"):
             wait_until(
-                lambda kind=kind: inodes[kind] in [f["inode"] for f in damage(kind)["lost"]], 60
+                lambda kind=kind: inodes[kind] in [f["inode"] for f in damage(kind)["lost"]], 120
             )
             assert f"inode {inodes[kind]}" in daemon.why(damage(kind)["id"])
         before = {kind: ve.inode for kind, ve in ves.items()}
@@ -202,7 +210,7 @@ class TestFullHost:
         for kind in ("ext4", "xfs"):
             (answer, _) = ves[kind].ask("write", path="/after", size="4096")
             assert answer["failed"] is None, kind
-        wait_until(lambda: about(daemon, device_of(work / "full.img"))["state"] == "closed", 60)
+        wait_until(lambda: about(daemon, device_of(work / "full.img"))["state"] == "closed", 120)
         # The XFS told nobody that it waited, but that it has lost data.
         (closed,) = wait_until(
             lambda: [i for i in told(receiver, "closed") if i["id"] == damage("xfs")["id"]], 60

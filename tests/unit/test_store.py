@@ -13,7 +13,7 @@ import pytest
 from fswatchd.incidents import Outcome, State, StepRecord
 from fswatchd.spool import Spool
 from fswatchd.store import Delivery, Store, StoredEvent, StoreError
-from tests.unit.builders import NOW_NS, event, incident
+from tests.unit.builders import NOW_NS, event, incident, lost_write
 
 
 @pytest.fixture
@@ -237,3 +237,13 @@ async def test_a_caller_that_gives_up_does_not_break_the_thread(store: Store) ->
     store.save_incident(incident()).cancel()
     await add(store, stored(store))
     assert len(await store.open_incidents()) == 1
+
+
+async def test_which_file_has_lost_data_comes_back_with_the_event(store: Store) -> None:
+    line = "loop5: writeback error on inode 133, offset 8192, sector 2240"
+    lost = lost_write(inode=133, offset=8192)
+    one = event("kmsg", "data_loss", detail=line, lost=lost)
+    cursor = store.next_cursor()
+    await add(store, StoredEvent(cursor=cursor, event=one, ves=(), incident_id="i"))
+    (again,) = await store.events_of("i", 0)
+    assert again.event.lost == lost

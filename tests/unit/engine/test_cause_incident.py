@@ -234,9 +234,34 @@ async def test_its_story_names_the_cause_who_else_suffers_and_what_to_do(engine:
     one = await engine.open("one", 3)
     text = views.incident(one)["summary"]
     for part in (
-        "The cause is ext4 /vz (loop0) beneath it: it is shutdown.",
+        "The cause is ext4 /vz (loop0) beneath it: it is shut down.",
         "It concerns 1 other VE (lxc:ve102)",
         "(incident host)",
     ):
         assert part in text
     assert one.state is State.WAITING or one.guards
+
+
+async def test_many_that_are_decided_about_at_once_need_few_looks_at_the_node(
+    engine: Engine,
+) -> None:
+    looks = 0
+
+    async def refresh() -> None:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0.01)
+
+    engine.decider._inventory.refresh = refresh  # type: ignore[assignment,method-assign]
+    for number in range(50):
+        engine.book.put(
+            builders.incident(
+                incident_id=f"one{number}",
+                filesystem=builders.filesystem(devno=Devno(7, 20 + number)),
+            )
+        )
+    names = [f"one{number}" for number in range(50)]
+    await asyncio.gather(*(engine.decider._look_and_decide(name) for name in names))
+    decided = [engine.book.get(name) for name in names]
+    assert all(one is not None and "decided" in one.timeline for one in decided)
+    assert 1 <= looks <= 2

@@ -135,3 +135,21 @@ def test_an_image_on_btrfs_rests_on_the_superblock_and_not_on_the_subvolume() ->
     )
     assert seen.beneath(Devno(7, 1)) == (host.devno,)
     assert seen.affected(host.devno) == ("lxc:ve101", "lxc:ve102")
+
+
+@pytest.mark.parametrize(
+    ("blamed", "line"),
+    [("ext4 /vz (loop0)", 2), ("/dev/loop0", 3), ("/dev/loop1", 1), ("ext4 / (sda1)", 4)],
+)
+def test_the_layer_that_is_to_blame_is_marked_on_the_way_down(blamed: str, line: int) -> None:
+    seen = node()
+    layers = views.stack(seen, seen.superblocks[Devno(7, 1)], VeId("lxc:ve101"))
+    cause = {"object": blamed, "text": "it is full"}
+    marked = [
+        number
+        for number, text in enumerate(views.lines(layers, cause))
+        if text.endswith("<-- the cause: it is full")
+    ]
+    assert marked == [line]
+    over = {**cause, "until": "2026-11-21T14:57:50Z"}
+    assert not any("cause" in text for text in views.lines(layers, over))

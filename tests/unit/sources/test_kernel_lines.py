@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fswatchd.events import EventClass, LostWrite, Severity
 from fswatchd.kernlog.grammar import shipped
 from fswatchd.sources.kernel_lines import KernelLineSource
 from tests.collected import Collected
@@ -82,3 +83,59 @@ def test_suppressed_lines_are_a_loss() -> None:
 def test_what_a_tenant_chose_is_escaped_where_it_is_shown() -> None:
     (found,) = take(REAL.replace("comm ls", "comm \x1b[2J")).events or [None]
     assert found is None or "\x1b" not in found.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        (
+            (
+                "EXT4-fs warning (device loop4): ext4_end_bio:368: I/O error 3 writing to inode 13 "
+                "starting block 9217)"
+            ),
+            LostWrite(inode=13),
+        ),
+        (
+            (
+                "EXT4-fs (loop4): Delayed block allocation failed for inode 13 at logical offset 0 "
+                "with max blocks 2 with error 28"
+            ),
+            LostWrite(inode=13, blocks=2),
+        ),
+        (
+            (
+                "EXT4-fs (sda1): failed to convert unwritten extents to written extents -- "
+                "potential data loss!  (inode 12, offset 0, size 4096, error -5)"
+            ),
+            LostWrite(inode=12, offset=0, size=4096),
+        ),
+        (
+            "loop5: writeback error on inode 133, offset 8192, sector 2240",
+            LostWrite(inode=133, offset=8192),
+        ),
+        (
+            "XFS (sdb1): page discard on page ffffea0004d2c1c0, inode 0x85, offset 4096.",
+            LostWrite(inode=133, offset=4096),
+        ),
+    ],
+)
+def test_a_line_that_names_a_file_whose_data_is_lost_is_an_event_of_that(text, lost) -> None:
+    (found,) = take(text).events
+    assert (found.klass, found.severity) == (EventClass.DATA_LOSS, Severity.CRITICAL)
+    assert found.lost == lost
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "critical space allocation error, dev loop5, sector 2240 op 0x1:(WRITE) flags 0x800",
+        (
+            "EXT4-fs warning (device loop1): htree_dirblock_to_tree:1003: inode #2: lblock 0: "
+            "comm ls: error -5 reading directory block"
+        ),
+    ],
+)
+def test_an_error_that_names_no_lost_data_keeps_its_class(text: str) -> None:
+    (found,) = take(text).events
+    assert found.klass is not EventClass.DATA_LOSS
+    assert found.lost is None

@@ -1,0 +1,70 @@
+"""An incident in a few sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fswatchd import summary
+from fswatchd.api import prose
+from fswatchd.incidents import Outcome, State
+from tests.unit.builders import NOW_NS, event, incident, lost_write
+
+
+def test_files_that_have_lost_data_are_named_with_what_the_kernel_has_told() -> None:
+    found = incident()
+    for lost in (
+        lost_write(inode=12, size=4096, offset=0),
+        lost_write(inode=12, size=8192, offset=4096),
+        lost_write(inode=13, blocks=2048),
+        lost_write(inode=14),
+    ):
+        found = found.joined(event("kmsg", "data_loss", lost=lost), NOW_NS)
+    story = prose.why(found)
+    for line in (
+        "data of files of lxc:ve101",
+        "inode 12, at most 12 KiB, from byte 0 on",
+        "inode 13, at most 2048 blocks",
+        "inode 14\n",
+        "debugfs -R 'ncheck INODE' /dev/loop3",
+        "Data of 3 files was lost and cannot be brought back",
+    ):
+        assert line in story
+    assert [(file.inode, file.count) for file in found.lost] == [(12, 2), (13, 1), (14, 1)]
+
+
+def test_where_the_kernel_names_no_file_that_is_said_too() -> None:
+    cause = {"kind": "space", "object": "xfs /vz (loop0)", "text": "it is full", "since": "now"}
+    found = incident(event("state", "readonly"), cause=cause)
+    assert "it does not say of which files" in prose.why(found)
+    assert "Lost" not in prose.why(incident(event("state", "readonly")))
+
+
+def test_lost_data_does_not_hide_what_can_be_repaired_when_there_is_room_again() -> None:
+    cause = {"kind": "space", "object": "xfs /vz (loop0)", "text": "it is full", "until": "now"}
+    events = (event("kmsg", "io_error"), event("kmsg", "data_loss"), event("state", "readonly"))
+    assert incident(*events, cause=cause).klass_of_its_own == "readonly"
+    assert incident(*events[:2], cause=cause).klass_of_its_own == "data_loss"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"state": State.NEEDS_OPERATOR}, "It needs you"),
+        ({"state": State.WAITING, "waiting_for": "approval"}, "fswatch approve 20261121-abcde"),
+        ({"state": State.CLOSED, "outcome": Outcome.RECOVERED}, "well again without a repair"),
+    ],
+)
+def test_it_ends_with_what_happens_next(more, said: str) -> None:
+    assert said in summary.sentences(replace(incident(), **more))[-1]
+
+
+def test_an_incident_of_the_node_says_how_many_rest_on_it() -> None:
+    ves = tuple(f"lxc:ve{number}" for number in range(200))
+    found = replace(incident(), ves=ves, through=ves, consequences=("one", "two"))
+    said = summary.of(found)
+    assert "of this node is damaged." in said
+    assert "200 VEs rest on it: lxc:ve0, " in said
+    assert "and 192 more" in said
+    assert "2 incidents came of it" in said

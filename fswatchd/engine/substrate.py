@@ -31,6 +31,7 @@ _STATFS_TIMEOUT_S = 3.0
 _POOL_KNOWN_S = 2.0
 _PROJECT_QUOTA = frozenset({"ext4", "xfs", "f2fs"})
 _NONE = Devno(0, 0)
+_MEASURED_S = 1.0
 # What `device/state` says of a disk that does its work (drivers/scsi/scsi_sysfs.c, nvme/host).
 _RUNNING = frozenset({"running", "live", ""})
 
@@ -43,6 +44,7 @@ class Substrate:
         self._state = state
         self._book = book
         self._pools: dict[Devno, tuple[float, devmapper.ThinPool | None]] = {}
+        self._measures: dict[object, tuple[float, asyncio.Task[Layer]]] = {}
 
     async def beneath(self, incident: Incident) -> tuple[Layer, ...]:
         """The filesystem's own device and all that lies beneath, nearest first.
@@ -106,14 +108,8 @@ class Substrate:
         That it is full, or has stopped, is told as an event of its own where nobody has told it
         yet: one incident for it, and none for each that suffers from it.
         """
-        self._state.check(superblock.devno)
+        layer = await self._measured(superblock)
         view = self._inventory.view
-        room, answers = await self._room(superblock)
-        layer = replace(
-            _with_room(_named(views.filesystem_name(view, superblock)), room),
-            health=self._state.health(superblock.devno),
-            answers=answers,
-        )
         filesystem = view.describe(superblock)
         if is_full(layer) and self._book.find(filesystem, Domain.SPACE) is None:
             left = "no inodes" if layer.free_inodes == 0 else show_size(layer.free_bytes or 0)
@@ -129,6 +125,26 @@ class Substrate:
             incident=known.incident_id if known else None,
             full_incident=full.incident_id if full else None,
         )
+
+    async def _measured(self, superblock: Superblock) -> Layer:
+        """Its room and health, of a moment ago at most: when a host fails all that rests on it is
+        decided about at once, and asking is not free."""
+        now = time.monotonic()
+        self._measures = {
+            key: known for key, known in self._measures.items() if now - known[0] < _MEASURED_S
+        }
+        key = superblock.identity
+        if key not in self._measures:
+            task = asyncio.get_running_loop().create_task(self._measure(superblock))
+            self._measures[key] = (now, task)
+        return await asyncio.shield(self._measures[key][1])
+
+    async def _measure(self, superblock: Superblock) -> Layer:
+        self._state.check(superblock.devno)
+        room, answers = await self._room(superblock)
+        name = views.filesystem_name(self._inventory.view, superblock)
+        health = self._state.health(superblock.devno)
+        return replace(_with_room(_named(name), room), health=health, answers=answers)
 
     async def _room(self, superblock: Superblock) -> tuple[os.statvfs_result | None, bool]:
         """What statfs says, None where it cannot be asked; and whether it answers."""

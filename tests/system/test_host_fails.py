@@ -94,7 +94,7 @@ class TestOneIncident:
             120,
             "a notice that names all that came of it",
         )
-        assert ours(work, told(receiver, "opened")) == [cause["id"]]
+        wait_until(lambda: ours(work, told(receiver, "opened")) == [cause["id"]], 120)
         opened = next(i for i in told(receiver, "opened") if i["id"] == cause["id"])
         assert declared(opened) == names(ves)
         assert ours(work, told(receiver, "waiting")) == []
@@ -184,7 +184,7 @@ class TestFullHost:
             assert damage(kind)["waiting_for"] == "cause"
             assert damage(kind)["steps"] == []
         wait_until(lambda: shown(daemon, work) == [cause["id"]], 120)
-        assert ours(work, told(receiver, "opened")) == [cause["id"]]
+        wait_until(lambda: ours(work, told(receiver, "opened")) == [cause["id"]], 120)
         for kind in ("ext4", "xfs"):
             wait_until(
                 lambda kind=kind: inodes[kind] in [f["inode"] for f in damage(kind)["lost"]], 120

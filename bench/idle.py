@@ -27,11 +27,11 @@ def run(ves: int = _VES, seconds: int = _SECONDS) -> tuple[dict[str, Any], str]:
             with daemon(paths, config) as (client, pid):
                 wait_until(lambda: _known(client) >= ves, 120)
                 time.sleep(5)  # what follows a start is not idleness
-                before = _cpu_s(pid)
+                before = cpu_s(pid)
                 time.sleep(seconds)
-                share = (_cpu_s(pid) - before) / seconds * 100
-                memory = sum(_rss_mb(p) for p in [pid, *_children(pid)])
-                own = _rss_mb(pid)
+                share = (cpu_s(pid) - before) / seconds * 100
+                memory = sum(rss_mb(p) for p in [pid, *_children(pid)])
+                own = rss_mb(pid)
         finally:
             for process in processes:
                 process.terminate()
@@ -69,7 +69,8 @@ def _known(client: Any) -> int:
     return sum(bool(ve["filesystems"]) for ve in client.get("/v1/status")["ves"])
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a daemon and its helpers have used."""
     total = 0.0
     for each in [pid, *_children(pid)]:
         fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
@@ -81,6 +82,7 @@ def _children(pid: int) -> list[int]:
     return [int(w) for w in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
+    """Resident memory of a process, in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -29,10 +29,13 @@ def merged(found: Iterable[Ve]) -> dict[VeId, Ve]:
         result[ve.ve_id] = ve
         if ve.init_pid is not None:
             by_init[ve.init_pid] = ve.ve_id
+    by_name: dict[str, list[Ve]] = {}
+    for ve in result.values():
+        by_name.setdefault(ve.name, []).append(ve)
     for ve in ves:
         if ve.platform == DECLARED:
             twin = by_init.get(ve.init_pid) if ve.init_pid is not None else None
-            twin = twin or _with_the_same_volume(result, ve)
+            twin = twin or _with_the_same_volume(by_name.get(ve.name, ()), ve)
             completed = _completed(result[twin], ve) if twin else ve
             result[completed.ve_id] = completed
             if completed.init_pid is not None:
@@ -70,11 +73,9 @@ def _also_called(ve: Ve, other: Ve) -> Ve:
     return replace(ve, aliases=tuple(aliases), busy=ve.busy or other.busy)
 
 
-def _with_the_same_volume(known: dict[VeId, Ve], declared: Ve) -> VeId | None:
-    for ve in known.values():
-        if ve.name == declared.name and _places(ve) & _places(declared):
-            return ve.ve_id
-    return None
+def _with_the_same_volume(namesakes: Iterable[Ve], declared: Ve) -> VeId | None:
+    places = _places(declared)
+    return next((ve.ve_id for ve in namesakes if places & _places(ve)), None)
 
 
 def _places(ve: Ve) -> set[str | None]:

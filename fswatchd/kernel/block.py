@@ -42,10 +42,10 @@ def devno_of(name: str, sysfs: Path = SYSFS) -> Devno | None:
 
 def disk_sequence(devno: Devno) -> int | None:
     """The disk's DISKSEQ: never the same again when a name or number is reused (Linux 5.15)."""
-    base = Path(f"/sys/dev/block/{devno}")
-    for path in (base / "diskseq", base / ".." / "diskseq"):
+    for place in ("diskseq", "../diskseq"):
         try:
-            return int(path.read_text(encoding="ascii"))
+            with open(f"/sys/dev/block/{devno}/{place}", "rb", buffering=0) as file:
+                return int(file.readall())
         except (OSError, ValueError):
             continue
     return None

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 
@@ -47,6 +48,12 @@ def is_alive(pid: int, started: int | None) -> bool:
     return started is None or int(fields[19]) == started
 
 
+def living_since(pid: int) -> int | None:
+    """`start_time` of a process that is there and no zombie; None else."""
+    fields = _stat_fields(pid)
+    return int(fields[19]) if len(fields) > 19 and fields[0] not in {b"Z", b"X"} else None
+
+
 def children(pid: int) -> list[int]:
     """The processes that `pid` is the parent of (/proc/PID/task/TID/children, proc(5))."""
     try:
@@ -85,14 +92,13 @@ def arguments(pid: int) -> list[str]:
 def is_container_init(pid: int) -> bool:
     """Whether `pid` is process 1 of a PID namespace directly below ours."""
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("NSpid:"):
-                    ids = line.split()[1:]
-                    return len(ids) == 2 and ids[1] == "1"
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            # A newline in the name is escaped: no other line can begin like this one.
+            _, _, rest = file.readall().partition(b"\nNSpid:")
     except OSError:
-        pass
-    return False
+        return False
+    ids = rest.partition(b"\n")[0].split()
+    return len(ids) == 2 and ids[1] == b"1"
 
 
 def command_name(pid: int) -> str:
@@ -111,6 +117,12 @@ def mount_namespace_inode(pid: int | str) -> int | None:
         return int(text.removeprefix("mnt:[").removesuffix("]"))
     except (OSError, ValueError):
         return None
+
+
+@cache
+def own_mount_namespace() -> int | None:
+    """`mount_namespace_inode` of this process, which never changes it."""
+    return mount_namespace_inode("self")
 
 
 def cgroups(pid: int) -> dict[str, str]:

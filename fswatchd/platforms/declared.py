@@ -6,7 +6,7 @@ freeze, thaw and lock.
 
 from __future__ import annotations
 
-import math
+import asyncio
 import os
 import tomllib
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ from fswatchd.kernel import cgroup, mounts, proc
 _INIT_TIMEOUT_S = 2.0
 # A file's time comes from the last timer interrupt, up to 10 ms ago (CONFIG_HZ=100).
 _FILE_TIME_LAG_S = 0.02
+_IN_A_ROW = 16
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")]
 Argv = Annotated[list[str], Field(min_length=1)]
@@ -122,20 +123,20 @@ class DeclaredPlatform:
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = tuple(directories)
-        self._read: dict[Path, tuple[tuple[int, int, int], list[DeclaredVe]]] = {}
+        self._read: dict[str, tuple[tuple[int, int, int], list[DeclaredVe]]] = {}
 
     def watch_directories(self) -> list[str]:
         """The directories of the declarations, and the cgroup root."""
         roots = [str(root) for root in cgroup.hierarchies()[:1]]
         return [*(str(path) for path in self._directories), *roots]
 
-    def _load(self, path: Path) -> list[DeclaredVe]:
+    def _load(self, path: str) -> list[DeclaredVe]:
         """The VEs of a file, parsed again only when it has changed."""
         signature = _signature(path)
         known = self._read.get(path)
         if known is None or known[0] != signature:
             self._read.pop(path, None)
-            known = self._read[path] = (signature, load_file(path))
+            known = self._read[path] = (signature, load_file(Path(path)))
         return known[1]
 
     async def list_ves(self) -> list[Ve]:
@@ -143,10 +144,12 @@ class DeclaredPlatform:
         found: dict[str, Ve] = {}
         problems: list[str] = []
         for directory in self._directories:
-            for path in sorted(directory.glob("*.toml")):
+            for path in _files(directory):
                 try:
                     for declared in self._load(path):
                         found[declared.name] = await build(declared, self.name)
+                        if len(found) % _IN_A_ROW == 0:
+                            await asyncio.sleep(0)  # events do not wait for a thousand VEs
                 except (ConfigError, OSError) as error:
                     problems.append(str(error))
         if problems:
@@ -155,16 +158,24 @@ class DeclaredPlatform:
         return list(found.values())
 
 
-def _signature(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _files(directory: Path) -> list[str]:
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return sorted(f"{directory}/{name}" for name in names if name.endswith(".toml"))
+
+
+def _signature(path: str) -> tuple[int, int, int]:
+    status = os.stat(path)
     return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 async def build(declared: DeclaredVe, platform: str) -> Ve:
     """The VE as it is now."""
-    init = await _find_init(declared)
+    init, started = await _find_init(declared)
     inode, namespace_id = (mounts.namespace_of(init) if init is not None else None) or (None, None)
-    if inode == proc.mount_namespace_inode("self"):
+    if inode == proc.own_mount_namespace():
         inode = namespace_id = None  # the node's: mounts there say nothing about this VE
     state = VeState.STOPPED
     if init is not None:
@@ -178,7 +189,7 @@ async def build(declared: DeclaredVe, platform: str) -> Ve:
         state=state,
         labels=dict(declared.labels),
         init_pid=init,
-        init_started=proc.start_time(init) if init is not None else None,
+        init_started=started,
         namespace=NamespaceKey(inode) if inode is not None else None,
         namespace_id=namespace_id,
         cgroup=declared.cgroup,
@@ -199,30 +210,31 @@ async def build(declared: DeclaredVe, platform: str) -> Ve:
     )
 
 
-async def _find_init(declared: DeclaredVe) -> int | None:
+async def _find_init(declared: DeclaredVe) -> tuple[int | None, int | None]:
+    """The first process and its start time; (None, None) where it does not run."""
     if declared.cgroup:
-        members = [pid for pid in cgroup.pids(declared.cgroup) if proc.is_alive(pid, None)]
-        if members:
-            inits = [pid for pid in members if proc.is_container_init(pid)]
-            return min(inits or members, key=_age)
+        ages = {
+            pid: (started, pid)  # numbers alone begin anew after the largest one
+            for pid in cgroup.pids(declared.cgroup)
+            if (started := proc.living_since(pid)) is not None
+        }
+        if ages:
+            inits = [pid for pid in ages if len(ages) > 1 and proc.is_container_init(pid)]
+            started, first = min(ages[pid] for pid in inits or ages)
+            return first, started
     if declared.pid_file:
         pid = read_pid_file(declared.pid_file)
         if pid is not None:
-            return pid
+            return pid, proc.start_time(pid)
     if declared.init:
         try:
             answer = await process.run(declared.init, timeout_s=_INIT_TIMEOUT_S)
         except process.ProcessError:
-            return None
-        first = (answer.output.split() or [""])[0]
-        if answer.succeeded and first.isdecimal() and os.path.exists(f"/proc/{first}"):
-            return int(first)
-    return None
-
-
-def _age(pid: int) -> tuple[float, int]:
-    """Orders processes by their start; numbers alone begin anew after the largest one."""
-    return (proc.start_time(pid) or math.inf, pid)
+            return None, None
+        word = (answer.output.split() or [""])[0]
+        if answer.succeeded and word.isdecimal() and os.path.exists(f"/proc/{word}"):
+            return int(word), proc.start_time(int(word))
+    return None, None
 
 
 def read_pid_file(path: str) -> int | None:

@@ -225,6 +225,8 @@ class StateSource(Source):
                     self._report(watched.superblock, found)
 
     def _report(self, superblock: Superblock, found: list[Finding]) -> None:
+        if not found and not self._memory.unwritten:
+            return
         for finding in found:
             self._emit(
                 finding.klass,
@@ -254,6 +256,11 @@ class _AfterReport:
 
     def save(self, volume: str, seen: list[int]) -> None:
         self._unwritten[volume] = seen
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether anything was saved since `write`."""
+        return bool(self._unwritten)
 
     def write(self) -> None:
         for volume, seen in self._unwritten.items():

@@ -45,6 +45,7 @@ class Ext4Probe(Probe):
         self._directory = sysfs / "fs/ext4" / superblock.device
         self._seen = seen
         self._known = seen.load()
+        self._text = b""
         self._fd = open_file(self._directory / "errors_count")
         if self._fd is not None:
             self.wakes = (self._fd,)
@@ -52,13 +53,17 @@ class Ext4Probe(Probe):
 
     def look(self) -> list[Finding]:
         """See Probe."""
-        known, self._known = self._known, None
         if self._fd is None or self.errors is None:
             return []
         try:
-            count = int(os.pread(self._fd, 32, 0))
+            text = os.pread(self._fd, 32, 0)
+            if text == self._text:
+                return []  # as nearly always, on a thousand filesystems
+            count = int(text)
         except (OSError, ValueError):
             return []  # unmounted: the inventory will tell
+        self._text = text
+        known, self._known = self._known, None
         self.health = Health.SUSPECT if count else Health.OK
         before, self.errors = self.errors, count
         if count <= before:
@@ -72,8 +77,8 @@ class Ext4Probe(Probe):
         where = printable(read_text(self._directory / "last_error_func") or "", 64)
         if where == _ABORTED_BEFORE:
             klass, number = EventClass.READONLY, errno.EROFS
-        text = f"errors_count {before} -> {count}, last error in {where or 'an unknown place'}"
-        return [Finding(klass=klass, text=text, errno=number, count=count - before)]
+        told = f"errors_count {before} -> {count}, last error in {where or 'an unknown place'}"
+        return [Finding(klass=klass, text=told, errno=number, count=count - before)]
 
     def close(self) -> None:
         """See Probe."""

@@ -18,7 +18,7 @@ from typing import Any
 from fswatchd.devno import Devno
 from fswatchd.events import printable
 from fswatchd.helpers.client import Helper, HelperError
-from fswatchd.inventory import ownership, serving
+from fswatchd.inventory import ownership, reach, serving
 from fswatchd.inventory.images import ImageReader
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import (
@@ -38,7 +38,7 @@ from fswatchd.inventory.platform import Platform, PlatformError
 from fswatchd.inventory.scan import MountScanner, MountTable, best_scanner, open_namespace
 from fswatchd.inventory.serving import FuseServers
 from fswatchd.inventory.stack import Images, StackReader
-from fswatchd.kernel import block, extfs, fs, proc, swap
+from fswatchd.kernel import block, extfs, fs, mountinfo, proc, swap
 
 log = logging.getLogger(__name__)
 
@@ -232,9 +232,8 @@ class Inventory:
                 fsid=bytes.fromhex(fsid) if fsid else None,
                 mmp=await _mmp(superblock),
             )
-            superblocks = {**self.view.superblocks, superblock.devno: superblock}
-            devices = {**self.view.devices, **self._stack.read(superblock.members, {})}
-            self.view = replace(self.view, superblocks=superblocks, devices=devices)
+            devices = self._stack.read(superblock.members, {})
+            self.view = self.view.identified(superblock, devices)
             for callback in self._on_superblock:
                 callback(superblock, fd)
         finally:
@@ -244,7 +243,9 @@ class Inventory:
     async def _open(self, superblock: Superblock) -> tuple[int, dict[str, Any]]:
         failure: Exception = FileNotFoundError(2, "it is not mounted", superblock.device)
         hangs = 0
-        places = sorted(superblock.mounts, key=lambda place: place.mount.root != "/")
+        places = sorted(
+            superblock.mounts, key=lambda place: (place.unreached, place.mount.root != "/")
+        )
         for place in places[:8]:
             pid = self._pid_in(place.namespace)
             try:
@@ -291,7 +292,7 @@ class Inventory:
         node_namespace = NamespaceKey(proc.mount_namespace_inode("self") or 0)
         owners, ves = self._owners.find(table, ves, node_namespace)
         self._places.begin(table.get(node_namespace, ()))
-        everything = _by_device(table)
+        everything = _by_device(table, self._unreached_mounts(table, ves))
         remote = serving.mounted(everything, ves)
         served = {devno: found.mounts for devno, found in remote.items()}
         self._paths.served_at(ownership.node_points(served, node_namespace))
@@ -314,7 +315,7 @@ class Inventory:
         remote = self._fuse_servers.completed(
             remote, serving.used_by_others(remote, hosts, owners), serving.ve_of_process(ves)
         )
-        return NodeView(
+        view = NodeView(
             superblocks=self._superblocks(places, devices),
             ves=ves,
             owners=owners,
@@ -329,6 +330,8 @@ class Inventory:
             remote=remote,
             own=own,
         )
+        view.work_out_dependents()  # here, not when an event waits for them
+        return view
 
     def _with_served(self, devices: dict[Devno, BlockDevice], images: Images) -> None:
         """Add the files below nbd and ploop devices, and the devices these lie on."""
@@ -401,16 +404,48 @@ class Inventory:
                     members=known.members,
                     mmp=known.mmp,
                 )
+                if superblock == known:
+                    superblock = known  # so that the same is seen to be the same at no cost
             superblocks[devno] = superblock
         return superblocks
 
+    def _unreached_mounts(
+        self, table: MountTable, ves: dict[VeId, Ve]
+    ) -> dict[NamespaceKey, frozenset[int]]:
+        """By namespace, the mounts in it that its VE cannot reach (see `reach`).
 
-def _by_device(table: MountTable) -> dict[Devno, list[NamespaceMount]]:
+        Rare, so that only where there are any the VE's first process is looked at.
+        """
+        found = {}
+        for ve in ves.values():
+            key, pid = ve.namespace, ve.init_pid
+            covered = self.scanner.covered(key) if key is not None else frozenset()
+            if key is None or pid is None or not covered:
+                continue
+            with suppress(OSError, mountinfo.MountinfoError):
+                seen = frozenset(mount.mount_id for mount in mountinfo.read(pid))
+                if seen and proc.mount_namespace_inode(pid) == key:
+                    found[key] = reach.unreached(table.get(key, ()), covered, seen)
+        return found
+
+
+def _by_device(
+    table: MountTable, unreached: dict[NamespaceKey, frozenset[int]]
+) -> dict[Devno, list[NamespaceMount]]:
     places: dict[Devno, list[NamespaceMount]] = {}
+    hidden: list[NamespaceMount] = []
     for namespace, found in table.items():
+        out_of_reach = unreached.get(namespace, frozenset())
         for mount in found:
+            if mount.mount_id in out_of_reach:
+                hidden.append(NamespaceMount(namespace=namespace, mount=mount, unreached=True))
+                continue
             place = NamespaceMount(namespace=namespace, mount=mount)
             places.setdefault(mount.devno, []).append(place)
+    for place in hidden:
+        others = places.setdefault(place.mount.devno, [])
+        if not any(reach.goes_with(place.mount, other.mount) for other in others):
+            others.append(place)
     return places
 
 
@@ -432,6 +467,8 @@ def _same_superblock(old: Superblock | None, new: Superblock | None) -> bool:
     """
     if old is None or new is None:
         return False
+    if old is new:
+        return True
     if old.disk_sequence != new.disk_sequence or old.fstype != new.fstype:
         return False
     before = {(place.namespace, place.mount.mount_id) for place in old.mounts}

@@ -8,15 +8,25 @@ path, and no descriptor of a namespace is kept: it would keep the namespace's mo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from fswatchd.inventory import reach
 from fswatchd.inventory.model import SCANNED_FILESYSTEMS, NamespaceKey, is_remote
 from fswatchd.kernel import mountinfo, mounts, proc
 from fswatchd.kernel.mounts import Mount
 
 MountTable = Mapping[NamespaceKey, list[Mount]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Namespace:
+    """What is known of one: every mount by its id, described where it is a disk filesystem's."""
+
+    mounts: Mapping[int, Mount | None]
+    covered: frozenset[int]
 
 
 class MountScanner(Protocol):
@@ -44,19 +54,36 @@ class MountScanner(Protocol):
         """Read everything anew next time, also what cannot change without an event."""
         ...
 
+    def moved(self, mount_ids: Iterable[int]) -> None:
+        """Somebody has heard that these mounts came, went, or were moved."""
+        ...
+
+    def covered(self, namespace: NamespaceKey) -> frozenset[int]:
+        """The mounts (`mount_id`) in it that its root covers, as of the last scan; see `reach`."""
+        ...
+
 
 class StatmountScanner:
-    """By nsfs ioctls, listmount and statmount. Unique mount ids make descriptions cacheable."""
+    """By nsfs ioctls, listmount and statmount.
+
+    Unique mount ids make descriptions cacheable: a namespace is described anew where mounts have
+    come or gone in it, or somebody has heard that one was moved.
+    """
 
     name = "statmount"
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int], Mount | None] = {}
+        self._known: dict[int, _Namespace] = {}
         self._ids: dict[NamespaceKey, int] = {}
+        self._moved: set[int] = set()
 
     def forget(self) -> None:
         """Drop the cache."""
-        self._known.clear()
+        self._known = {}
+
+    def moved(self, mount_ids: Iterable[int]) -> None:
+        """See MountScanner."""
+        self._moved.update(mount_ids)
 
     def namespaces_changed(self) -> bool | None:
         """See MountScanner."""
@@ -74,11 +101,17 @@ class StatmountScanner:
             return mounts.stat_mount(namespace_id, mount.mount_id)
         return None
 
+    def covered(self, namespace: NamespaceKey) -> frozenset[int]:
+        """See MountScanner."""
+        known = self._known.get(self._ids.get(namespace, 0))
+        return known.covered if known is not None else frozenset()
+
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
         """See MountScanner."""
         table: dict[NamespaceKey, list[Mount]] = {}
-        alive: dict[tuple[int, int], Mount | None] = {}
+        alive: dict[int, _Namespace] = {}
         seen: dict[NamespaceKey, int] = {}
+        moved, self._moved = self._moved, set()
         namespaces = mounts.open_namespaces()
         try:
             for namespace_id, fd in namespaces:
@@ -90,12 +123,16 @@ class StatmountScanner:
                     ids = mounts.list_mounts(namespace_id)
                 except OSError:
                     continue  # it ended between the listing and the question
-                found = table.setdefault(key, [])
-                for mount_id in ids:
-                    mount = self._describe(namespace_id, mount_id)
-                    alive[namespace_id, mount_id] = mount
-                    if mount is not None:
-                        found.append(mount)
+                known = self._known.get(namespace_id)
+                if (
+                    known is None
+                    or known.mounts.keys() != set(ids)
+                    or not moved.isdisjoint(known.mounts)
+                ):
+                    known = _described(namespace_id, ids)
+                alive[namespace_id] = known
+                found = [mount for mount in known.mounts.values() if mount is not None]
+                table.setdefault(key, []).extend(found)
         finally:
             for _, fd in namespaces:
                 os.close(fd)
@@ -103,16 +140,24 @@ class StatmountScanner:
         self._ids = seen
         return table
 
-    def _describe(self, namespace_id: int, mount_id: int) -> Mount | None:
-        known = self._known.get((namespace_id, mount_id), self)
-        if known is None:
-            return None  # none that is looked at; that never changes
+
+def _described(namespace_id: int, ids: Iterable[int]) -> _Namespace:
+    found: dict[int, Mount] = {}
+    for mount_id in ids:
         with suppress(OSError):
-            if isinstance(known, Mount):
-                return known
-            mount = mounts.stat_mount(namespace_id, mount_id)
-            return mount if _is_watched(mount) else None
-        return None
+            found[mount_id] = mounts.stat_mount(namespace_id, mount_id)
+    disks = {
+        mount_id: _with_parent(mount, found) if _is_watched(mount) else None
+        for mount_id, mount in found.items()
+    }
+    return _Namespace(disks, reach.covered(found))
+
+
+def _with_parent(mount: Mount, found: Mapping[int, Mount]) -> Mount:
+    parent = found.get(mount.parent_id)
+    if parent is None or not (parent.peer_group or parent.master):
+        return mount
+    return replace(mount, parent_peers=(parent.peer_group, parent.master))
 
 
 class MountinfoScanner:
@@ -129,6 +174,13 @@ class MountinfoScanner:
 
     def forget(self) -> None:
         """Nothing is cached."""
+
+    def moved(self, mount_ids: Iterable[int]) -> None:
+        """Nothing is cached."""
+
+    def covered(self, namespace: NamespaceKey) -> frozenset[int]:
+        """None: mountinfo does not show mounts that its process cannot reach."""
+        return frozenset()
 
     def current(self, namespace: NamespaceKey, mount: Mount) -> Mount | None:
         """See MountScanner."""

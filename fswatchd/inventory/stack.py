@@ -48,7 +48,9 @@ class StackReader:
             device = self._device(devno)
             if device is None:
                 continue
-            device = replace(device, backing=_with_path(device, images, self._key_of))
+            backing = _with_path(device, images, self._key_of)
+            if backing != device.backing:
+                device = self._known[devno, device.disk_sequence] = replace(device, backing=backing)
             found[devno] = device
             left += device.lower
             if device.backing.image_devno is not None:
@@ -99,14 +101,18 @@ def _loop_backing(name: str) -> Backing:
 
 def _with_path(device: BlockDevice, images: Images, key_of: Callable[[str], Key | None]) -> Backing:
     """Add a path of the image: one that a VE declares or the kernel remembers, if it still is."""
-    key = device.backing.inode_key
+    backing = device.backing
+    key = backing.inode_key
     if key is None:
-        return device.backing
+        return backing
     if key in images:
-        return replace(device.backing, image=images[key][1])
+        path = images[key][1]
+        return backing if backing.image == path else replace(backing, image=path)
+    if backing.image is not None and key_of(backing.image) == key:
+        return backing
     remembered = Path(f"/sys/block/{device.name}/loop/backing_file")
     with suppress(OSError):
         path = remembered.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
         if key_of(path) == key:
-            return replace(device.backing, image=path)
-    return device.backing
+            return replace(backing, image=path)
+    return replace(backing, image=None)

@@ -25,7 +25,13 @@ log = logging.getLogger(__name__)
 _BURST_S = (0.0, 0.03, 0.1, 0.3, 1.0)
 _IDLE_S = 4.0
 _SCAN_EVERY_S = 30.0
-_FORGET_EVERY = 4
+# What is remembered of mounts is read anew, in case that nobody told of a change.
+_FORGET_EVERY_S = 120.0
+_FORGET_WITHOUT_EVENTS_S = 15.0
+# A thousand VEs take some tenths of a second to look at. Looks may take this share of the time, and
+# this much at once; then they wait.
+_SHARE = 0.25
+_AT_ONCE_S = 1.5
 
 
 class InventoryWatch:
@@ -38,17 +44,20 @@ class InventoryWatch:
         self._directories: int | None = None
         self._mountinfo: int | None = None
         self._marked: set[NamespaceKey] = set()
-        self._round = 0
         self._last = 0.0
+        self._forgot = 0.0
+        self._took = 0.0
+        self._debt = 0.0
         self._listeners: list[asyncio.Queue[Changes]] = []
         self.refreshes = 0
 
     def start(self) -> None:
         """Open the watches; what the kernel lacks is covered by the timer."""
+        self._forgot = time.monotonic()
         with suppress(OSError):
             self._mounts = fanotify.init(fanotify.FAN_REPORT_MNT | fanotify.FAN_UNLIMITED_QUEUE)
             self._inventory.subscribe(on_namespace=self._mark_namespace)
-            asyncio.get_running_loop().add_reader(self._mounts, self._drain, self._mounts)
+            asyncio.get_running_loop().add_reader(self._mounts, self._mounts_changed, self._mounts)
         if self._mounts is None:
             self._watch_mountinfo()
         self._watch_directories()
@@ -84,29 +93,43 @@ class InventoryWatch:
                 self._wake.clear()
                 burst = list(_BURST_S[1:])
                 # Events come in swarms; one look a few milliseconds later sees them all.
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(max(0.005, (self._debt_now() - _AT_ONCE_S) / _SHARE))
             elif not burst and timeout == _IDLE_S and not self._is_due():
                 continue
             await self._refresh()
 
     def _is_due(self) -> bool:
         """Whether to look without any sign of change: a new namespace, or much time has passed."""
-        if time.monotonic() - self._last >= _SCAN_EVERY_S or self._mounts is None:
+        every = max(_SCAN_EVERY_S, 400 * self._took)
+        if time.monotonic() - self._last >= every or self._mounts is None:
             return True
         try:
             return self._inventory.scanner.namespaces_changed() is not False
         except OSError:
             return True
 
+    def _debt_now(self) -> float:
+        """Seconds of looking that have not been waited for yet."""
+        return max(self._debt - (time.monotonic() - self._last) * _SHARE, 0.0)
+
     async def _refresh(self) -> None:
-        self._round += 1
-        self._last = time.monotonic()
+        begin = time.monotonic()
+        told = self._mounts is not None
+        every = _FORGET_EVERY_S if told else _FORGET_WITHOUT_EVENTS_S
+        forget = begin - self._forgot >= every
+        if forget:
+            self._forgot = begin
         self._mark_directories()
         try:
-            changes = await self._inventory.refresh(forget=self._round % _FORGET_EVERY == 0)
+            changes = await self._inventory.refresh(forget=forget)
         except OSError as error:
             log.error("cannot read the mounts of this node: %s", error)
             return
+        finally:
+            debt = self._debt_now()
+            self._last = time.monotonic()
+            self._took = self._last - begin
+            self._debt = debt + self._took
         self.refreshes += 1
         if changes.appeared or changes.vanished:
             for queue in self._listeners:
@@ -151,6 +174,15 @@ class InventoryWatch:
 
             asyncio.get_running_loop().add_reader(poller.fileno(), changed)
             self._mountinfo_poller = poller
+
+    def _mounts_changed(self, fd: int) -> None:
+        moved: set[int] = set()
+        with suppress(BlockingIOError, fanotify.FanotifyFormatError):
+            for _ in range(64):
+                found = fanotify.parse(os.read(fd, fanotify.READ_SIZE))
+                moved.update(one.mount_id for one in found if one.mount_id is not None)
+        self._inventory.scanner.moved(moved)
+        self.poke()
 
     def _drain(self, fd: int) -> None:
         with suppress(BlockingIOError):

@@ -38,6 +38,7 @@ FAN_MNT_DETACH = 0x02000000
 FAN_ONDIR = 0x40000000
 FAN_EVENT_INFO_TYPE_FID = 1
 FAN_EVENT_INFO_TYPE_ERROR = 5
+FAN_EVENT_INFO_TYPE_MNT = 7
 
 _METADATA = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBH")
@@ -56,7 +57,8 @@ class FanotifyEvent:
 
     `error` is a positive errno and 0 for events other than FAN_FS_ERROR; `count` is how many
     errors the kernel merged into this event. `handle` is the file handle (type, bytes) or None
-    for an error of the superblock as a whole.
+    for an error of the superblock as a whole. `mount_id` is the unique id of the mount that came,
+    went or was moved; what is mounted on that one is not told.
     """
 
     mask: int
@@ -65,6 +67,7 @@ class FanotifyEvent:
     handle: tuple[int, bytes] | None = None
     error: int = 0
     count: int = 0
+    mount_id: int | None = None
 
     @property
     def overflow(self) -> bool:
@@ -152,6 +155,7 @@ def _parse_event(mask: int, pid: int, records: bytes) -> FanotifyEvent:
     fsid: bytes | None = None
     handle: tuple[int, bytes] | None = None
     error = count = 0
+    mount_id: int | None = None
     offset = 0
     while offset < len(records):
         if len(records) - offset < _INFO.size:
@@ -166,9 +170,19 @@ def _parse_event(mask: int, pid: int, records: bytes) -> FanotifyEvent:
             if len(body) < 8:
                 raise FanotifyFormatError("cut error record")
             error, count = struct.unpack_from("=iI", body)
+        elif kind == FAN_EVENT_INFO_TYPE_MNT:
+            if len(body) < 12:
+                raise FanotifyFormatError("cut mount record")
+            (mount_id,) = struct.unpack_from("=Q", body, 4)
         offset += length
     return FanotifyEvent(
-        mask=mask, pid=pid, fsid=fsid, handle=handle, error=abs(error), count=count
+        mask=mask,
+        pid=pid,
+        fsid=fsid,
+        handle=handle,
+        error=abs(error),
+        count=count,
+        mount_id=mount_id,
     )
 
 

@@ -54,8 +54,13 @@ class Mount:
     """One mount. Text fields come from the owner of the namespace: show them escaped only.
 
     `mount_id` is unique for the life of the machine with statmount, and may be reused with
-    mountinfo; `parent_id` is that of the mount which it stands on. `superblock_options` holds what
-    the filesystem says of itself, such as `emergency_ro`; `superblock_readonly` is SB_RDONLY.
+    mountinfo, which only knows what is `old_id` here. `superblock_options` holds what the
+    filesystem says of itself, such as `emergency_ro`; `superblock_readonly` is SB_RDONLY.
+
+    `parent_id` is the mount that it is mounted on. What is mounted on one of a `peer_group` is
+    mounted on all of them, and on those whose `master` the group is, and unmounted so
+    (mount_namespaces(7)); 0 is none. `parent_peers` are the two of the parent, where somebody has
+    looked. With mountinfo all of these are 0.
     """
 
     mount_id: int
@@ -68,6 +73,10 @@ class Mount:
     superblock_readonly: bool
     readonly: bool
     parent_id: int = 0
+    old_id: int = 0
+    peer_group: int = 0
+    master: int = 0
+    parent_peers: tuple[int, int] = (0, 0)
 
 
 def namespace_id(fd: int) -> int:
@@ -171,8 +180,8 @@ def stat_mount(namespace: int, mount_id: int) -> Mount:
 def _decode(raw: bytes) -> Mount:
     mask, major, minor = struct.unpack_from("=QII", raw, 8)
     (superblock_flags,) = struct.unpack_from("=I", raw, 32)
-    mount_id, parent_id = struct.unpack_from("=QQ", raw, 40)
-    (attributes,) = struct.unpack_from("=Q", raw, 64)
+    mount_id, parent_id, old_id = struct.unpack_from("=QQI", raw, 40)
+    attributes, _, peer_group, master = struct.unpack_from("=QQQQ", raw, 64)
 
     def text(flag: int, field: int) -> str:
         if not mask & flag:
@@ -193,6 +202,9 @@ def _decode(raw: bytes) -> Mount:
         superblock_readonly=bool(superblock_flags & SB_RDONLY),
         readonly=bool(attributes & MOUNT_ATTR_RDONLY),
         parent_id=parent_id,
+        old_id=old_id,
+        peer_group=peer_group,
+        master=master,
     )
 
 

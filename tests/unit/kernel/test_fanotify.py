@@ -54,6 +54,12 @@ def test_several_events_in_one_read() -> None:
 def test_a_mount_event_carries_no_error() -> None:
     (found,) = parse(DETACHED)
     assert (found.mask, found.error, found.fsid) == (fanotify.FAN_MNT_DETACH, 0, None)
+    assert found.mount_id == 0x80000042
+
+
+def test_a_cut_mount_record_is_refused() -> None:
+    with pytest.raises(FanotifyFormatError):
+        parse(event(record(7, bytes(4))))
 
 
 def test_a_negative_errno_is_made_positive() -> None:

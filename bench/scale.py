@@ -109,6 +109,7 @@ def run(
         ("mounts in the VEs", *(one["mounts"] for one in found.values())),
         ("start to all attributed (s)", *(one["start_s"]["median"] for one in found.values())),
         ("… slowest start (s)", *(one["start_s"]["max"] for one in found.values())),
+        ("… processor time of it (s)", *(one["start_cpu_s"] for one in found.values())),
         ("RSS (MB)", *(one["rss_mb"] for one in found.values())),
         (f"CPU in {seconds} idle s (%)", *(one["cpu_percent"] for one in found.values())),
         ("new VE known, median (ms)", *(one["new_ve_ms"]["median"] for one in found.values())),
@@ -118,6 +119,7 @@ def run(
             *(one["event_ms"]["median"] for one in found.values()),
         ),
         ("… p99 (ms)", *(one["event_ms"]["p99"] for one in found.values())),
+        ("load of the machine", *(one["load_after"] for one in found.values())),
         ("`status` of all VEs (ms)", *(one["status_ms"]["median"] for one in found.values())),
     ]
     result = {str(size): one for size, one in found.items()}
@@ -135,12 +137,13 @@ def _measure(size: int, seconds: int, starts: int) -> dict[str, Any]:
             ve.start()
         new = [Ve(paths, size + number) for number in range(_NEW)]
         config = f'mode = "observe"\nves = ["{paths.directory}/ve.d"]\n'
-        took = []
+        took, worked = [], []
         for _ in range(starts):
             begin = time.monotonic()
             with daemon(paths, config) as (client, pid):
                 wait_until(lambda client=client: _known(client) >= size)
                 took.append(time.monotonic() - begin)
+                worked.append(cpu_s(pid))
             _forget(paths)
         with daemon(paths, config) as (client, pid):
             wait_until(lambda: _known(client) >= size)
@@ -163,11 +166,13 @@ def _measure(size: int, seconds: int, starts: int) -> dict[str, Any]:
         "ves": size,
         "mounts": size * _MOUNTS,
         "load_before": round(load, 2),
+        "load_after": round(os.getloadavg()[0], 2),
         "start_s": {
             "n": starts,
             "median": round(percentile(took, 0.5), 2),
             "max": round(max(took), 2),
         },
+        "start_cpu_s": round(percentile(worked, 0.5), 2),
         "rss_mb": round(memory, 1),
         "cpu_percent": round(share, 3),
         "new_ve_ms": summary(news),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _OPEN_TIMEOUT_S = 3.0
 _MAX_HANGS = 2
+_RETRY_BUDGET_S = 0.3
+_RETRY_AT_ONCE = 4
 _HELPER = "fswatchd.helpers.mounts"
 
 NewSuperblock = Callable[[Superblock, int], None]
@@ -57,6 +60,21 @@ class Changes:
 
     appeared: tuple[Superblock, ...] = ()
     vanished: tuple[Superblock, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreached:
+    """How often it was tried to reach a filesystem, and when it is worth the next time."""
+
+    tries: int
+    not_before: float
+
+    @classmethod
+    def after(cls, failed: _Unreached | None) -> _Unreached:
+        tries = failed.tries + 1 if failed else 1
+        # Mounts of a VE that starts are in flux for some moments.
+        pause_s = 0.0 if tries < _RETRY_AT_ONCE else min(2.0 ** (tries - _RETRY_AT_ONCE), 60.0)
+        return cls(tries, time.monotonic() + pause_s)
 
 
 class Inventory:
@@ -87,8 +105,8 @@ class Inventory:
         self._stack = StackReader(self._paths.key)
         self._places = Places()
         self._images = ImageReader(self._places)
-        # Seen, but not reached yet: nobody watches them, so every look tries again.
-        self._unreached: set[Devno] = set()
+        # Seen, but not reached yet: nobody watches them, so it is tried again.
+        self._unreached: dict[Devno, _Unreached] = {}
 
     def subscribe(
         self,
@@ -175,10 +193,11 @@ class Inventory:
             appeared = [
                 found
                 for devno, found in view.superblocks.items()
-                if devno in self._unreached
-                or not _same_superblock(before.superblocks.get(devno), found)
+                if not _same_superblock(before.superblocks.get(devno), found)
             ]
-            self._unreached &= view.superblocks.keys()
+            for devno in self._unreached.keys() - view.superblocks.keys():
+                del self._unreached[devno]
+            to_retry = self._to_retry(appeared, before)
             vanished = [
                 old
                 for devno, old in before.superblocks.items()
@@ -188,6 +207,10 @@ class Inventory:
                 for callback in self._on_vanished:
                     callback(superblock)
             identified = [await self._identify(found) for found in appeared]
+            until = time.monotonic() + _RETRY_BUDGET_S
+            identified += [
+                await self._identify(found) for found in to_retry if time.monotonic() < until
+            ]
             return Changes(appeared=tuple(identified), vanished=tuple(vanished))
 
     async def announce(self, superblock: Superblock) -> bool:
@@ -214,15 +237,31 @@ class Inventory:
             ves = {ve_id: adjusted(ve) for ve_id, ve in ves.items()}
         return ves
 
+    def _to_retry(self, appeared: list[Superblock], before: NodeView) -> list[Superblock]:
+        """Those that could not be reached before and are due, the longest waiting first.
+
+        Somebody may have hidden many: who waits for a refresh must not wait for all of them. What
+        is mounted in another way since comes first.
+        """
+        now = time.monotonic()
+        due = []
+        for devno in self._unreached.keys() - {found.devno for found in appeared}:
+            found, not_before = self.view.superblocks[devno], self._unreached[devno].not_before
+            same = found is before.superblocks.get(devno)
+            if not same or not_before <= now:
+                due.append((same, not_before, found))
+        return [found for *_, found in sorted(due, key=lambda one: one[:2])]
+
     async def _identify(self, superblock: Superblock) -> Superblock:
         try:
             fd, answer = await self._open(superblock)
         except (OSError, HelperError) as error:
-            if superblock.devno not in self._unreached:
+            failed = self._unreached.get(superblock.devno)
+            if failed is None:
                 log.warning("cannot reach the filesystem on %s: %s", superblock.device, error)
-            self._unreached.add(superblock.devno)
+            self._unreached[superblock.devno] = _Unreached.after(failed)
             return superblock
-        self._unreached.discard(superblock.devno)
+        self._unreached.pop(superblock.devno, None)
         try:
             fsid, uuid = answer.get("fsid"), answer.get("uuid")
             superblock = replace(

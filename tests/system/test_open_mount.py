@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.helpers.client import Helper
 from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import namespaces
 from fswatchd.kernel.syscalls import mount
 
@@ -112,3 +115,30 @@ def test_who_mounts_or_renames_elsewhere_does_not_make_it_fail(
         child.wait()
         while subprocess.run(["umount", work / "busy"], capture_output=True).returncode == 0:
             pass
+
+
+async def test_what_cannot_be_reached_is_not_tried_at_every_look(
+    filesystem: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devno = devno_of(filesystem)
+    mount("none", str(filesystem), "tmpfs", 0, None)
+    inventory, tried = Inventory([]), []
+    open_it = inventory._open
+
+    async def counted(superblock: Superblock) -> tuple[int, dict[str, Any]]:
+        tried.append(superblock.devno)
+        return await open_it(superblock)
+
+    monkeypatch.setattr(inventory, "_open", counted)
+    try:
+        for _ in range(20):
+            await inventory.refresh()
+        assert 1 <= tried.count(devno) < 15
+        subprocess.run(["umount", filesystem], check=True)
+        subprocess.run(["mount", "--bind", filesystem, filesystem], check=True)
+        async with asyncio.timeout(60):
+            while not inventory.view.superblocks[devno].uuid:
+                await inventory.refresh()
+    finally:
+        await inventory.close()
+        subprocess.run(["umount", filesystem], check=True)

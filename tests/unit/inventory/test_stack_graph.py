@@ -153,3 +153,26 @@ def test_the_layer_that_is_to_blame_is_marked_on_the_way_down(blamed: str, line:
     assert marked == [line]
     over = {**cause, "until": "2026-11-21T14:57:50Z"}
     assert not any("cause" in text for text in views.lines(layers, over))
+
+
+def test_what_was_found_out_about_one_filesystem_changes_that_one_only() -> None:
+    seen = node()
+    own = seen.superblocks[Devno(7, 1)]
+    assert seen.describe(own).uuid is None
+    known = seen.identified(replace(own, uuid="u-1"), {})
+    assert [found.uuid for found in known.superblocks_of(VeId("lxc:ve101"))] == ["u-1"]
+    assert known.describe(known.superblocks[Devno(7, 1)]).uuid == "u-1"
+    assert seen.superblocks[Devno(7, 1)].uuid is None
+    assert known.users == seen.users
+    assert known.dependents(DISK) == seen.dependents(DISK)
+
+
+def test_who_holds_a_mount_out_of_its_reach_is_no_user_but_named() -> None:
+    seen = node()
+    own = seen.superblocks[Devno(7, 1)]
+    other = replace(own.mounts[0], namespace=NODE, unreached=True)
+    found = replace(seen, superblocks={own.devno: replace(own, mounts=(*own.mounts, other))}).users[
+        own.devno
+    ]
+    assert found.ves == ("lxc:ve101",)
+    assert found.foreign == ("the node (a mount that it cannot reach, left from when it started)",)

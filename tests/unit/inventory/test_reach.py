@@ -9,12 +9,12 @@ from fswatchd.inventory.reach import covered, goes_with, unreached
 from fswatchd.kernel.mounts import Mount
 
 
-def mount(mount_id: int, parent: int, point: str, devno: Devno = Devno(0, 9)) -> Mount:
+def mount(mount_id: int, parent: int, point: str) -> Mount:
     return Mount(
         mount_id=mount_id,
         parent_id=parent,
         old_id=mount_id + 1000,
-        devno=devno,
+        devno=Devno(0, 9),
         fstype="ext4",
         root="/",
         point=point,

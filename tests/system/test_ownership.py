@@ -1,4 +1,4 @@
-"""What is not one VE's alone: other nodes' and the node's own."""
+"""What is not one VE's alone: other nodes', the node's own, and VEs with several volumes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,3 +228,104 @@ class swapping:
 
     def __exit__(self, *_: object) -> None:
         subprocess.run(["swapoff", self._area], check=True)
+
+
+# A VE with two volumes and nothing else in its mount namespace; argv: the directory of its images.
+_TWO = """
+set -eu
+cd "$1"
+mkdir -p root
+setsid unshare -m --propagation private sh -c '
+    mount -t tmpfs none root
+    mkdir root/one root/two root/old
+    cp "$(command -v busybox)" root/busybox
+    mount -o loop,errors=continue one.img root/one
+    mount -o loop,errors=continue two.img root/two
+    echo $$ > ve.pid.new
+    cd root
+    pivot_root . old
+    /busybox mv old/"$0"/ve.pid.new old/"$0"/ve.pid
+    cd /
+    exec /busybox sh -c "/busybox umount -l /old; exec /busybox sleep 1000000"
+' "$1" </dev/null >/dev/null 2>&1 &
+while ! [ -s ve.pid ]; do sleep 0.02; done
+"""
+_KILL = '[ -s "$1/ve.pid" ] && kill -9 "$(cat "$1/ve.pid")" 2>/dev/null; rm -f "$1/ve.pid"; exit 0'
+
+
+class TestSeveralVolumes:
+    @pytest.fixture
+    def two(self, work: Path, host: Path) -> Iterator[list[Path]]:
+        """The images of a running VE that has two."""
+        place = host / "two"
+        place.mkdir()
+        images = [make_image(place / f"{name}.img") for name in ("one", "two")]
+
+        def command(script: str) -> list[str]:
+            return ["sh", "-c", script, "sh", str(place)]
+
+        volumes = ", ".join(
+            f'{{ image = "{image}", mountpoint = "/{image.stem}" }}' for image in images
+        )
+        (work / "ve.d").mkdir(exist_ok=True)
+        (work / "ve.d" / "ve101.toml").write_text(
+            f'[[ve]]\nname = "ve101"\npid_file = "{place}/ve.pid"\nvolume = [{volumes}]\n'
+            f"start = {json.dumps(command(_TWO))}\nstop = {json.dumps(command(_KILL))}\n"
+            f"kill = {json.dumps(command(_KILL))}\n"
+        )
+        subprocess.run(command(_TWO), check=True, timeout=30)
+        yield images
+        subprocess.run(command(_KILL), check=True)
+
+    def known(self, daemon: DaemonUnderTest, two: list[Path]) -> None:
+        def both() -> bool:
+            wanted = {os.path.basename(device) for image in two for device in loops_of(image)}
+            (ve,) = (ve for ve in daemon.status()["ves"] if ve["name"] == "ve101")
+            return len(wanted) == 2 and wanted <= {fs["device"] for fs in ve["filesystems"]}
+
+        wait_until(both, LATE_S, "both volumes to be known")
+
+    def test_a_volume_that_somebody_else_has_mounted_too_keeps_the_other_from_repair(
+        self, daemon, two
+    ) -> None:
+        """After a stop it would still be mounted, and the start would mount its image twice."""
+        pid = int((two[0].parent / "ve.pid").read_text())
+        argv = ["nsenter", "-t", str(pid), "-m", "/busybox", "unshare", "-m"]
+        argv += ["/busybox", "sh", "-c"]
+        # The first volume would be shared itself, if this one kept it.
+        argv.append("/busybox umount /one; exec /busybox sleep 1000000")
+        with subprocess.Popen(argv) as other:
+            try:
+                run(daemon)
+                self.known(daemon, two)
+                (device,) = loops_of(two[0])
+                words = "a start would mount its image twice"
+                wait_until(
+                    lambda: words in fswatch(daemon, "repair", device, "--dry-run").stderr, LATE_S
+                )
+                damage(device)
+                incident = ended(daemon, two[0])
+                assert incident["state"] == "needs-operator"
+                assert words in daemon.why(incident["id"])
+                assert int((two[0].parent / "ve.pid").read_text()) == pid
+                os.kill(pid, 0)
+                assert [len(loops_of(image)) for image in two] == [1, 1]
+            finally:
+                other.kill()
+
+
+def ended(daemon: DaemonUnderTest, image: Path) -> dict[str, Any]:
+    """The incident of a volume once nothing more is done about it."""
+
+    def found() -> dict[str, Any] | None:
+        about = [i for i in daemon.incidents() if i["filesystem"]["image"] == str(image)]
+        return next((i for i in about if i["state"] in {"closed", "needs-operator"}), None)
+
+    return dict(wait_until(found, LATE_S, f"the end of what is wrong with {image}"))
+
+
+def damage(device: str) -> None:
+    """A wrong count of links, for e2fsck to find, and an error that the kernel reports."""
+    argv = ["debugfs", "-w", "-R", "set_inode_field <11> links_count 9", device]
+    subprocess.run(argv, check=True, capture_output=True)
+    trigger(device)

@@ -17,12 +17,12 @@ from fswatchd.inventory.model import (
     BlockDevice,
     NamespaceKey,
     NamespaceMount,
-    NodeView,
     RemoteFilesystem,
     Superblock,
     Ve,
     VeId,
 )
+from fswatchd.inventory.view import NodeView
 from fswatchd.sources import SourceStatus
 from fswatchd.store import StoredEvent
 from fswatchd.units import show_size

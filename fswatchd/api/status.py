@@ -9,7 +9,8 @@ from fswatchd.book import IncidentBook
 from fswatchd.events import Health, VeState
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, Ve, describe
+from fswatchd.inventory.model import Superblock, Ve
+from fswatchd.inventory.view import describe
 from fswatchd.situation import Disarm
 from fswatchd.sources.state import StateSource
 

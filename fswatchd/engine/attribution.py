@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fswatchd.events import FsEvent
 from fswatchd.incidents import Filesystem
 from fswatchd.inventory import ownership
-from fswatchd.inventory.model import NodeView, Superblock, VeId, is_remote
+from fswatchd.inventory.model import Superblock, VeId, is_remote
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block, loop
 
 

@@ -19,7 +19,8 @@ from fswatchd.events import EventClass, FsEvent, printable, usual_severity
 from fswatchd.incidents import Filesystem
 from fswatchd.inventory import bases
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import ImageKey, NodeView, VeId
+from fswatchd.inventory.model import ImageKey, VeId
+from fswatchd.inventory.view import NodeView
 from fswatchd.sources.probes import Memory
 
 log = logging.getLogger(__name__)

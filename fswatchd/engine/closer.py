@@ -18,8 +18,9 @@ from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Domain, Health, names_filesystem, printable
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, describe
+from fswatchd.inventory.model import Superblock
 from fswatchd.inventory.ownership import served_from
+from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
 from fswatchd.repair import verify
 from fswatchd.sources.state import StateSource

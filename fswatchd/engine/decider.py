@@ -19,7 +19,8 @@ from fswatchd.events import Domain, printable
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory import bases, ownership
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import NodeView, Superblock, VeId
+from fswatchd.inventory.model import Superblock, VeId
+from fswatchd.inventory.view import NodeView
 from fswatchd.policy import Decision, Verdict
 from fswatchd.rules import Mode, RuleSet
 from fswatchd.situation import PolicyState, RunningRepair, Scope, VeFacts

@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import History
+from fswatchd.engine.step_context import StepContext
 from fswatchd.errors import FswatchError
 from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Incident, Outcome, State, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, Ve, describe
 from fswatchd.kernel import cgroup
 from fswatchd.policy import Decision
 from fswatchd.repair import clone, freeze, resume, rollback, ve_freeze
@@ -397,113 +396,6 @@ class Executor:
                 log.warning("thawed %s, left frozen", device)
         except (OSError, HelperError) as error:
             log.error("cannot thaw what an earlier run has frozen: %s", error)
-
-
-class StepContext:
-    """The ActionContext of one step (see actions.ActionContext)."""
-
-    def __init__(
-        self,
-        book: IncidentBook,
-        inventory: Inventory,
-        state: StateSource,
-        history: History,
-        settings: ActionSettings,
-        ve_locks: VeLocks,
-        incident_id: str,
-        index: int,
-    ) -> None:
-        self._book = book
-        self._history = history
-        self._ve_locks = ve_locks
-        self._incident_id = incident_id
-        self._index = index
-        self.inventory = inventory
-        self.state = state
-        self.settings = settings
-
-    @property
-    def incident(self) -> Incident:
-        """See ActionContext."""
-        found = self._book.get(self._incident_id)
-        if found is None:
-            raise refuse("internal", "the incident was closed meanwhile", Next.OPERATOR)
-        return found
-
-    @property
-    def record(self) -> StepRecord:
-        """See ActionContext."""
-        return self.incident.steps[self._index]
-
-    def note(self, text: str) -> None:
-        """See ActionContext."""
-        self._book.put(self.incident.noted(time.time_ns(), text))
-
-    def progress(self, share: float | None, text: str) -> None:
-        """See ActionContext."""
-        self._put(replace(self.record, progress=share, detail=text))
-
-    def reached(self, milestone: str) -> None:
-        """See ActionContext."""
-        self._book.put(self.incident.reached(milestone, time.monotonic_ns()))
-
-    def filesystem_is_now(self, superblock: Superblock) -> None:
-        """See ActionContext."""
-        self._book.put(replace(self.incident, filesystem=describe(superblock)))
-
-    async def lock_ve(self, ve: Ve) -> Ve:
-        """See ActionContext."""
-        return await self._ve_locks.take(ve, self._incident_id, self.journal)
-
-    async def about_to_start(self, ve: Ve) -> None:
-        """See ActionContext."""
-        self._ve_locks.before_start(ve.ve_id)
-
-    async def about_to_stop(self, ve_id: str) -> None:
-        """See ActionContext."""
-        if self.record.journal.get("stopping"):
-            return
-        why = self._history.why_disarmed((ve_id, *self.incident.ves))
-        if why is not None:
-            raise refuse("disarmed", f"{why}; {ve_id} was not stopped", Next.CANCELLED)
-        await self.journal(stopping=True)
-
-    async def journal(self, **facts: Any) -> None:
-        """See ActionContext."""
-        record = replace(self.record, journal={**self.record.journal, **facts})
-        await self._save(record)
-
-    async def started(self) -> None:
-        """The step begins: that is on the disk before anything is done."""
-        started = self.record.started_ns or time.time_ns()
-        await self._save(replace(self.record, state=StepState.RUNNING, started_ns=started))
-
-    def ended(self, result: StepResult) -> None:
-        """The step has ended."""
-        done = result.next in {Next.CONTINUE, Next.FINISHED}
-        record = replace(
-            self.record,
-            state=StepState.DONE if done else StepState.FAILED,
-            ended_ns=time.time_ns(),
-            result=result.result,
-            detail=result.detail,
-            progress=None,
-            journal={**self.record.journal, "changed": result.changed},
-        )
-        incident = self.incident.with_step(self._index, record)
-        if result.undo is not None:
-            incident = replace(incident, undo={**(incident.undo or {}), **result.undo})
-        self._book.put(
-            incident.noted(time.time_ns(), f"{record.do}: {result.result}: {result.detail}")
-        )
-
-    def _put(self, record: StepRecord) -> None:
-        self._book.put(self.incident.with_step(self._index, record))
-
-    async def _save(self, record: StepRecord) -> None:
-        saved = self._book.put(self.incident.with_step(self._index, record), durable=True)
-        if saved is not None:
-            await saved
 
 
 def _timeout(record: StepRecord) -> float:

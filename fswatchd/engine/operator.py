@@ -16,7 +16,8 @@ from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, Ve, VeId, describe
+from fswatchd.inventory.model import Superblock, Ve, VeId
+from fswatchd.inventory.view import describe
 from fswatchd.repair import clone, preview, rollback, scope
 from fswatchd.repair.clone_repair import require_image
 from fswatchd.situation import Disarm

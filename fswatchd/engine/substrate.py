@@ -22,7 +22,8 @@ from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Incident
 from fswatchd.inventory import ownership
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import BlockDevice, NodeView, RemoteFilesystem, Superblock
+from fswatchd.inventory.model import BlockDevice, RemoteFilesystem, Superblock
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block, devmapper
 from fswatchd.sources.state import StateSource
 from fswatchd.units import show_size

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fswatchd.devno import Devno
-from fswatchd.inventory.model import BlockDevice, ImageKey, NodeView, Superblock
+from fswatchd.inventory.model import BlockDevice, ImageKey, Superblock
+from fswatchd.inventory.view import NodeView
 
 
 def children(view: NodeView, devno: Devno) -> tuple[str, ...]:

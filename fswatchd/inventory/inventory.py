@@ -12,34 +12,25 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fswatchd.devno import Devno
-from fswatchd.events import printable
 from fswatchd.helpers.client import Helper, HelperError
-from fswatchd.inventory import ownership, reach, serving
-from fswatchd.inventory.images import ImageReader
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import (
-    Backing,
-    BlockDevice,
     NamespaceKey,
-    NamespaceMount,
-    NodeView,
     Superblock,
     Ve,
     VeId,
 )
-from fswatchd.inventory.owners import Owners, Unclaimed
-from fswatchd.inventory.paths import Key, PatientPaths
-from fswatchd.inventory.places import OVERLAY, Places
+from fswatchd.inventory.owners import Unclaimed
 from fswatchd.inventory.platform import Platform, PlatformError
-from fswatchd.inventory.scan import MountScanner, MountTable, best_scanner, open_namespace
-from fswatchd.inventory.serving import FuseServers
-from fswatchd.inventory.stack import Images, StackReader
-from fswatchd.kernel import block, extfs, fs, mountinfo, proc, swap
+from fswatchd.inventory.reader import NamespaceSeen, NodeReader, same_superblock
+from fswatchd.inventory.scan import MountScanner, best_scanner, open_namespace
+from fswatchd.inventory.view import NodeView
+from fswatchd.kernel import block, extfs, fs
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +42,6 @@ _HELPER = "fswatchd.helpers.mounts"
 
 NewSuperblock = Callable[[Superblock, int], None]
 VanishedSuperblock = Callable[[Superblock], None]
-NamespaceSeen = Callable[[NamespaceKey, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +78,6 @@ class Inventory:
         own_paths: Iterable[str] = (),
     ) -> None:
         self.platforms = list(platforms)
-        self._own_paths = tuple(own_paths)
-        self.scanner = scanner or best_scanner()
         self.view = NodeView()
         self.problems: dict[str, str] = {}
         # What the daemon itself does with a VE, its platform cannot know.
@@ -99,12 +87,9 @@ class Inventory:
         self._on_superblock: list[NewSuperblock] = []
         self._on_vanished: list[VanishedSuperblock] = []
         self._on_namespace: list[NamespaceSeen] = []
-        self._owners = Owners(unclaimed)
-        self._paths = PatientPaths()
-        self._fuse_servers = FuseServers()
-        self._stack = StackReader(self._paths.key)
-        self._places = Places()
-        self._images = ImageReader(self._places)
+        self._reader = NodeReader(
+            scanner or best_scanner(), self._namespace_seen, unclaimed, own_paths
+        )
         # Seen, but not reached yet: nobody watches them, so it is tried again.
         self._unreached: dict[Devno, _Unreached] = {}
 
@@ -123,6 +108,11 @@ class Inventory:
             self._on_vanished.append(on_vanished)
         if on_namespace:
             self._on_namespace.append(on_namespace)
+
+    @property
+    def scanner(self) -> MountScanner:
+        """How mounts are found on this kernel."""
+        return self._reader.scanner
 
     async def close(self) -> None:
         """End the helper."""
@@ -181,19 +171,15 @@ class Inventory:
         """Read VEs and mounts again. With `forget`, nothing is taken from a cache."""
         async with self._lock:
             if forget:
-                self.scanner.forget()
-                self._stack.forget()
-                self._owners.forget()
-                self._places.forget()
-                self._fuse_servers.forget()
+                self._reader.forget()
             ves = await self._list_ves()
-            view = await asyncio.to_thread(self._scan, ves)
+            view = await asyncio.to_thread(self._reader.read, ves, self.view)
             before = self.view
             self.view = view
             appeared = [
                 found
                 for devno, found in view.superblocks.items()
-                if not _same_superblock(before.superblocks.get(devno), found)
+                if not same_superblock(before.superblocks.get(devno), found)
             ]
             for devno in self._unreached.keys() - view.superblocks.keys():
                 del self._unreached[devno]
@@ -201,7 +187,7 @@ class Inventory:
             vanished = [
                 old
                 for devno, old in before.superblocks.items()
-                if not _same_superblock(old, view.superblocks.get(devno))
+                if not same_superblock(old, view.superblocks.get(devno))
             ]
             for superblock in vanished:
                 for callback in self._on_vanished:
@@ -271,7 +257,7 @@ class Inventory:
                 fsid=bytes.fromhex(fsid) if fsid else None,
                 mmp=await _mmp(superblock),
             )
-            devices = self._stack.read(superblock.members, {})
+            devices = self._reader.devices(superblock.members)
             self.view = self.view.identified(superblock, devices)
             for callback in self._on_superblock:
                 callback(superblock, fd)
@@ -313,179 +299,15 @@ class Inventory:
             return fds[0], answer
         raise failure
 
+    def _namespace_seen(self, key: NamespaceKey, fd: int) -> None:
+        for callback in self._on_namespace:
+            callback(key, fd)
+
     def _pid_in(self, namespace: NamespaceKey) -> int | None:
         owner = self.view.owners.get(namespace)
         if owner is not None and (ve := self.view.ves.get(VeId(owner))) is not None:
             return ve.init_pid
-        return self._owners.process_in(namespace)
-
-    # --- in the scanning thread ---------------------------------------------------------------
-
-    def _scan(self, ves: dict[VeId, Ve]) -> NodeView:
-        def on_namespace(key: NamespaceKey, fd: int) -> None:
-            for callback in self._on_namespace:
-                callback(key, fd)
-
-        table = self.scanner.scan(on_namespace)
-        device_owners = _device_owners(ves)
-        node_namespace = NamespaceKey(proc.mount_namespace_inode("self") or 0)
-        owners, ves = self._owners.find(table, ves, node_namespace)
-        self._places.begin(table.get(node_namespace, ()))
-        everything = _by_device(table, self._unreached_mounts(table, ves))
-        remote = serving.mounted(everything, ves)
-        served = {devno: found.mounts for devno, found in remote.items()}
-        self._paths.served_at(ownership.node_points(served, node_namespace))
-        images = _images(ves, self._paths.key)
-        mounted = {d: found for d, found in everything.items() if d not in remote}
-        layered = {d: found for d, found in mounted.items() if found[0].mount.fstype == OVERLAY}
-        places = {d: found for d, found in mounted.items() if d not in layered}
-        own = ownership.node_own(mounted, node_namespace, self._needed())
-        known = self.view.superblocks
-        members = [member for devno in places if devno in known for member in known[devno].members]
-        devices = self._stack.read([*places, *members, *device_owners, *own], images)
-        self._stack.keep_only(devices)
-        self._with_served(devices, images)
-        paths = _paths(images, devices)
-        # What lies on a server is not opened: it may not answer.
-        chains = self._images.chains({key: p for key, p in paths.items() if key[0] not in remote})
-        paths |= chains.paths
-        hosts: set[Devno | None] = {host for host, _ in paths}
-        hosts |= {device.backing.image_devno for device in devices.values()}
-        remote = self._fuse_servers.completed(
-            remote, serving.used_by_others(remote, hosts, owners), serving.ve_of_process(ves)
-        )
-        view = NodeView(
-            superblocks=self._superblocks(places, devices),
-            ves=ves,
-            owners=owners,
-            node_namespace=node_namespace,
-            image_owners={key: ve_id for key, (ve_id, _) in images.items()},
-            device_owners=device_owners,
-            devices=devices,
-            overlays=self._overlays(layered, ves, owners, node_namespace),
-            hosts=self._places.hosts(paths, everything),
-            image_bases=chains.bases,
-            image_paths=paths,
-            remote=remote,
-            own=own,
-        )
-        view.work_out_dependents()  # here, not when an event waits for them
-        return view
-
-    def _with_served(self, devices: dict[Devno, BlockDevice], images: Images) -> None:
-        """Add the files below nbd and ploop devices, and the devices these lie on."""
-        for device in [one for one in devices.values() if one.kind in {"nbd", "ploop"}]:
-            backing = self._images.served(device)
-            devices[device.devno] = replace(device, backing=backing)
-            if backing.image_devno is not None and backing.image_devno not in devices:
-                devices.update(self._stack.read([backing.image_devno], images))
-
-    def _overlays(
-        self,
-        layered: dict[Devno, list[NamespaceMount]],
-        ves: dict[VeId, Ve],
-        owners: dict[NamespaceKey, str],
-        node: NamespaceKey,
-    ) -> dict[Devno, Superblock]:
-        def pid_in(namespace: NamespaceKey) -> int | None:
-            ve = ves.get(VeId(owners.get(namespace, "")))
-            return ve.init_pid if ve is not None else self._owners.process_in(namespace)
-
-        found: dict[Devno, Superblock] = {}
-        for devno, mounted in layered.items():
-            overlay = Superblock(
-                devno=devno,
-                fstype=OVERLAY,
-                device=OVERLAY,
-                disk_sequence=None,
-                mounts=tuple(mounted),
-                backing=Backing(kind=OVERLAY),
-            )
-            members, bases = self._places.rests_on(overlay, node, pid_in)
-            found[devno] = replace(overlay, members=members, bases=bases)
-        self._places.keep_only(found)
-        return found
-
-    def _needed(self) -> list[tuple[str, Devno | None, str]]:
-        """What the node or this daemon has on a filesystem or device, and cannot do without."""
-        needed = [
-            (path, devno, f"the node, which swaps to {printable(path)}")
-            for path, devno in swap.areas()
-        ]
-        for path in self._own_paths:
-            words = f"fswatchd itself, which keeps its state in {printable(path)}"
-            devno = None
-            with suppress(OSError):
-                devno = Devno.of(os.stat(path).st_dev)
-            needed.append((os.path.realpath(path), devno, words))
-        return needed
-
-    def _superblocks(
-        self, places: dict[Devno, list[NamespaceMount]], devices: dict[Devno, BlockDevice]
-    ) -> dict[Devno, Superblock]:
-        superblocks: dict[Devno, Superblock] = {}
-        for devno, mounted in places.items():
-            device = devices.get(devno)
-            superblock = Superblock(
-                devno=devno,
-                fstype=mounted[0].mount.fstype,
-                device=device.name if device else mounted[0].mount.source,
-                disk_sequence=device.disk_sequence if device else None,
-                mounts=tuple(mounted),
-                backing=device.backing if device else Backing(kind="device"),
-            )
-            known = self.view.superblocks.get(devno)
-            if known is not None and _same_superblock(known, superblock):
-                superblock = replace(
-                    superblock,
-                    uuid=known.uuid,
-                    fsid=known.fsid,
-                    members=known.members,
-                    mmp=known.mmp,
-                )
-                if superblock == known:
-                    superblock = known  # so that the same is seen to be the same at no cost
-            superblocks[devno] = superblock
-        return superblocks
-
-    def _unreached_mounts(
-        self, table: MountTable, ves: dict[VeId, Ve]
-    ) -> dict[NamespaceKey, frozenset[int]]:
-        """By namespace, the mounts in it that its VE cannot reach (see `reach`).
-
-        Rare, so that only where there are any the VE's first process is looked at.
-        """
-        found = {}
-        for ve in ves.values():
-            key, pid = ve.namespace, ve.init_pid
-            covered = self.scanner.covered(key) if key is not None else frozenset()
-            if key is None or pid is None or not covered:
-                continue
-            with suppress(OSError, mountinfo.MountinfoError):
-                seen = frozenset(mount.mount_id for mount in mountinfo.read(pid))
-                if seen and proc.mount_namespace_inode(pid) == key:
-                    found[key] = reach.unreached(table.get(key, ()), covered, seen)
-        return found
-
-
-def _by_device(
-    table: MountTable, unreached: dict[NamespaceKey, frozenset[int]]
-) -> dict[Devno, list[NamespaceMount]]:
-    places: dict[Devno, list[NamespaceMount]] = {}
-    hidden: list[NamespaceMount] = []
-    for namespace, found in table.items():
-        out_of_reach = unreached.get(namespace, frozenset())
-        for mount in found:
-            if mount.mount_id in out_of_reach:
-                hidden.append(NamespaceMount(namespace=namespace, mount=mount, unreached=True))
-                continue
-            place = NamespaceMount(namespace=namespace, mount=mount)
-            places.setdefault(mount.devno, []).append(place)
-    for place in hidden:
-        others = places.setdefault(place.mount.devno, [])
-        if not any(reach.goes_with(place.mount, other.mount) for other in others):
-            others.append(place)
-    return places
+        return self._reader.process_in(namespace)
 
 
 async def _mmp(superblock: Superblock) -> bool:
@@ -496,49 +318,3 @@ async def _mmp(superblock: Superblock) -> bool:
             return await asyncio.to_thread(extfs.has_mmp, f"/dev/{superblock.device}")
     except (OSError, TimeoutError):
         return False  # a repair asks again
-
-
-def _same_superblock(old: Superblock | None, new: Superblock | None) -> bool:
-    """Whether two looks at a device number saw the same superblock.
-
-    The kernel gives superblocks no id. They are the same where the disk is the same and at least
-    one mount is; a filesystem that was unmounted and mounted between two looks has new mounts.
-    """
-    if old is None or new is None:
-        return False
-    if old is new:
-        return True
-    if old.disk_sequence != new.disk_sequence or old.fstype != new.fstype:
-        return False
-    before = {(place.namespace, place.mount.mount_id) for place in old.mounts}
-    return any((place.namespace, place.mount.mount_id) in before for place in new.mounts)
-
-
-def _images(ves: dict[VeId, Ve], key_of: Callable[[str], Key | None]) -> Images:
-    found: dict[tuple[Devno, int], tuple[VeId, str]] = {}
-    for ve in ves.values():
-        for volume in ve.volumes:
-            key = key_of(volume.image) if volume.image else None
-            if key is not None and volume.image:
-                found[key] = (ve.ve_id, volume.image)
-    return found
-
-
-def _paths(images: Images, devices: dict[Devno, BlockDevice]) -> dict[tuple[Devno, int], str]:
-    """A path of every image that is known."""
-    found = {key: path for key, (_, path) in images.items()}
-    for device in devices.values():
-        key = device.backing.inode_key
-        if key is not None and device.backing.image is not None:
-            found.setdefault(key, device.backing.image)
-    return found
-
-
-def _device_owners(ves: dict[VeId, Ve]) -> dict[Devno, VeId]:
-    owners = {}
-    for ve in ves.values():
-        for volume in ve.volumes:
-            if volume.device:
-                with suppress(OSError):
-                    owners[Devno.of(os.stat(volume.device).st_rdev)] = ve.ve_id
-    return owners

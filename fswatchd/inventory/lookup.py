@@ -6,7 +6,8 @@ import difflib
 
 from fswatchd.devno import Devno
 from fswatchd.errors import UnknownTargetError
-from fswatchd.inventory.model import NodeView, Superblock, Ve
+from fswatchd.inventory.model import Superblock, Ve
+from fswatchd.inventory.view import NodeView
 
 
 def find_ve(view: NodeView, text: str) -> Ve:

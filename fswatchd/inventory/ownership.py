@@ -13,12 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fswatchd.devno import Devno
 from fswatchd.events import printable
-from fswatchd.inventory.model import (
-    NamespaceKey,
-    NamespaceMount,
-    NodeView,
-    RemoteFilesystem,
-)
+from fswatchd.inventory.model import NamespaceKey, NamespaceMount, RemoteFilesystem
+from fswatchd.inventory.view import NodeView
 
 _CLUSTER_FILESYSTEMS = frozenset({"ocfs2", "gfs2"})
 # Major numbers of drbd and rbd are not fixed; the kernel's names of their disks are.

@@ -16,8 +16,9 @@ from fswatchd.events import printable
 from fswatchd.incidents import Filesystem, Incident
 from fswatchd.inventory import bases, ownership
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import NodeView, Superblock, Ve, VeId
+from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.paths import inode_key
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import extfs, loop, syscalls
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.steps import ActionContext, Next, refuse

@@ -17,7 +17,8 @@ from typing import Any
 from fswatchd import process
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import NodeView, Superblock, Ve
+from fswatchd.inventory.model import Superblock, Ve
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import cgroup
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.steps import StepEnded

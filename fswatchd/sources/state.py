@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Health, SourceState
-from fswatchd.inventory.model import Superblock, describe
+from fswatchd.inventory.model import Superblock
+from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
 from fswatchd.sources import Sink, Source
 from fswatchd.sources.probes import Finding, Memory, Mounts, Probe, Seen, worst_health

@@ -20,7 +20,8 @@ from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.lookup import find_ve
-from fswatchd.inventory.model import Ve, describe
+from fswatchd.inventory.model import Ve
+from fswatchd.inventory.view import describe
 from fswatchd.kernel import cgroup, proc
 from fswatchd.platforms.cri import POD, CriPlatform
 from fswatchd.repair import scope

@@ -18,7 +18,8 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.helpers.client import Helper
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, Users, VeId
+from fswatchd.inventory.model import Superblock, VeId
+from fswatchd.inventory.view import Users
 from fswatchd.kernel import block, cgroup, loop
 from fswatchd.platforms.declared import DeclaredPlatform
 from tests.system import rules

@@ -16,8 +16,9 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.events import VeState
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, Ve, VeId, Volume, describe
+from fswatchd.inventory.model import Superblock, Ve, VeId, Volume
 from fswatchd.inventory.owners import NODE
+from fswatchd.inventory.view import describe
 from fswatchd.kernel import block, cgroup, proc
 from fswatchd.platforms import openvz
 from fswatchd.platforms.openvz import OpenvzPlatform

@@ -7,7 +7,8 @@ import pytest
 
 from fswatchd.doctor import _source, _ves
 from fswatchd.events import SourceState, VeState
-from fswatchd.inventory.model import Commands, NodeView, Ve, VeId, Volume
+from fswatchd.inventory.model import Commands, Ve, VeId, Volume
+from fswatchd.inventory.view import NodeView
 from fswatchd.sources import SourceStatus
 
 

@@ -18,7 +18,8 @@ from fswatchd.client import Message, _messages
 from fswatchd.engine import stream as stream_module
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import VeState
-from fswatchd.inventory.model import NamespaceKey, NodeView, Ve, VeId
+from fswatchd.inventory.model import NamespaceKey, Ve, VeId
+from fswatchd.inventory.view import NodeView
 from fswatchd.store import Store, StoredEvent
 from tests.schema import problems
 from tests.unit.builders import event

@@ -17,7 +17,7 @@ from fswatchd.devno import Devno
 from fswatchd.engine.decider import Decider
 from fswatchd.events import Health
 from fswatchd.incidents import Incident, Outcome, State
-from fswatchd.inventory.model import NodeView
+from fswatchd.inventory.view import NodeView
 from fswatchd.notify.notices import Notices
 from fswatchd.store import Store
 from tests.unit import builders

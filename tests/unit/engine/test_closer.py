@@ -13,7 +13,7 @@ import pytest
 from fswatchd.book import IncidentBook
 from fswatchd.engine.closer import Closer
 from fswatchd.incidents import Incident, State
-from fswatchd.inventory.model import NodeView
+from fswatchd.inventory.view import NodeView
 from fswatchd.repair import verify
 from fswatchd.store import Store
 from tests.unit.builders import incident

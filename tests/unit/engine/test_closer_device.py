@@ -13,7 +13,8 @@ from fswatchd.engine import closer
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.history import boottime_ns
 from fswatchd.incidents import Incident
-from fswatchd.inventory.model import BlockDevice, NodeView
+from fswatchd.inventory.model import BlockDevice
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
 from tests.unit import builders
 

@@ -12,7 +12,7 @@ from fswatchd.engine.closer import Closer
 from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Domain
 from fswatchd.incidents import Incident, Outcome, State
-from fswatchd.inventory.model import NodeView
+from fswatchd.inventory.view import NodeView
 from fswatchd.repair import verify
 from tests.unit import builders
 from tests.unit.inventory.test_lookup import superblock

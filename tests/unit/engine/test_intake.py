@@ -13,7 +13,7 @@ from fswatchd.engine import intake
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import EventClass
-from fswatchd.inventory.model import NodeView
+from fswatchd.inventory.view import NodeView
 from fswatchd.store import Store
 from tests.unit.builders import event
 

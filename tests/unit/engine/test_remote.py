@@ -14,7 +14,8 @@ from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain
 from fswatchd.incidents import Incident, Outcome
-from fswatchd.inventory.model import NodeView, VeId
+from fswatchd.inventory.model import VeId
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernlog.grammar import shipped
 from fswatchd.sources.kernel_lines import KernelLineSource
 from fswatchd.store import Store

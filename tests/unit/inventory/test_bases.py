@@ -9,8 +9,9 @@ from pathlib import Path
 from fswatchd.devno import Devno
 from fswatchd.inventory import bases
 from fswatchd.inventory.images import ImageReader
-from fswatchd.inventory.model import BlockDevice, ImageKey, NodeView, VeId
+from fswatchd.inventory.model import BlockDevice, ImageKey, VeId
 from fswatchd.inventory.places import Places
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
 from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
 from tests.unit.inventory.test_stack_graph import PART, layered, loop_on

@@ -6,15 +6,8 @@ from fswatchd.devno import Devno
 from fswatchd.errors import UnknownTargetError
 from fswatchd.events import VeState
 from fswatchd.inventory.lookup import find_superblocks, find_ve
-from fswatchd.inventory.model import (
-    Backing,
-    NamespaceKey,
-    NamespaceMount,
-    NodeView,
-    Superblock,
-    Ve,
-    VeId,
-)
+from fswatchd.inventory.model import Backing, NamespaceKey, NamespaceMount, Superblock, Ve, VeId
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel.mounts import Mount
 
 NODE, INSIDE = NamespaceKey(1), NamespaceKey(2)

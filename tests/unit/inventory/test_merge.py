@@ -3,7 +3,8 @@ from __future__ import annotations
 from fswatchd.events import VeState
 from fswatchd.inventory.lookup import find_ve
 from fswatchd.inventory.merge import merged
-from fswatchd.inventory.model import Commands, NamespaceKey, NodeView, Ve, VeId, Volume
+from fswatchd.inventory.model import Commands, NamespaceKey, Ve, VeId, Volume
+from fswatchd.inventory.view import NodeView
 
 IMAGE = Volume(image="/vz/101.raw")
 

@@ -14,12 +14,12 @@ from fswatchd.inventory.model import (
     BlockDevice,
     NamespaceKey,
     NamespaceMount,
-    NodeView,
     RemoteFilesystem,
     Superblock,
     VeId,
     is_remote,
 )
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel.mounts import Mount
 from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
 

@@ -8,14 +8,8 @@ import pytest
 
 from fswatchd import views
 from fswatchd.devno import Devno
-from fswatchd.inventory.model import (
-    Backing,
-    BlockDevice,
-    NamespaceKey,
-    NodeView,
-    Superblock,
-    VeId,
-)
+from fswatchd.inventory.model import Backing, BlockDevice, NamespaceKey, Superblock, VeId
+from fswatchd.inventory.view import NodeView
 from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
 
 DISK, PART = Devno(8, 0), Devno(8, 1)

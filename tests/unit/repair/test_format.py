@@ -16,13 +16,12 @@ from fswatchd.inventory.model import (
     Backing,
     NamespaceKey,
     NamespaceMount,
-    NodeView,
     Superblock,
     Ve,
     VeId,
     Volume,
-    describe,
 )
+from fswatchd.inventory.view import NodeView, describe
 from fswatchd.kernel.mounts import Mount
 from fswatchd.repair import scope
 from fswatchd.steps import StepEnded

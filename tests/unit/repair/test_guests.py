@@ -12,7 +12,8 @@ import pytest
 from fswatchd.doctor import _ves
 from fswatchd.inventory import owners
 from fswatchd.inventory.merge import merged
-from fswatchd.inventory.model import NodeView, Ve, VeId, Volume
+from fswatchd.inventory.model import Ve, VeId, Volume
+from fswatchd.inventory.view import NodeView
 from fswatchd.repair import scope, ve_control
 from fswatchd.steps import ActionSettings, StepEnded
 from tests.unit.builders import filesystem, incident

@@ -63,7 +63,7 @@ async def run(context: ActionContext) -> StepResult:
 async def _stop(context: ActionContext, ve: Ve, way: _Way, outage: Outage) -> None:
     if ve_control.is_running(ve):
         context.progress(None, f"stopping {ve.ve_id}")
-        await context.journal(stopping=True)
+        await context.about_to_stop(ve.ve_id)
         outage.begin(ve, None, way.repaired)
         context.note(f"{ve.ve_id}: {await ve_control.stop(ve, context.settings)}")
     elif context.record.journal.get("stopping"):

@@ -13,7 +13,7 @@ import pytest
 from fswatchd.repair import rollback, swap, ve_control
 from fswatchd.repair.journal import describe_file
 from fswatchd.repair.scope import ImageFile
-from fswatchd.steps import ActionSettings, Next, StepEnded
+from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
 
@@ -37,6 +37,7 @@ class Context:
             "ve": str(VE.ve_id),
         }
         self.settings = ActionSettings()
+        self.disarmed = False
         self.incident = builders.incident(undo=undo)
         self.record = SimpleNamespace(journal={})
         self.inventory = SimpleNamespace(
@@ -49,6 +50,11 @@ class Context:
         return ve
 
     async def about_to_start(self, _: object) -> None: ...
+
+    async def about_to_stop(self, _: object) -> None:
+        if self.disarmed:
+            raise refuse("disarmed", "the node was disarmed", Next.CANCELLED)
+        await self.journal(stopping=True)
 
     def note(self, _: str) -> None: ...
 
@@ -112,6 +118,20 @@ async def test_whenever_it_is_killed_the_original_is_in_place_afterwards(
     kept = f"ve101.raw.repaired-{context.incident.incident_id}"
     assert context.files() == {"ve101.raw": b"original", kept: b"repaired"}
     assert started == ["original"]
+
+
+async def test_disarmed_right_before_the_stop_nothing_is_stopped_or_exchanged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[str]
+) -> None:
+    monkeypatch.setattr(ve_control, "is_running", lambda _: True)
+    monkeypatch.setattr(ve_control, "stop", lambda *_: pytest.fail("stopped"))
+    context = Context(tmp_path)
+    context.disarmed = True
+    with pytest.raises(StepEnded) as ended:
+        await rollback.run(context)  # type: ignore[arg-type]
+    assert ended.value.result.next is Next.CANCELLED
+    assert context.files() == {"ve101.raw": b"repaired", "ve101.raw.damaged-x": b"original"}
+    assert started == []
 
 
 class Nothing:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fswatchd.devno import Devno
-from fswatchd.kernel import loop
+from fswatchd.kernel import cgroup, loop
 from tests.system import rules
 from tests.system.conftest import DaemonUnderTest, fswatch, wait_until
 
@@ -137,6 +137,42 @@ class TestOtherNodes:
         refused(daemon, ve.device, "multiple mount protection is set")
         assert ve.inode == before
         assert ve.wait_for_write()
+
+
+class TestServedByAVe:
+    def test_who_has_an_image_on_what_a_ve_serves_depends_on_that_ve(
+        self, daemon, work, make_ve
+    ) -> None:
+        """ve102 has a FUSE server; the image of ve101 lies on what that serves."""
+        if shutil.which("bindfs") is None:
+            pytest.skip("needs bindfs")
+        behind, point = work / "behind", work / "served"
+        appliance = make_ve("ve102", files=10)
+        appliance.declare()
+        appliance.start()
+        with serving(behind, point) as server:
+            procs = cgroup.directories(appliance.cgroup)[0] / "cgroup.procs"
+            procs.write_text(str(server.pid))
+            ve = make_ve(on=point, files=10)
+            ve.declare()
+            ve.start()
+            try:
+                run(daemon)
+                daemon.wait_until_known("ve101", "ve102")
+                trigger(appliance.device)
+                incident = daemon.wait_for_incident(ve="ve102")
+                assert "declared:ve101" in incident["ves_through_stack"]
+                wait_until(lambda: "NO  scope" in daemon.why(incident["id"]), LATE_S)
+                trigger(ve.device)
+                words = f"({behind}, served by declared:ve102)"
+
+                def told() -> bool:
+                    return any(words in daemon.why(one["id"]) for one in daemon.incidents("ve101"))
+
+                wait_until(told, LATE_S, words)
+                assert ve.wait_for_write()
+            finally:
+                ve.kill()
 
 
 class TestTheNodesOwn:
@@ -284,6 +320,19 @@ class TestSeveralVolumes:
             return len(wanted) == 2 and wanted <= {fs["device"] for fs in ve["filesystems"]}
 
         wait_until(both, LATE_S, "both volumes to be known")
+
+    @pytest.mark.parametrize("strategy", ["clone", "offline"])
+    def test_the_others_are_released_too_before_the_ve_starts_again(
+        self, daemon, two, strategy
+    ) -> None:
+        run(daemon, rules=rules.repair(strategy) + rules.TELL)
+        self.known(daemon, two)
+        (device,) = loops_of(two[0])
+        damage(device)
+        incident = ended(daemon, two[0])
+        assert incident["outcome"] == "repaired", daemon.why(incident["id"])
+        assert [len(loops_of(image)) for image in two] == [1, 1]
+        self.known(daemon, two)
 
     def test_a_volume_that_somebody_else_has_mounted_too_keeps_the_other_from_repair(
         self, daemon, two

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from fswatchd.devno import Devno
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
 from fswatchd.store import Store
@@ -56,8 +57,29 @@ class IncidentBook:
         return incident.part_of in self._open
 
     def find(self, filesystem: Filesystem, domain: Domain) -> Incident | None:
-        """The open incident that an event on this filesystem joins."""
-        return self.find_key(filesystem.key, domain)
+        """The open incident that an event on this filesystem joins.
+
+        While a repair is under way that is also one of the same image on another device: the kernel
+        may still tell of the old one when the VE has been started on the new one.
+        """
+        found = self.find_key(filesystem.key, domain)
+        if found is None and filesystem.image is not None:
+            found = next(
+                (
+                    one
+                    for one in self._open.values()
+                    if one.state is State.ACTING
+                    and (one.domain, one.filesystem.image) == (domain, filesystem.image)
+                ),
+                None,
+            )
+        return found
+
+    def under_repair(self, devno: Devno, domain: Domain) -> Incident | None:
+        """The incident that is acted on whose filesystem had this device, whoever has it now."""
+        acting = (one for one in self._open.values() if one.state is State.ACTING)
+        wanted = (devno, domain)
+        return next((one for one in acting if (one.filesystem.devno, one.domain) == wanted), None)
 
     def find_key(self, key: str, domain: Domain) -> Incident | None:
         """The same by the key of a filesystem (`Filesystem.key`)."""

@@ -39,6 +39,7 @@ class Intake:
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_incident: list[Callable[[str], None]] = []
         self._undigested: list[tuple[StoredEvent, Attribution]] = []
+        self._since_ns = time.monotonic_ns()
         self.state: StateSource | None = None
         self.hearing: Hearing | None = None
 
@@ -141,6 +142,10 @@ class Intake:
             return None
         domain = domain_of(event.klass)
         incident = self._book.find(found.filesystem, domain)
+        devno = found.filesystem.devno
+        if incident is None and devno and found.superblock is None and self._is_from_before(event):
+            # A repair that is taken up again has detached the device that the line is about.
+            incident = self._book.under_repair(devno, domain)
         if incident is None:
             incident = self._book.new(found.filesystem, domain, tuple(found.ves))
             incident = replace(incident, through=tuple(found.through))
@@ -150,6 +155,12 @@ class Intake:
                 incident = incident.reached("attributed", time.monotonic_ns())
             self._book.put(incident)
         return incident.incident_id
+
+    def _is_from_before(self, event: FsEvent) -> bool:
+        """Whether the kernel wrote the line before we were started, so that its device may be
+        another one by now."""
+        written_us = _written_us(event)
+        return written_us is not None and written_us * 1000 < self._since_ns
 
     def _digest(self, stored: StoredEvent, found: Attribution) -> None:
         event = stored.event
@@ -206,11 +217,15 @@ def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:
     A repair shuts the damaged filesystem down, and the kernel says so. The next mount often gets
     the same loop device, so a late line would look like a relapse.
     """
-    written_us, _, _ = (event.record or "").partition(":")
+    written_us = _written_us(event)
     repaired_ns = incident.timeline.get("repaired")
-    return (
-        repaired_ns is not None and written_us.isdecimal() and int(written_us) * 1000 < repaired_ns
-    )
+    return repaired_ns is not None and written_us is not None and written_us * 1000 < repaired_ns
+
+
+def _written_us(event: FsEvent) -> int | None:
+    """When the kernel wrote the line (CLOCK_MONOTONIC), None where the event is none."""
+    written_us, _, _ = (event.record or "").partition(":")
+    return int(written_us) if written_us.isdecimal() else None
 
 
 def _completed(event: FsEvent, filesystem: Filesystem) -> FsEvent:

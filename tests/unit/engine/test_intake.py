@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,10 @@ from fswatchd.engine import intake
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import EventClass
+from fswatchd.incidents import State
 from fswatchd.inventory.view import NodeView
 from fswatchd.store import Store
-from tests.unit.builders import event
+from tests.unit.builders import event, incident
 
 
 class Running:
@@ -24,7 +26,7 @@ class Running:
     def __init__(self, path) -> None:
         self.store = Store(path)
         self.book = IncidentBook(self.store, "hn1")
-        inventory = SimpleNamespace(view=NodeView())
+        inventory = SimpleNamespace(view=NodeView(), refresh=self._refresh)
         self.intake = Intake(self.store, self.book, inventory, EventStream(self.store))
 
     async def start(self) -> Running:
@@ -32,6 +34,8 @@ class Running:
         await self.book.load()
         await self.intake.catch_up()
         return self
+
+    async def _refresh(self, **_: object) -> None: ...
 
     async def stored(self, cursor: int) -> None:
         """Wait until the event with this cursor is in the database."""
@@ -101,4 +105,20 @@ async def test_a_line_from_before_the_repair_that_is_read_late_is_no_relapse(
     assert len(heard) == told
     (incident,) = running.book.open_incidents()
     assert "journal" in incident.sources
+    await running.store.close()
+
+
+@pytest.mark.parametrize(("written_us", "joins"), [(5, True), (10**15, False)])
+async def test_a_line_from_before_the_start_about_a_device_that_is_being_repaired_belongs_to_that(
+    path, written_us: int, *, joins: bool
+) -> None:
+    """The repair has detached the device since; a line of now is about who has its number now."""
+    running = await Running(path).start()
+    acting = replace(incident(), state=State.ACTING)
+    running.book.put(acting)
+    line = event("kmsg", "shutdown", record=f"{written_us}:EXT4-fs (loop3): shut down requested")
+    running.intake.event(line)
+    await running.intake.settle()
+    others = [one for one in running.book.open_incidents() if one.incident_id != acting.incident_id]
+    assert (others == []) is joins
     await running.store.close()

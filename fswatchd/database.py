@@ -10,6 +10,7 @@ tables.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import secrets
 import sqlite3
@@ -26,6 +27,8 @@ from pydantic import TypeAdapter
 
 from fswatchd.errors import FswatchError
 from fswatchd.spool import Spool
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _BATCH = 512
@@ -57,7 +60,7 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 # In the order of the table's columns.
 _INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_SOURCE_COLUMN, _INCIDENT_COLUMN = 2, 13
+_COLUMNS, _SOURCE_COLUMN, _INCIDENT_COLUMN = 16, 2, 13
 
 _LOG_FACT = "event-log"
 
@@ -304,8 +307,11 @@ class Database:
         else:
             log = _LOG.validate_json(row[0])
         if self._spool is not None:
-            _take_over(database, self._spool.open(), log.log_id)
-            self._spool.clear()
+            try:
+                _take_over(database, self._spool.open(), log.log_id)
+                self._spool.clear()
+            except OSError as error:
+                logger.warning("events are kept by the database alone: %s", error)
         last: int = database.execute("SELECT max(id) FROM event").fetchone()[0] or 0
         skips = log.skips
         if log.reserved > last and not log.clean:
@@ -416,10 +422,11 @@ def _run(database: sqlite3.Connection, write: _Write) -> Any:
 def _take_over(database: sqlite3.Connection, records: list[list[Any]], log_id: str) -> None:
     """Insert what an earlier run has spooled and not written any more.
 
-    Left out is what is reported again, because what its source remembers comes after it in the
-    queue of writes: events of `state`, and those of an incident that was not written either.
+    Left out is a record of another version, with other columns, and what is reported again because
+    what its source remembers comes after it in the queue of writes: events of `state`, and those of
+    an incident that was not written either.
     """
-    for owner, *row in records:
+    for owner, *row in (one for one in records if len(one) == _COLUMNS + 1):
         incident = row[_INCIDENT_COLUMN]
         known = database.execute("SELECT 1 FROM incident WHERE id = ?", (incident,)).fetchone()
         if owner == log_id and row[_SOURCE_COLUMN] != "state" and (incident is None or known):

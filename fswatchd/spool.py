@@ -99,7 +99,9 @@ def _records(data: bytes) -> Iterator[list[object]]:
         body = data[offset : offset + length]
         if len(body) != length or zlib.crc32(body) != crc:
             return
-        yield json.loads(body)
+        record = json.loads(body)
+        if isinstance(record, list):
+            yield record
         offset += length
 
 

@@ -154,6 +154,33 @@ class TestSpool:
         assert await rows_after(other, 0) == []
         await other.close()
 
+    async def test_records_of_another_version_do_not_keep_the_store_from_opening(
+        self, tmp_path: Path, memory: Path
+    ) -> None:
+        path = memory / "events.spool"
+        store = Store(tmp_path / "fswatchd.db", Spool(path))
+        await store.open()
+        log_id = store.log_id
+        await store.close()
+        older = Spool(path)
+        older.open()
+        for record in ([], [log_id], [log_id, 1, "too", "few"], [log_id, *["x"] * 20]):
+            assert older.append(record)
+        older.close()
+        again = Store(tmp_path / "fswatchd.db", Spool(path))
+        await asyncio.wait_for(again.open(), 10)
+        assert await rows_after(again, 0) == []
+        await again.close()
+
+    async def test_without_a_spool_the_database_keeps_events_all_the_same(
+        self, tmp_path: Path, memory: Path
+    ) -> None:
+        (memory / "events.spool").mkdir()
+        store = Store(tmp_path / "fswatchd.db", Spool(memory / "events.spool"))
+        await store.open()
+        assert await add(store, stored(store)) > NOW_NS
+        await store.close()
+
     async def test_what_is_in_the_database_leaves_the_spool(
         self, tmp_path: Path, memory: Path
     ) -> None:

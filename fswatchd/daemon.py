@@ -228,7 +228,6 @@ class Daemon:
             self._decider,
             self._history,
             self._operations,
-            self._config.daemon.state_dir,
         )
         self.snapshots = Snapshots(
             self.store, self.inventory, self.operator, self.freezer, self._operations

@@ -13,12 +13,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fswatchd import guards, views
 from fswatchd.book import IncidentBook
-from fswatchd.devno import Devno
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.history import History
 from fswatchd.engine.operations import Operations
@@ -40,7 +38,6 @@ log = logging.getLogger(__name__)
 USUAL_S = 60.0
 _LONGEST_S = 3600.0
 _KEY = "frozen:"
-_NODES_OWN = ("/", "/boot", "/usr", "/var")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,7 +60,6 @@ class Freezer:
         decider: Decider,
         history: History,
         operations: Operations,
-        state_dir: Path,
     ) -> None:
         self._store = store
         self._book = book
@@ -71,7 +67,6 @@ class Freezer:
         self._decider = decider
         self._history = history
         self._operations = operations
-        self._state_dir = state_dir
         self._frozen: dict[VeId, _Frozen] = {}
         self._busy: dict[VeId, str] = {}
         self._timers: set[asyncio.Task[None]] = set()
@@ -119,13 +114,8 @@ class Freezer:
     def why_not(self, filesystem: Filesystem, ves: tuple[str, ...]) -> str | None:
         """Why this filesystem is never held or copied by us; what its VE is busy with is not asked.
 
-        Where the node or the daemon itself works on it, both would wait for the thaw.
+        What the node or the daemon itself works on is none of a VE's: both would wait for the thaw.
         """
-        view = self._inventory.view
-        for path in (*_NODES_OWN, self._state_dir):
-            devno = _devno_of(path)
-            if devno is not None and filesystem.devno in {devno, *view.beneath(devno)}:
-                return f"the node's own {path} is on it"
         incident = self._book.new(filesystem, Domain.DAMAGE, ves)
         scope = self._decider.scope(incident)
         idle = tuple(replace(one, busy=None) for one in scope.ves)
@@ -296,10 +286,3 @@ class Freezer:
                 log.error("cannot thaw what an earlier run has frozen: %s", error)
         if not await ve_freeze.thaw_journaled(left):
             log.error("cannot thaw the processes that an earlier run has frozen: %s", left)
-
-
-def _devno_of(path: str | Path) -> Devno | None:
-    try:
-        return Devno.of(os.stat(path).st_dev)
-    except OSError:
-        return None

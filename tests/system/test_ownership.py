@@ -205,8 +205,27 @@ class TestTheNodesOwn:
         run(daemon)
         daemon.wait_until_known("ve101")
         refused(daemon, device, f"keeps its state in {work}/state")
+        self.not_held(daemon, image, f"keeps its state in {work}/state")
         assert not touched.exists()
         daemon.stop()
+
+    def test_what_holds_the_image_with_the_daemons_state(self, daemon, work, touched) -> None:
+        image = make_image(work / "volume.img", size=512 << 20)
+        self.mounted(work, image, "volume")
+        self.mounted(work, make_image(work / "volume" / "state.img", size=256 << 20), "state")
+        self.declare(work, f'image = "{image}"', touched)
+        run(daemon)
+        daemon.wait_until_known("ve101")
+        self.not_held(daemon, image, f"keeps its state in {work}/state")
+        assert not touched.exists()
+        daemon.stop()
+
+    def not_held(self, daemon: DaemonUnderTest, image: Path, words: str) -> None:
+        """It would be frozen for a copy, and the daemon would wait for itself."""
+        asked = fswatch(daemon, "snapshot", "ve101")
+        assert asked.returncode != 0
+        assert words in asked.stderr
+        assert not list(image.parent.glob("*.snapshot-*"))
 
     def test_what_is_mounted_and_declared_and_nothing_else_is_repaired(
         self, daemon, work, touched

@@ -29,9 +29,9 @@ lint: setup-test
 unit: setup-test
 	.venv/bin/pytest tests/unit
 
-# Real kernels on shared machines: what fails is tried once more, and shown as a rerun.
+# Real kernels on shared machines: what fails is tried again, and shown as a rerun.
 system: setup-test
-	.venv/bin/pytest tests/system --reruns 1 -rR
+	.venv/bin/pytest tests/system --reruns 2 --reruns-delay 5 -rR
 
 bench: setup-test
 	.venv/bin/python bench/run.py

@@ -120,11 +120,13 @@ class Intake:
 
         Two threads of Python do not run at once: going on here would hold up the store's.
         """
+        event = _completed(event, found.filesystem)
+        cursor = self._store.next_cursor()
         stored = StoredEvent(
-            cursor=self._store.next_cursor(),
-            event=_completed(event, found.filesystem),
+            cursor=cursor,
+            event=event,
             ves=tuple(found.ves),
-            incident_id=self._incident_for(event, found),
+            incident_id=self._incident_for(event, found, cursor),
         )
         self._store.add_event(stored, self._publish)
         if not self._undigested:
@@ -136,8 +138,11 @@ class Intake:
         for stored, found in undigested:
             self._digest(stored, found)
 
-    def _incident_for(self, event: FsEvent, found: Attribution) -> str | None:
-        """The id of the incident that the event belongs to, opened where there is none."""
+    def _incident_for(self, event: FsEvent, found: Attribution, cursor: int) -> str | None:
+        """The id of the incident that the event belongs to, opened where there is none.
+
+        Nobody sees an incident without the event that has opened it: that one joins at once.
+        """
         if not event.klass.is_problem:
             return None
         domain = domain_of(event.klass)
@@ -153,7 +158,7 @@ class Intake:
             incident = incident.reached("detected", event.mono_ns)
             if found.ves or found.superblock is not None:
                 incident = incident.reached("attributed", time.monotonic_ns())
-            self._book.put(incident)
+            self._book.put(_joined(incident, event, cursor))
         return incident.incident_id
 
     def _is_from_before(self, event: FsEvent) -> bool:
@@ -177,14 +182,9 @@ class Intake:
         incident = self._book.get(stored.incident_id or "")
         if incident is None:
             return  # closed in this very turn: the event is stored with it
-        before = (incident.klass, incident.severity, incident.confirmed)
-        fresh = event.source not in incident.sources
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        incident = incident.joined(event, now, stored.cursor)
-        if fresh or before != (incident.klass, incident.severity, incident.confirmed):
-            confirms = " (confirms)" if event.confirms else ""
-            incident = incident.noted(event.time_ns, f"{event.source}: {event.detail}{confirms}")
-        self._book.put(incident)
+        if incident.cursor < stored.cursor:
+            incident = _joined(incident, event, stored.cursor)
+            self._book.put(incident)
         if _is_older_than_repair(event, incident):
             return
         for callback in self._on_incident:
@@ -209,6 +209,18 @@ class Intake:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("an event could not be handled", exc_info=task.exception())
+
+
+def _joined(incident: Incident, event: FsEvent, cursor: int) -> Incident:
+    """The incident with the event in it, and in its story where that says something new."""
+    before = (incident.klass, incident.severity, incident.confirmed)
+    fresh = event.source not in incident.sources
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    incident = incident.joined(event, now, cursor)
+    if fresh or before != (incident.klass, incident.severity, incident.confirmed):
+        confirms = " (confirms)" if event.confirms else ""
+        incident = incident.noted(event.time_ns, f"{event.source}: {event.detail}{confirms}")
+    return incident
 
 
 def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:

@@ -62,12 +62,7 @@ def change(before: Incident | None, after: Incident) -> str | None:
             return "needs-operator"
         if after.state is State.CLOSED:
             return "closed"
-    # An incident is in the book a moment before the event that it is about has joined it.
-    return "opened" if _has_begun(after) and not (before and _has_begun(before)) else None
-
-
-def _has_begun(incident: Incident) -> bool:
-    return bool(incident.classes) or incident.requested_by is not None
+    return "opened" if before is None else None
 
 
 def fields(kind: str, incident: Incident) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ async def test_what_was_stored_but_not_joined_before_a_crash_joins_at_the_next_s
     killed.intake.event(nameless("state", "io_error"))
     await killed.stored(2)
     (before,) = killed.book.open_incidents()
-    assert before.sources == ()
+    assert before.sources == ("fanotify",)
     await killed.store.close()
 
     again = await Running(path).start()
@@ -73,6 +73,22 @@ async def test_what_was_stored_but_not_joined_before_a_crash_joins_at_the_next_s
     assert incident.klass is EventClass.IO_ERROR
     assert incident.confirmed
     await again.store.close()
+
+
+async def test_an_incident_is_never_seen_without_the_event_that_has_opened_it(
+    path, monkeypatch
+) -> None:
+    monkeypatch.setattr(intake, "_DIGEST_S", 60)
+    running = await Running(path).start()
+    seen: list[tuple[EventClass, bool, int]] = []
+    running.book.subscribe(
+        lambda _, after: seen.append((after.klass, after.confirmed, after.counts["fanotify"]))
+    )
+    running.intake.event(nameless("fanotify", count=3))
+    assert seen == [(EventClass.CORRUPTION, True, 3)]
+    await running.intake.settle()
+    assert seen == [(EventClass.CORRUPTION, True, 3)]
+    await running.store.close()
 
 
 async def test_what_had_joined_does_not_join_twice(path) -> None:

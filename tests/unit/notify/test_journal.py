@@ -96,9 +96,7 @@ async def until(question) -> None:
 
 
 def found_damage(book: IncidentBook) -> Incident:
-    """As intake does it: into the book first, the event joins a moment later."""
     fresh = book.new(filesystem(), Domain.DAMAGE, ("lxc:ve101",))
-    book.put(fresh)
     joined = fresh.joined(event(), NOW_NS)
     book.put(joined)
     return joined

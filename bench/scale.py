@@ -189,22 +189,23 @@ def _events(client: Any, ves: list[Ve]) -> list[float]:
         time.sleep(_PAUSE_S)
         injected[triggers[number % len(ves)].parent.name, number // len(ves)] = time.time_ns()
         triggers[number % len(ves)].write_text("scale")
-    wait_until(lambda: len(_stored(client)) >= _EVENTS)
+    ours = {trigger.parent.name for trigger in triggers}
+    wait_until(lambda: len(_stored(client, ours)) >= _EVENTS)
     seen: dict[str, int] = {}
     took = []
-    for device, at in _stored(client):
+    for device, at in _stored(client, ours):
         count = seen[device] = seen.get(device, -1) + 1
         took.append((at - injected[device, count]) / 1e9)
     return took
 
 
-def _stored(client: Any) -> list[tuple[str, int]]:
-    """(device, when it was stored) of every event of fanotify that names a VE."""
+def _stored(client: Any, devices: set[str]) -> list[tuple[str, int]]:
+    """(device, when it was stored) of every event of fanotify on these that names a VE."""
     found, cursor = [], 0
     while page := client.get("/v1/events", since=cursor)["events"]:
         cursor = page[-1]["cursor"]
         for event in page:
-            if event["source"] == "fanotify" and event["ves"]:
+            if event["source"] == "fanotify" and event["ves"] and event["device"] in devices:
                 moment = datetime.fromisoformat(event["stored"])
                 found.append((event["device"], int(moment.timestamp() * 1e6) * 1000))
     return found

@@ -81,7 +81,7 @@ class NodeReader:
         device_owners = _device_owners(ves)
         node_namespace = NamespaceKey(proc.mount_namespace_inode("self") or 0)
         owners, ves = self._owners.find(table, ves, node_namespace)
-        self._places.begin(table.get(node_namespace, ()))
+        self._places.begin(place.mount for place in table.get(node_namespace, ()))
         everything = _by_device(table, self._unreached_mounts(table, ves))
         remote = serving.mounted(everything, ves)
         served = {devno: found.mounts for devno, found in remote.items()}
@@ -187,7 +187,8 @@ class NodeReader:
             with suppress(OSError, mountinfo.MountinfoError):
                 seen = frozenset(mount.mount_id for mount in mountinfo.read(pid))
                 if seen and proc.mount_namespace_inode(pid) == key:
-                    found[key] = reach.unreached(table.get(key, ()), covered, seen)
+                    mounts = (place.mount for place in table.get(key, ()))
+                    found[key] = reach.unreached(mounts, covered, seen)
         return found
 
 
@@ -199,15 +200,24 @@ def _superblocks(
     superblocks: dict[Devno, Superblock] = {}
     for devno, mounted in places.items():
         device = devices.get(devno)
+        name = device.name if device else mounted[0].mount.source
+        sequence = device.disk_sequence if device else None
+        mounts = tuple(mounted)
+        backing = device.backing if device else Backing(kind="device")
+        known = before.get(devno)
+        if known is not None:
+            seen = (known.device, known.disk_sequence, known.backing, known.mounts)
+            if seen == (name, sequence, backing, mounts):
+                superblocks[devno] = known  # so that the same is seen to be the same at no cost
+                continue
         superblock = Superblock(
             devno=devno,
             fstype=mounted[0].mount.fstype,
-            device=device.name if device else mounted[0].mount.source,
-            disk_sequence=device.disk_sequence if device else None,
-            mounts=tuple(mounted),
-            backing=device.backing if device else Backing(kind="device"),
+            device=name,
+            disk_sequence=sequence,
+            mounts=mounts,
+            backing=backing,
         )
-        known = before.get(devno)
         if known is not None and same_superblock(known, superblock):
             superblock = replace(
                 superblock,
@@ -216,8 +226,6 @@ def _superblocks(
                 members=known.members,
                 mmp=known.mmp,
             )
-            if superblock == known:
-                superblock = known  # so that the same is seen to be the same at no cost
         superblocks[devno] = superblock
     return superblocks
 
@@ -229,12 +237,11 @@ def _by_device(
     hidden: list[NamespaceMount] = []
     for namespace, found in table.items():
         out_of_reach = unreached.get(namespace, frozenset())
-        for mount in found:
-            if mount.mount_id in out_of_reach:
-                hidden.append(NamespaceMount(namespace=namespace, mount=mount, unreached=True))
-                continue
-            place = NamespaceMount(namespace=namespace, mount=mount)
-            places.setdefault(mount.devno, []).append(place)
+        for place in found:
+            if place.mount.mount_id in out_of_reach:
+                hidden.append(replace(place, unreached=True))
+            else:
+                places.setdefault(place.mount.devno, []).append(place)
     for place in hidden:
         others = places.setdefault(place.mount.devno, [])
         if not any(reach.goes_with(place.mount, other.mount) for other in others):

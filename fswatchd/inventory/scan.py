@@ -8,24 +8,33 @@ path, and no descriptor of a namespace is kept: it would keep the namespace's mo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fswatchd.inventory import reach
-from fswatchd.inventory.model import SCANNED_FILESYSTEMS, NamespaceKey, is_remote
+from fswatchd.inventory.model import (
+    SCANNED_FILESYSTEMS,
+    NamespaceKey,
+    NamespaceMount,
+    is_remote,
+)
 from fswatchd.kernel import mountinfo, mounts, proc
 from fswatchd.kernel.mounts import Mount
 
-MountTable = Mapping[NamespaceKey, list[Mount]]
+MountTable = Mapping[NamespaceKey, Sequence[NamespaceMount]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Namespace:
-    """What is known of one: every mount by its id, described where it is a disk filesystem's."""
+    """What is known of one: the ids of all its mounts, and those that are watched.
 
-    mounts: Mapping[int, Mount | None]
+    The same objects as long as nothing changes, so that comparing a thousand VEs costs little.
+    """
+
+    ids: frozenset[int]
+    places: Sequence[NamespaceMount]
     covered: frozenset[int]
 
 
@@ -108,7 +117,7 @@ class StatmountScanner:
 
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
         """See MountScanner."""
-        table: dict[NamespaceKey, list[Mount]] = {}
+        table: dict[NamespaceKey, Sequence[NamespaceMount]] = {}
         alive: dict[int, _Namespace] = {}
         seen: dict[NamespaceKey, int] = {}
         moved, self._moved = self._moved, set()
@@ -126,13 +135,13 @@ class StatmountScanner:
                 known = self._known.get(namespace_id)
                 if (
                     known is None
-                    or known.mounts.keys() != set(ids)
-                    or not moved.isdisjoint(known.mounts)
+                    or len(known.ids) != len(ids)
+                    or not known.ids.issuperset(ids)
+                    or not moved.isdisjoint(known.ids)
                 ):
-                    known = _described(namespace_id, ids)
+                    known = _described(key, namespace_id, ids)
                 alive[namespace_id] = known
-                found = [mount for mount in known.mounts.values() if mount is not None]
-                table.setdefault(key, []).extend(found)
+                table[key] = known.places
         finally:
             for _, fd in namespaces:
                 os.close(fd)
@@ -141,16 +150,17 @@ class StatmountScanner:
         return table
 
 
-def _described(namespace_id: int, ids: Iterable[int]) -> _Namespace:
+def _described(key: NamespaceKey, namespace_id: int, ids: Iterable[int]) -> _Namespace:
     found: dict[int, Mount] = {}
     for mount_id in ids:
         with suppress(OSError):
             found[mount_id] = mounts.stat_mount(namespace_id, mount_id)
-    disks = {
-        mount_id: _with_parent(mount, found) if _is_watched(mount) else None
-        for mount_id, mount in found.items()
-    }
-    return _Namespace(disks, reach.covered(found))
+    places = [
+        NamespaceMount(namespace=key, mount=_with_parent(mount, found))
+        for mount in found.values()
+        if _is_watched(mount)
+    ]
+    return _Namespace(frozenset(found), places, reach.covered(found))
 
 
 def _with_parent(mount: Mount, found: Mapping[int, Mount]) -> Mount:
@@ -195,7 +205,7 @@ class MountinfoScanner:
 
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
         """See MountScanner."""
-        table: dict[NamespaceKey, list[Mount]] = {}
+        table: dict[NamespaceKey, Sequence[NamespaceMount]] = {}
         pids: dict[NamespaceKey, int] = {}
         for pid in proc.pids():
             inode = proc.mount_namespace_inode(pid)
@@ -210,7 +220,11 @@ class MountinfoScanner:
                     finally:
                         os.close(fd)
                 found = mountinfo.read(pid)
-                table[key] = [mount for mount in found if _is_watched(mount)]
+                table[key] = [
+                    NamespaceMount(namespace=key, mount=mount)
+                    for mount in found
+                    if _is_watched(mount)
+                ]
                 pids[key] = pid
         self._pids = pids
         return table

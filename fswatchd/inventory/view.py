@@ -68,6 +68,7 @@ class NodeView:
     _of_ve: Mapping[VeId, list[Superblock]] = field(init=False, repr=False)
     _described: dict[Devno, Filesystem] = field(init=False, repr=False, default_factory=dict)
     _dependents: dict[Devno, Users] = field(init=False, repr=False, default_factory=dict)
+    _beneath: dict[Devno, tuple[Devno, ...]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         mounted = {**self.superblocks, **self.overlays}
@@ -96,6 +97,7 @@ class NodeView:
             "_of_ve": {**self._of_ve, **owned},
             "_described": {},
             "_dependents": {},
+            "_beneath": {},
         }
         for name, value in changed.items():
             object.__setattr__(view, name, value)
@@ -152,6 +154,17 @@ class NodeView:
 
         Each once: what a reading in the middle of a change may make of it cannot lead in circles.
         """
+        lower = self.lower(devno)
+        if len(lower) != 1:
+            return self._all_beneath(devno)
+        # A thousand images on one host: what lies beneath that is worked out once.
+        (only,) = lower
+        below = self._beneath.get(only)
+        if below is None:
+            below = self._beneath[only] = self._all_beneath(only)
+        return self._all_beneath(devno) if devno in below else (only, *below)
+
+    def _all_beneath(self, devno: Devno) -> tuple[Devno, ...]:
         found = {devno: None}
         level: tuple[Devno, ...] = (devno,)
         for _ in range(_MAX_DEPTH):

@@ -28,6 +28,10 @@ _SCAN_EVERY_S = 30.0
 # What is remembered of mounts is read anew, in case that nobody told of a change.
 _FORGET_EVERY_S = 120.0
 _FORGET_WITHOUT_EVENTS_S = 15.0
+# Looks that nothing asks for come so seldom that they take a thousandth of the time.
+_IDLE_SHARE = 0.001
+# Below this a look costs nothing worth saving.
+_CHEAP_S = 0.02
 # A thousand VEs take some tenths of a second to look at. Looks may take this share of the time, and
 # this much at once; then they wait.
 _SHARE = 0.25
@@ -47,6 +51,7 @@ class InventoryWatch:
         self._last = 0.0
         self._forgot = 0.0
         self._took = 0.0
+        self._forgetting_took = 0.0
         self._debt = 0.0
         self._listeners: list[asyncio.Queue[Changes]] = []
         self.refreshes = 0
@@ -94,14 +99,20 @@ class InventoryWatch:
                 burst = list(_BURST_S[1:])
                 # Events come in swarms; one look a few milliseconds later sees them all.
                 await asyncio.sleep(max(0.005, (self._debt_now() - _AT_ONCE_S) / _SHARE))
-            elif not burst and timeout == _IDLE_S and not self._is_due():
+            elif burst and self._took > _CHEAP_S and not self._has_new_namespaces():
+                continue  # known ones tell of their mounts; the last look of the burst sees it all
+            elif timeout == _IDLE_S and not self._is_due():
                 continue
             await self._refresh()
 
     def _is_due(self) -> bool:
         """Whether to look without any sign of change: a new namespace, or much time has passed."""
-        every = max(_SCAN_EVERY_S, 400 * self._took)
-        if time.monotonic() - self._last >= every or self._mounts is None:
+        every = max(_SCAN_EVERY_S, self._took / _IDLE_SHARE)
+        return time.monotonic() - self._last >= every or self._has_new_namespaces()
+
+    def _has_new_namespaces(self) -> bool:
+        """Whether mount namespaces came or went since the last look; also where nobody can say."""
+        if self._mounts is None:
             return True
         try:
             return self._inventory.scanner.namespaces_changed() is not False
@@ -115,7 +126,9 @@ class InventoryWatch:
     async def _refresh(self) -> None:
         begin = time.monotonic()
         told = self._mounts is not None
-        every = _FORGET_EVERY_S if told else _FORGET_WITHOUT_EVENTS_S
+        every = _FORGET_WITHOUT_EVENTS_S
+        if told:
+            every = max(_FORGET_EVERY_S, self._forgetting_took / _IDLE_SHARE)
         forget = begin - self._forgot >= every
         if forget:
             self._forgot = begin
@@ -128,8 +141,12 @@ class InventoryWatch:
         finally:
             debt = self._debt_now()
             self._last = time.monotonic()
-            self._took = self._last - begin
-            self._debt = debt + self._took
+            took = self._last - begin
+            if forget:
+                self._forgetting_took = took
+            else:
+                self._took = took
+            self._debt = debt + took
         self.refreshes += 1
         if changes.appeared or changes.vanished:
             for queue in self._listeners:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fswatchd.devno import Devno
+from fswatchd.kernel.pseudofile import read
 
 BLKFLSBUF = 0x1261
 SYSFS = Path("/sys")
@@ -43,11 +44,8 @@ def devno_of(name: str, sysfs: Path = SYSFS) -> Devno | None:
 def disk_sequence(devno: Devno) -> int | None:
     """The disk's DISKSEQ: never the same again when a name or number is reused (Linux 5.15)."""
     for place in ("diskseq", "../diskseq"):
-        try:
-            with open(f"/sys/dev/block/{devno}/{place}", "rb", buffering=0) as file:
-                return int(file.readall())
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(OSError, ValueError):
+            return int(read(f"/sys/dev/block/{devno}/{place}"))
     return None
 
 

@@ -7,10 +7,12 @@ killing work in the unified hierarchy where there is one, and in the v1 freezer 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from fswatchd.kernel.pseudofile import read
 
 _POLL_S = 0.002
 
@@ -48,18 +50,27 @@ def _places(path: str) -> Iterator[str]:
                 yield place
 
 
+def look(path: str) -> tuple[list[int], bool]:
+    """`pids` and `is_frozen` in one go, for whoever asks about a thousand VEs."""
+    places = list(_places(path))
+    return _pids(places), _is_frozen(places)
+
+
 def pids(path: str) -> list[int]:
     """All processes in the cgroup and the cgroups below it, in any hierarchy."""
+    return _pids(_places(path))
+
+
+def _pids(places: Iterable[str]) -> list[int]:
     found: dict[int, None] = {}
-    for place in _places(path):
+    for place in places:
         _add_pids(place, found)
     return list(found)
 
 
 def _add_pids(directory: str, found: dict[int, None]) -> None:
     with suppress(OSError):
-        with open(f"{directory}cgroup.procs", "rb", buffering=0) as file:
-            found.update((int(word), None) for word in file.readall().split())
+        found.update((int(word), None) for word in read(f"{directory}cgroup.procs").split())
         if os.stat(directory).st_nlink > 2:  # kernfs counts the directories below
             for entry in os.scandir(directory):
                 if entry.is_dir(follow_symlinks=False):
@@ -96,10 +107,14 @@ def thaw(path: str, timeout_s: float) -> bool:
 
 def is_frozen(path: str) -> bool:
     """Whether the cgroup's tasks are stopped by a freezer; with both kinds, by either."""
-    for place in _places(path):
+    return _is_frozen(_places(path))
+
+
+def _is_frozen(places: Iterable[str]) -> bool:
+    for place in places:
         for name, frozen in (("cgroup.events", b"frozen 1"), ("freezer.state", b"FROZEN")):
-            with suppress(OSError), open(f"{place}{name}", "rb", buffering=0) as file:
-                if frozen in file.readall():
+            with suppress(OSError):
+                if frozen in read(f"{place}{name}"):
                     return True
     return False
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from fswatchd.kernel.pseudofile import read
+
 
 def boot_id() -> str:
     """The id of this boot (random(4)): process ids, DISKSEQ and the like mean nothing beyond it."""
@@ -92,9 +94,8 @@ def arguments(pid: int) -> list[str]:
 def is_container_init(pid: int) -> bool:
     """Whether `pid` is process 1 of a PID namespace directly below ours."""
     try:
-        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            # A newline in the name is escaped: no other line can begin like this one.
-            _, _, rest = file.readall().partition(b"\nNSpid:")
+        # A newline in the name is escaped: no other line can begin like this one.
+        _, _, rest = read(f"/proc/{pid}/status").partition(b"\nNSpid:")
     except OSError:
         return False
     ids = rest.partition(b"\n")[0].split()
@@ -141,9 +142,8 @@ def cgroups(pid: int) -> dict[str, str]:
 def _stat_fields(pid: int) -> list[bytes]:
     """The fields of /proc/PID/stat from the third (state) on; empty when the process is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            # The command name may hold spaces and parentheses: count from the last one.
-            return file.read(4096).rpartition(b")")[2].split()
+        # The command name may hold spaces and parentheses: count from the last one.
+        return read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except OSError:
         return []
 

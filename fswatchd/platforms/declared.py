@@ -173,13 +173,13 @@ def _signature(path: str) -> tuple[int, int, int]:
 
 async def build(declared: DeclaredVe, platform: str) -> Ve:
     """The VE as it is now."""
-    init, started = await _find_init(declared)
+    members, frozen = cgroup.look(declared.cgroup) if declared.cgroup else ([], False)
+    init, started = await _find_init(declared, members)
     inode, namespace_id = (mounts.namespace_of(init) if init is not None else None) or (None, None)
     if inode == proc.own_mount_namespace():
         inode = namespace_id = None  # the node's: mounts there say nothing about this VE
     state = VeState.STOPPED
     if init is not None:
-        frozen = declared.cgroup is not None and cgroup.is_frozen(declared.cgroup)
         state = VeState.FROZEN if frozen else VeState.RUNNING
     return Ve(
         ve_id=VeId(f"{platform}:{declared.name}"),
@@ -210,18 +210,20 @@ async def build(declared: DeclaredVe, platform: str) -> Ve:
     )
 
 
-async def _find_init(declared: DeclaredVe) -> tuple[int | None, int | None]:
-    """The first process and its start time; (None, None) where it does not run."""
-    if declared.cgroup:
-        ages = {
-            pid: (started, pid)  # numbers alone begin anew after the largest one
-            for pid in cgroup.pids(declared.cgroup)
-            if (started := proc.living_since(pid)) is not None
-        }
-        if ages:
-            inits = [pid for pid in ages if len(ages) > 1 and proc.is_container_init(pid)]
-            started, first = min(ages[pid] for pid in inits or ages)
-            return first, started
+async def _find_init(declared: DeclaredVe, members: list[int]) -> tuple[int | None, int | None]:
+    """The first process and its start time; (None, None) where it does not run.
+
+    `members` are the processes in its cgroup.
+    """
+    ages = {
+        pid: (started, pid)  # numbers alone begin anew after the largest one
+        for pid in members
+        if (started := proc.living_since(pid)) is not None
+    }
+    if ages:
+        inits = [pid for pid in ages if len(ages) > 1 and proc.is_container_init(pid)]
+        started, first = min(ages[pid] for pid in inits or ages)
+        return first, started
     if declared.pid_file:
         pid = read_pid_file(declared.pid_file)
         if pid is not None:

@@ -54,6 +54,7 @@ class DaemonTable(_Table):
     rules: list[AbsolutePath] = [SHIPPED_RULES, Path("/etc/fswatchd/rules.d")]
     ves: list[AbsolutePath] = [Path("/etc/fswatchd/ve.d")]
     canary: Duration = 300.0
+    verify_bases: Duration = 7 * 86400.0
 
 
 class SourcesTable(_Table):

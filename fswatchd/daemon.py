@@ -37,6 +37,7 @@ from fswatchd.api.status import StatusView
 from fswatchd.api.status import disarm as disarm_document
 from fswatchd.book import IncidentBook
 from fswatchd.config import ChannelTable, Config
+from fswatchd.engine.base_digests import BaseDigests
 from fswatchd.engine.bases import BaseWatch
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
@@ -263,6 +264,9 @@ class Daemon:
         self._run_forever("marks", self._listening.keep_marked)
         watch = BaseWatch(self.inventory, self._listening.memory, self._intake.report)
         self._run_forever("bases", watch.run)
+        if every_s := self._config.daemon.verify_bases:
+            digests = BaseDigests(self.inventory, self.store, self._intake.report, every_s)
+            self._run_forever("digests of bases", digests.run)
         self._run_forever("hearing", self._listening.hearing.run)
         self._run_forever("watchdog", self._feed_watchdog)
         self._decider.poke_all()

@@ -1,8 +1,8 @@
 """Whether a base stays what its children were made of: time and size of every backing file.
 
 A base that is written changes what its children read, and no filesystem says so. What is seen is a
-sign only, so nothing is ever done on the word of it. Not here: lower layers of overlays, which are
-directories, and origins that are devices.
+sign only, so nothing is ever done on the word of it (`base_digests` reads them). Not here: lower
+layers of overlays, which are directories, and origins that are devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import suppress
 from fswatchd.engine.attribution import Attribution
 from fswatchd.events import EventClass, FsEvent, printable, usual_severity
 from fswatchd.incidents import Filesystem
-from fswatchd.inventory import bases
+from fswatchd.inventory.bases import children_of_image
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import ImageKey, VeId
 from fswatchd.inventory.view import NodeView
@@ -74,32 +74,43 @@ class BaseWatch:
             self._memory.save(name, now)
             if before is not None:
                 self._quiet_until[name] = time.monotonic() + _AGAIN_S
-                self._report(*_changed(view, base, wanted[base], before, now))
+                path = wanted[base]
+                what = _what(path, before, now)
+                # A sign only: its time may have been set with nothing written.
+                sign = event_about(view, base, path, EventClass.CORRUPTION, what, confirms=False)
+                self._report(*sign)
 
 
-def _changed(
-    view: NodeView, base: ImageKey, path: str, before: Seen, now: Seen
+def event_about(
+    view: NodeView, base: ImageKey, path: str, klass: EventClass, what: str, *, confirms: bool
 ) -> tuple[FsEvent, Attribution]:
-    what = "replaced" if before[0] != now[0] else "resized" if before[2] != now[2] else "written"
-    children = bases.children_of_image(view, base)
+    """An event about a base, which concerns every VE that has an image on it. Pure but for times.
+
+    `what` says it, and the children are named after it.
+    """
+    children = children_of_image(view, base)
     more = f" and {len(children) - _NAMED} others" if len(children) > _NAMED else ""
-    text = f"the base {path} was {what} under {', '.join(children[:_NAMED])}{more}"
     ves = dict.fromkeys(
         owner for image, owner in view.image_owners.items() if base in view.chain(image)
     )
     event = FsEvent(
         source="state",
-        klass=EventClass.CORRUPTION,
-        severity=usual_severity(EventClass.CORRUPTION),
-        confirms=False,
+        klass=klass,
+        severity=usual_severity(klass),
+        confirms=confirms,
         time_ns=time.time_ns(),
         mono_ns=time.monotonic_ns(),
-        detail=printable(text),
+        detail=printable(f"{what} under {', '.join(children[:_NAMED])}{more}"),
     )
     filesystem = Filesystem(
         devno=None, device=None, fstype=None, image=path, image_inode=(str(base[0]), base[1])
     )
     return event, Attribution(filesystem=filesystem, ves=tuple(map(VeId, ves)))
+
+
+def _what(path: str, before: Seen, now: Seen) -> str:
+    what = "replaced" if before[0] != now[0] else "resized" if before[2] != now[2] else "written"
+    return f"the base {path} was {what}"
 
 
 def _stat(wanted: dict[ImageKey, str]) -> dict[ImageKey, Seen]:

@@ -368,3 +368,30 @@ class TestBases:
         wait_until(lambda: told()[0]["events"] > before, TIMEOUT_S)
         assert len(told()) == 1
         assert str(still.image) not in {i["filesystem"]["image"] for i in daemon.incidents()}
+
+    def test_a_base_that_reads_differently_with_nobody_having_written_is_told(
+        self, daemon, work, make_ve
+    ) -> None:
+        """The digests of the real helper, in the real daemon."""
+        bases = [make_ve("ve103", files=10), make_ve("ve104", files=10)]
+        (work / "ve.d").mkdir()
+        for one, name in zip(bases, ("ve102", "ve105"), strict=True):
+            one.declare()
+            linked_clone(one, name)
+        rotten, sound = bases
+        daemon.configure(daemon='verify_bases = "1s"')
+        daemon.start()
+
+        def told() -> list[str]:
+            """Nobody can see when the first reading is over: it rots until somebody notices."""
+            before = rotten.image.stat()
+            with rotten.image.open("r+b") as file:
+                file.seek(1 << 20)
+                file.write(os.urandom(512))
+            os.utime(rotten.image, ns=(before.st_atime_ns, before.st_mtime_ns))
+            found = daemon.client.get("/v1/events")["events"]
+            return [one["detail"] for one in found if "does not read as it did" in one["detail"]]
+
+        texts = wait_until(told, TIMEOUT_S)
+        assert all(f"the base {rotten.image} " in text for text in texts)
+        assert str(sound.image) not in {i["filesystem"]["image"] for i in daemon.incidents()}

@@ -362,7 +362,8 @@ class TestHostileVes:
             request.getfixturevalue("silent_ve")
         wait_until(lambda: "silent" in {one["name"] for one in daemon.status()["ves"]}, 60)
         ve.damage_directory()
-        assert daemon.wait_for_incident("closed")["outcome"] == "repaired"
+        found = daemon.wait_for_incident("closed")
+        assert found["outcome"] == "repaired", daemon.why(found["id"])
         assert fswatch(daemon, "status", "silent").returncode == 0
         # What it has mounted beneath is heard by the log all the same.
         device = device_of(work / "a.img")

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fswatchd.devno import Devno
 from fswatchd.events import Domain
@@ -17,9 +18,20 @@ from fswatchd.store import Store
 log = logging.getLogger(__name__)
 
 _SAVE_DELAY_S = 0.05
+_REPAIRED_KEPT = 64
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 
 Listener = Callable[[Incident | None, Incident], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Repaired:
+    """`devices` are all that its filesystem was on; `repaired_ns` is of CLOCK_MONOTONIC."""
+
+    incident_id: str
+    domain: Domain
+    devices: set[Devno]
+    repaired_ns: int
 
 
 class IncidentBook:
@@ -30,6 +42,8 @@ class IncidentBook:
         self._node = node
         self._open: dict[str, Incident] = {}
         self._by_key: dict[tuple[str, Domain], str] = {}
+        self._devices: dict[str, set[Devno]] = {}
+        self._repaired: deque[_Repaired] = deque(maxlen=_REPAIRED_KEPT)
         self._dirty: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
         self._listeners: list[Listener] = []
@@ -81,6 +95,16 @@ class IncidentBook:
         wanted = (devno, domain)
         return next((one for one in acting if (one.filesystem.devno, one.domain) == wanted), None)
 
+    def repaired_since(self, devno: Devno, domain: Domain, mono_ns: int) -> str | None:
+        """The id of the newest closed incident whose filesystem had this device at a time before
+        its repair, so that a line that the kernel wrote then is a part of it."""
+        found = (
+            one.incident_id
+            for one in reversed(self._repaired)
+            if one.domain is domain and devno in one.devices and mono_ns < one.repaired_ns
+        )
+        return next(found, None)
+
     def find_key(self, key: str, domain: Domain) -> Incident | None:
         """The same by the key of a filesystem (`Filesystem.key`)."""
         incident_id = self._by_key.get((key, domain))
@@ -107,6 +131,7 @@ class IncidentBook:
         if incident.state is State.CLOSED:
             self._open.pop(incident.incident_id, None)
             self._by_key.pop(incident.key, None)
+            self._remember_repair(incident)
         else:
             self._remember(incident)
         saved = None
@@ -151,6 +176,16 @@ class IncidentBook:
     def _remember(self, incident: Incident) -> None:
         self._open[incident.incident_id] = incident
         self._by_key[incident.key] = incident.incident_id
+        if incident.filesystem.devno is not None:
+            devices = self._devices.setdefault(incident.incident_id, set())
+            devices.add(incident.filesystem.devno)
+
+    def _remember_repair(self, incident: Incident) -> None:
+        devices = self._devices.pop(incident.incident_id, set())
+        repaired_ns = incident.timeline.get("repaired")
+        if devices and repaired_ns is not None:
+            entry = _Repaired(incident.incident_id, incident.domain, devices, repaired_ns)
+            self._repaired.append(entry)
 
 
 def _new_id(now_ns: int) -> str:

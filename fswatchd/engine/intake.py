@@ -151,6 +151,12 @@ class Intake:
         if incident is None and devno and found.superblock is None and self._is_from_before(event):
             # A repair that is taken up again has detached the device that the line is about.
             incident = self._book.under_repair(devno, domain)
+        written_us = _written_us(event)
+        if incident is None and devno and written_us is not None:
+            # On a busy node the log is read when all is over: that is no new fault.
+            over = self._book.repaired_since(devno, domain, written_us * 1000)
+            if over is not None:
+                return over
         if incident is None:
             incident = self._book.new(found.filesystem, domain, tuple(found.ves))
             incident = replace(incident, through=tuple(found.through))

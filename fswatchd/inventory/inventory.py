@@ -266,7 +266,7 @@ class Inventory:
         return superblock
 
     async def _open(self, superblock: Superblock) -> tuple[int, dict[str, Any]]:
-        failure: Exception = FileNotFoundError(2, "it is not mounted", superblock.device)
+        failures: list[Exception] = []
         hangs = 0
         places = sorted(
             superblock.mounts, key=lambda place: (place.unreached, place.mount.root != "/")
@@ -276,7 +276,7 @@ class Inventory:
             try:
                 ns_fd = await asyncio.to_thread(open_namespace, place.namespace, pid)
             except OSError as error:
-                failure = error
+                failures.append(error)
                 continue
             try:
                 answer, fds = await self._helper.request(
@@ -285,19 +285,21 @@ class Inventory:
                     timeout_s=_OPEN_TIMEOUT_S,
                 )
             except OSError as error:
-                failure = error
+                failures.append(error)
                 continue
             except HelperError as error:
                 # All VEs share the helper, and no refresh goes on meanwhile: not for long.
                 await self._helper.close(kill=True)
-                failure, hangs = error, hangs + 1
+                failures.append(error)
+                hangs += 1
                 if hangs == _MAX_HANGS:
                     break
                 continue
             finally:
                 os.close(ns_fd)
             return fds[0], answer
-        raise failure
+        # Of the best place to reach it.
+        raise next(iter(failures), FileNotFoundError(2, "it is not mounted", superblock.device))
 
     def _namespace_seen(self, key: NamespaceKey, fd: int) -> None:
         for callback in self._on_namespace:

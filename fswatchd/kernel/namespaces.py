@@ -24,7 +24,8 @@ from .syscalls import (
 )
 
 # A lookup in the cache alone gives up (EAGAIN) also when anybody mounts or renames meanwhile.
-_ATTEMPTS = 50
+# On a node where a thousand VEs start that can be for tenths of a second.
+_ATTEMPTS = 300
 _PAUSE_S = 0.002
 
 

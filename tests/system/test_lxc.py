@@ -207,11 +207,15 @@ def test_a_container_is_known_soon_after_it_has_started(daemon, containers) -> N
     first, second = containers
     first.start()
     daemon.wait_until_known(first.name)
-    (ve,) = [v for v in daemon.status()["ves"] if v["name"] == first.name]
-    assert (ve["platform"], ve["state"]) == ("lxc", "running")
-    rootfs = next(fs for fs in ve["filesystems"] if "/" in fs["mountpoints"])
-    assert rootfs["backing"]["image"] == str(first.image)
-    assert rootfs["health"] == "ok"
+
+    def health() -> str:
+        (ve,) = [v for v in daemon.status()["ves"] if v["name"] == first.name]
+        assert (ve["platform"], ve["state"]) == ("lxc", "running")
+        rootfs = next(fs for fs in ve["filesystems"] if "/" in fs["mountpoints"])
+        assert rootfs["backing"]["image"] == str(first.image)
+        return str(rootfs["health"])
+
+    wait_until(lambda: health() == "ok", 60)
     assert second.name not in {v["name"] for v in daemon.status()["ves"] if v["state"] == "running"}
     first.destroy()
     begin = time.monotonic()

@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fswatchd.book import IncidentBook
+from fswatchd.devno import Devno
 from fswatchd.engine import intake
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import EventClass
-from fswatchd.incidents import State
+from fswatchd.incidents import Outcome, State
 from fswatchd.inventory.view import NodeView
 from fswatchd.store import Store
 from tests.unit.builders import event, incident
@@ -46,6 +48,10 @@ class Running:
 @pytest.fixture
 async def path(tmp_path) -> AsyncIterator[object]:
     return tmp_path / "fswatchd.db"
+
+
+LOOP3: dict[str, Any] = {"device": "loop3", "devno": Devno(7, 3)}
+LOOP4: dict[str, Any] = {"device": "loop4", "devno": Devno(7, 4)}
 
 
 def nameless(source: str, klass: str = "corruption", **more: object):
@@ -137,4 +143,26 @@ async def test_a_line_from_before_the_start_about_a_device_that_is_being_repaire
     await running.intake.settle()
     others = [one for one in running.book.open_incidents() if one.incident_id != acting.incident_id]
     assert (others == []) is joins
+    await running.store.close()
+
+
+@pytest.mark.parametrize(
+    ("written_us", "device", "is_new"),
+    [(4_999_999, LOOP3, False), (5_000_001, LOOP3, True), (4_999_999, LOOP4, True)],
+)
+async def test_a_line_from_before_a_repair_that_is_read_when_all_is_over_opens_nothing(
+    path, written_us: int, device: dict[str, Any], *, is_new: bool
+) -> None:
+    running = await Running(path).start()
+    over = incident().reached("repaired", 5_000_000_000)
+    running.book.put(over)
+    running.book.close(over, Outcome.REPAIRED, "healthy")
+    text = f"EXT4-fs error ({device['device']}): late"
+    line = event("kmsg", "corruption", record=f"{written_us}:{text}", **device)
+    running.intake.event(line)
+    await running.intake.settle()
+    assert (running.book.open_incidents() != []) is is_new
+    await running.stored(1)
+    joined = await running.store.events_of(over.incident_id, 0)
+    assert (joined == []) is is_new
     await running.store.close()

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from fswatchd.events import FsEvent
 from fswatchd.incidents import Filesystem
 from fswatchd.inventory import ownership
-from fswatchd.inventory.model import Superblock, VeId, is_remote
+from fswatchd.inventory.model import Superblock, VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block, loop
+from fswatchd.kernel.remote import is_remote
+
+# Events wait meanwhile.
+_PATIENCE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,7 @@ def of_server(view: NodeView, fstype: str | None, server: str | None) -> Attribu
 
 def _owner_of_loop(device: str, view: NodeView) -> VeId | None:
     try:
-        status = loop.status(f"/dev/{device}")
+        status = loop.status(f"/dev/{device}", _PATIENCE_S)
     except OSError:
         return None
     return view.image_owners.get((status.backing_devno, status.backing_inode))

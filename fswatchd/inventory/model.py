@@ -28,23 +28,6 @@ SCANNED_FILESYSTEMS = DISK_FILESYSTEMS | {"overlay"}
 
 ImageKey = tuple[Devno, int]  # device (`st_dev`) and inode of an image file
 
-# Filesystems whose storage is another machine's, or a program's: what others do to it shows nowhere
-# on this node.
-_REMOTE_FILESYSTEMS = frozenset(
-    {"nfs", "nfs4", "ceph", "cifs", "smb3", "9p", "virtiofs", "afs", "lustre", "beegfs", "gpfs"}
-    | {"orangefs", "coda", "glusterfs", "vboxsf", "fuse"}
-)
-# Programs that show what the node knows, at many places of every container; nobody's storage.
-_NO_STORAGE = frozenset({"fuse.lxcfs", "fuse.gvfsd-fuse", "fuse.portal"})
-
-
-def is_remote(fstype: str) -> bool:
-    """Whether a filesystem of this type has its storage elsewhere; FUSE counts, it cannot be told.
-
-    The part after `fuse.` is what the program calls itself.
-    """
-    return fstype.partition(".")[0] in _REMOTE_FILESYSTEMS and fstype not in _NO_STORAGE
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
@@ -240,7 +223,7 @@ class Superblock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFilesystem:
-    """One mounted filesystem that rests on no device of this node (see `is_remote`).
+    """One mounted filesystem that rests on no device of this node (see `kernel.remote`).
 
     `source` is what was mounted (`nas:/export`) and `address` the `addr` option, both as whoever
     mounted it wrote them. `served_by` is the VE of this node that serves it, where that is known.

@@ -18,10 +18,10 @@ from fswatchd.inventory.model import (
     SCANNED_FILESYSTEMS,
     NamespaceKey,
     NamespaceMount,
-    is_remote,
 )
 from fswatchd.kernel import mountinfo, mounts, proc
 from fswatchd.kernel.mounts import Mount
+from fswatchd.kernel.remote import is_remote
 
 MountTable = Mapping[NamespaceKey, Sequence[NamespaceMount]]
 

@@ -16,10 +16,10 @@ from fswatchd.inventory.model import (
     RemoteFilesystem,
     Ve,
     VeId,
-    is_remote,
 )
 from fswatchd.inventory.ownership import server_of
 from fswatchd.kernel import fuse, proc
+from fswatchd.kernel.remote import is_remote
 
 VeOfProcess = Callable[[int], VeId | None]
 

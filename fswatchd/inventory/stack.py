@@ -20,6 +20,8 @@ from fswatchd.kernel import block, loop
 # (device, inode) of an image file → the VE that declares it, and its path.
 Images = Mapping[tuple[Devno, int], tuple[VeId, str]]
 
+_DEVICE = Backing(kind="device")
+_PATIENCE_S = 0.5
 # What these rest on can change while they stay the same device (a table is loaded, a disk added).
 _CHANGEABLE = frozenset({"dm", "md"})
 
@@ -30,10 +32,11 @@ class StackReader:
     def __init__(self, key_of: Callable[[str], Key | None] = inode_key) -> None:
         self._key_of = key_of
         self._known: dict[tuple[Devno, int | None], BlockDevice] = {}
+        self._forgotten: dict[tuple[Devno, int | None], BlockDevice] = {}
 
     def forget(self) -> None:
         """Read everything anew next time."""
-        self._known.clear()
+        self._forgotten, self._known = self._known, {}
 
     def read(self, devices: Iterable[Devno], images: Images) -> dict[Devno, BlockDevice]:
         """These devices and all that they rest on; numbers of no block device are left out."""
@@ -76,7 +79,7 @@ class StackReader:
             kind=kind,
             disk_sequence=sequence,
             lower=block.lower_devices(devno),
-            backing=_loop_backing(name) if kind == "loop" else Backing(kind="device"),
+            backing=self._loop_backing(devno, name, sequence) if kind == "loop" else _DEVICE,
             label=block.attribute(devno, "dm/name") or "" if kind == "dm" else "",
             bases=block.thin_origins(devno) if kind == "dm" else (),
             transport=block.transport(devno) if kind == "disk" else "",
@@ -85,18 +88,21 @@ class StackReader:
             self._known[devno, sequence] = device
         return device
 
-
-def _loop_backing(name: str) -> Backing:
-    try:
-        status = loop.status(f"/dev/{name}")
-    except OSError:
-        return Backing(kind="loop")
-    return Backing(
-        kind="loop",
-        image_devno=status.backing_devno,
-        image_inode=status.backing_inode,
-        offset=status.offset,
-    )
+    def _loop_backing(self, devno: Devno, name: str, sequence: int | None) -> Backing:
+        try:
+            status = loop.status(f"/dev/{name}", _PATIENCE_S)
+        except TimeoutError:
+            # Its server is lost; what was known of this attachment still holds.
+            before = self._forgotten.get((devno, sequence))
+            return before.backing if before is not None else Backing(kind="loop")
+        except OSError:
+            return Backing(kind="loop")
+        return Backing(
+            kind="loop",
+            image_devno=status.backing_devno,
+            image_inode=status.backing_inode,
+            offset=status.offset,
+        )
 
 
 def _with_path(device: BlockDevice, images: Images, key_of: Callable[[str], Key | None]) -> Backing:

@@ -7,11 +7,15 @@ namespace or end in ` (deleted)`. The file's device and inode from LOOP_GET_STAT
 import fcntl
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fswatchd.devno import Devno
+from fswatchd.kernel.patience import Patience
+from fswatchd.kernel.pseudofile import read
+from fswatchd.kernel.remote import RemoteMounts
 
 LOOP_MAJOR = 7
 LOOP_CLR_FD = 0x4C01
@@ -24,6 +28,9 @@ LO_FLAGS_AUTOCLEAR = 4
 _INFO64 = struct.Struct("=QQQQQIIII64s64s32sQQ")
 _CONFIG = struct.Struct("=II232s64s")
 _ATTEMPTS = 16
+# A local filesystem answers at once, also on a node that has much to do.
+_LOCAL_S = 10.0
+_patience = Patience()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +44,21 @@ class LoopStatus:
     flags: int
 
 
-def status(device: str) -> LoopStatus:
-    """Status of `/dev/loopN`; raises OSError(ENXIO) where nothing is attached."""
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return status_of(fd, device)
-    finally:
-        os.close(fd)
+def status(device: str, patience_s: float = _LOCAL_S) -> LoopStatus:
+    """Status of `/dev/loopN`; raises OSError(ENXIO) where nothing is attached.
+
+    The kernel asks the filesystem of the file (loop_get_status, drivers/block/loop.c), and so the
+    server of one that others serve: TimeoutError where that does not answer.
+    """
+
+    def ask() -> LoopStatus:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return status_of(fd, device)
+        finally:
+            os.close(fd)
+
+    return _patience.ask(device, ask, patience_s)
 
 
 def status_of(fd: int, device: str) -> LoopStatus:
@@ -60,24 +75,49 @@ def status_of(fd: int, device: str) -> LoopStatus:
     )
 
 
+def backing_file(name: str) -> str | None:
+    """The path of the file that `loopN` is attached to, as the kernel remembers it.
+
+    It may lead elsewhere by now, and is none of this namespace where the device was attached in
+    another one. No filesystem is asked.
+    """
+    try:
+        text = read(f"/sys/block/{name}/loop/backing_file")
+    except OSError:
+        return None
+    return os.fsdecode(text).removesuffix("\n")
+
+
 def attached() -> list[LoopStatus]:
     """Every attached loop device of this machine, whatever namespace attached it."""
-    found = []
-    for entry in Path("/sys/block").iterdir():
-        if entry.name.startswith("loop") and (entry / "loop").is_dir():
-            # Gone or re-attached between the listing and the question: the next look sees it.
-            with suppress(OSError):
-                found.append(status(f"/dev/{entry.name}"))
-    return found
+    # Gone or re-attached between the listing and the question: the next look sees it.
+    return list(_asked(_names()))
 
 
 def holders(devno: Devno, inode: int) -> list[str]:
-    """The loop devices attached to the file with this device number and inode."""
+    """The loop devices attached to the file with this device number and inode.
+
+    Those on another filesystem that others serve are not asked, and one that does not answer is
+    not among them: a local filesystem knows the inode of an open file without asking anybody.
+    """
+    mounts = RemoteMounts()
+    names = [name for name in _names() if mounts.holding(backing_file(name) or "") in {None, devno}]
     return [
         loop.device
-        for loop in attached()
+        for loop in _asked(names)
         if loop.backing_devno == devno and loop.backing_inode == inode
     ]
+
+
+def _names() -> list[str]:
+    entries = Path("/sys/block").iterdir()
+    return [e.name for e in entries if e.name.startswith("loop") and (e / "loop").is_dir()]
+
+
+def _asked(names: Iterable[str]) -> Iterator[LoopStatus]:
+    for name in names:
+        with suppress(OSError):
+            yield status(f"/dev/{name}")
 
 
 def attach(image_fd: int, *, autoclear: bool, readonly: bool = False) -> tuple[str, int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ from typing import Any
 import pytest
 
 from fswatchd.devno import Devno
+from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import cgroup, loop
+from fswatchd.platforms.declared import DeclaredPlatform
 from tests.system import rules
 from tests.system.conftest import DaemonUnderTest, fswatch, wait_until
 
@@ -106,6 +110,36 @@ class TestOtherNodes:
         assert ve.wait_for_write()
         stack = daemon.incidents("ve101")[0]["stack_text"]
         assert f"on fuse {served}" in stack
+
+    async def test_a_server_that_is_lost_holds_up_nothing_of_what_lies_elsewhere(
+        self, daemon, work, host: Path, make_ve
+    ) -> None:
+        """The kernel asks the server when it is asked for the image of a loop device."""
+        if shutil.which("bindfs") is None:
+            pytest.skip("needs bindfs")
+        with serving(host / "behind", work / "served") as server:
+            away, here = make_ve("ve102", on=work / "served", files=10), make_ve(files=10)
+            inventory = Inventory([DeclaredPlatform([work / "ve.d"])])
+            try:
+                for ve in (away, here):
+                    ve.declare()
+                    ve.start()
+                run(daemon)
+                daemon.wait_until_known("ve101", "ve102")
+                device = Devno.of(os.stat(away.device).st_rdev)
+                await inventory.refresh()
+                server.send_signal(signal.SIGSTOP)
+                async with asyncio.timeout(LATE_S):
+                    await inventory.refresh(forget=True)
+                backing = inventory.view.superblocks[device].backing
+                assert backing.image_inode == os.stat(host / "behind" / away.image.name).st_ino
+                here.damage_directory()
+                outcome = (await asyncio.to_thread(daemon.wait_for_incident, "closed"))["outcome"]
+                assert outcome == "repaired"
+            finally:
+                server.send_signal(signal.SIGCONT)
+                await inventory.close()
+                away.kill()
 
     def test_a_stopped_ve_with_its_image_there_is_not_repaired_either(
         self, daemon, served, make_ve

@@ -17,10 +17,10 @@ from fswatchd.inventory.model import (
     RemoteFilesystem,
     Superblock,
     VeId,
-    is_remote,
 )
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel.mounts import Mount
+from fswatchd.kernel.remote import is_remote
 from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
 
 SHARE, DISK = Devno(0, 45), Devno(8, 0)

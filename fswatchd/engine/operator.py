@@ -18,7 +18,7 @@ from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import describe
-from fswatchd.repair import clone, preview, rollback, scope
+from fswatchd.repair import clone, preview, rollback, scope, tools
 from fswatchd.repair.clone_repair import require_image
 from fswatchd.situation import Disarm
 from fswatchd.sources.state import StateSource
@@ -245,7 +245,7 @@ class Operator:
     def _refuse_if_not_repairable(self, filesystem: Filesystem, ves: tuple[str, ...]) -> None:
         asked = self._book.new(filesystem, Domain.DAMAGE, ves)
         refused = guards.refused_scope(self._decider.scope(asked))
-        if refused is None and filesystem.fstype not in scope.REPAIRABLE:
+        if refused is None and tools.of(filesystem.fstype) is None:
             refused = f"{filesystem.fstype} cannot be repaired by this version"
         if refused is not None:
             raise RefusedError(f"not repaired: {refused}")

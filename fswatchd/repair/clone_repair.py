@@ -22,13 +22,14 @@ from types import TracebackType
 from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import block
-from fswatchd.repair import clone, e2fsck, preview, salvage, scope, swap, ve_control, verify
+from fswatchd.repair import clone, preview, salvage, scope, swap, ve_control, verify
 from fswatchd.repair.clone import Clone
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal, describe_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import ImageFile, Stamp, Target
+from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 from fswatchd.units import show_duration, show_size
@@ -320,22 +321,22 @@ class CloneRepair:
 
     async def _cure(self) -> None:
         """Replay, repair and prove the clone. Raises StepEnded when it does not come out clean."""
-        path = self._require_clone().file.path
+        tools, path = self._tools, self._require_clone().file.path
         self._context.progress(None, "repairing the clone")
-        replayed = await e2fsck.replay(path, self._timeout_s)
+        replayed = await tools.replay(path, self._timeout_s)
         if not replayed.usable:
             raise refuse("cannot check", f"the journal cannot be replayed: {replayed.what}")
-        repaired = await e2fsck.repair(path, self._timeout_s)
+        repaired = await tools.repair(path, self._timeout_s)
         if not repaired.usable:
             raise refuse("cannot check", repaired.summary())
         self._findings = repaired.summary()
-        self._context.note(f"e2fsck on the clone: {self._findings}")
+        self._context.note(f"{tools.name} on the clone: {self._findings}")
         await self._prove()
 
     async def _prove(self) -> None:
-        path = self._require_clone().file.path
+        tools, path = self._tools, self._require_clone().file.path
         self._context.progress(None, "proving the clone")
-        proof = await e2fsck.check(path, self._timeout_s)
+        proof = await tools.check(path, self._timeout_s)
         if not proof.clean:
             raise _not_curable(proof.summary())
         await asyncio.to_thread(clone.sync, path)
@@ -412,6 +413,10 @@ class CloneRepair:
         return StepResult(
             next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo
         )
+
+    @property
+    def _tools(self) -> Tools:
+        return scope.tools_for(self._context.incident.filesystem)
 
     @property
     def _incident_id(self) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from fswatchd import process
+from fswatchd.repair.check import CheckResult
 
 FIXED = 1
 REBOOT = 2
@@ -24,45 +24,6 @@ _KNOWN = FIXED | REBOOT | UNCORRECTED | OPERATIONAL | USAGE | CANCELLED | LIBRAR
 _RECONNECTED = re.compile(r"^Connect to /lost\+found\? yes", re.MULTILINE)
 _CLEARED = re.compile(r"\b(?:Clear|Clear inode|Delete file|Salvage)\? yes", re.MULTILINE)
 _ANSWERED = re.compile(r"\? (?:yes|no)\b")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckResult:
-    """What one run of e2fsck said.
-
-    `clean` means that it found nothing (exit code 0), `fixed` that everything it found is
-    corrected, `damaged` that something is left. When none of them is true it could not do its
-    work, which says nothing about the filesystem.
-    """
-
-    returncode: int
-    output: str
-    duration_s: float
-    clean: bool = False
-    fixed: bool = False
-    damaged: bool = False
-    questions: int = 0
-    reconnected: int = 0
-    cleared: int = 0
-    what: str = field(default="")
-
-    @property
-    def usable(self) -> bool:
-        """Whether the answer is about the filesystem at all."""
-        return self.clean or self.fixed or self.damaged
-
-    def summary(self) -> str:
-        """One line for people."""
-        if self.clean:
-            return "clean"
-        if not self.usable:
-            return f"e2fsck failed: {self.what}"
-        parts = [f"{self.questions} problems"]
-        if self.cleared:
-            parts.append(f"{self.cleared} cleared")
-        if self.reconnected:
-            parts.append(f"{self.reconnected} to lost+found")
-        return ", ".join(parts) + (" fixed" if self.fixed else " found")
 
 
 async def replay(path: str, timeout_s: float) -> CheckResult:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import block, loop
-from fswatchd.repair import e2fsck, scope, swap, ve_control, verify
+from fswatchd.repair import scope, swap, ve_control, verify
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.journal import describe_file, read_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
@@ -29,7 +29,7 @@ _UNDO_TIMEOUT_S = 3600.0
 
 async def run(context: ActionContext, step: FsckStep) -> StepResult:
     """The whole classic way. Raises StepEnded."""
-    target = await scope.resolve(context)
+    target = await scope.resolve(context, strategy="offline")
     if not target.ve.commands.start:
         text = f"{target.ve.ve_id} has no start command: it could not be started again"
         raise refuse("refused", text)
@@ -65,7 +65,7 @@ async def repair_stopped(
     finds is not what the volume was before, and undoing this one does not bring that back.
     """
     context.reached("contained")
-    timeout_s = context.settings.tool_timeout_s
+    timeout_s, tools = context.settings.tool_timeout_s, scope.tools_for(target.filesystem)
     try:
         hold = await Hold.take(target, context.incident.incident_id)
     except (StepEnded, OSError, swap.SwapError) as error:
@@ -73,9 +73,9 @@ async def repair_stopped(
     proven = restored = False
     try:
         await context.journal(writing=True)
-        context.progress(None, "e2fsck in place")
-        repaired = await e2fsck.repair(hold.device, timeout_s, undo_file)
-        proof = await e2fsck.check(hold.device, timeout_s) if repaired.usable else repaired
+        context.progress(None, f"{tools.name} in place")
+        repaired = await tools.repair(hold.device, timeout_s, undo_file)
+        proof = await tools.check(hold.device, timeout_s) if repaired.usable else repaired
         proven = repaired.usable and proof.clean
         restored = proven or (
             not half_done and (await hold.untouched() or await _undone(hold.device, undo_file))

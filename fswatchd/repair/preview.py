@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 
 from fswatchd.kernel import block
-from fswatchd.repair import clone, e2fsck
+from fswatchd.repair import clone, scope
+from fswatchd.repair.check import CheckResult
 from fswatchd.repair.scope import ImageFile, Target
 from fswatchd.steps import ActionContext, refuse
 
@@ -20,9 +21,9 @@ class Preview:
     would see. `repair` and `proof` are None where the filesystem was clean.
     """
 
-    check: e2fsck.CheckResult
-    repair: e2fsck.CheckResult | None
-    proof: e2fsck.CheckResult | None
+    check: CheckResult
+    repair: CheckResult | None
+    proof: CheckResult | None
     seconds: float
 
     @property
@@ -41,9 +42,10 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
 
     Raises clone.NotShareableError where only a copy could be made (a copy of what is being
     written shows nothing), OSError where the clone cannot be made, StepEnded where there is no
-    room for it or e2fsck cannot work on it.
+    room for it or the tools cannot work on it.
     """
     timeout_s = context.settings.tool_timeout_s
+    tools = scope.tools_for(target.filesystem)
     clone.check_room(image, context.settings, shared=True)
     path = clone.clone_path(image, context.incident.incident_id, "preview")
     clone.discard_unfinished(path)
@@ -54,15 +56,15 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
     copy = await clone.share(image, path)
     try:
         context.progress(None, "preview: checking the clone")
-        replayed = await e2fsck.replay(path, timeout_s)
+        replayed = await tools.replay(path, timeout_s)
         cloned_s = time.monotonic() - started
-        check = await e2fsck.check(path, timeout_s)
+        check = await tools.check(path, timeout_s)
         if not replayed.usable or not check.usable:
             raise refuse("cannot check", f"no verdict: {check.what or replayed.what}")
         if check.clean:
             return Preview(check=check, repair=None, proof=None, seconds=cloned_s)
-        repaired = await e2fsck.repair(path, timeout_s)
-        proof = await e2fsck.check(path, timeout_s)
+        repaired = await tools.repair(path, timeout_s)
+        proof = await tools.check(path, timeout_s)
         seconds = cloned_s + repaired.duration_s + proof.duration_s
         return Preview(check=check, repair=repaired, proof=proof, seconds=seconds)
     finally:

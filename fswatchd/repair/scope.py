@@ -20,10 +20,10 @@ from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.paths import inode_key
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import extfs, loop, syscalls
+from fswatchd.repair import tools
 from fswatchd.repair.device import DeviceIdentity
+from fswatchd.repair.tools import CLONE, Tools
 from fswatchd.steps import ActionContext, Next, refuse
-
-REPAIRABLE = frozenset({"ext2", "ext3", "ext4"})
 
 _LOOK_TIMEOUT_S = 10.0
 
@@ -120,12 +120,17 @@ class Target:
 
 
 async def resolve(
-    context: ActionContext, *, any_type: bool = False, not_busy: str | None = None
+    context: ActionContext,
+    *,
+    strategy: str = CLONE,
+    any_type: bool = False,
+    not_busy: str | None = None,
 ) -> Target:
     """The target of the incident as the node is now. Raises StepEnded, which names the guard.
 
-    `any_type` is for what does not repair; a VE that is busy with `not_busy` is so for this very
-    purpose.
+    `strategy` is the way by which it is going to be repaired: a filesystem that has no safe repair
+    by it is refused here. `any_type` is for what does not repair; a VE that is busy with `not_busy`
+    is so for this very purpose.
     """
     incident, inventory = context.incident, context.inventory
     await inventory.refresh()
@@ -133,8 +138,8 @@ async def resolve(
     ve = _only_user(incident, inventory, superblock, not_busy)
     _check_format(ve, incident.filesystem, superblock)
     fstype = superblock.fstype if superblock else incident.filesystem.fstype
-    if fstype not in REPAIRABLE and not any_type:
-        raise refuse("refused", f"this version cannot repair {fstype or 'an unknown filesystem'}")
+    if not any_type and (no_way := tools.refusal(fstype, strategy)):
+        raise refuse("refused", no_way)
     if shared := await _shared_with(inventory.view, superblock, incident.filesystem.image):
         raise refuse("refused", f"{shared}; {ownership.WHAT_NOW}")
     if superblock is None:
@@ -163,6 +168,15 @@ async def resolve(
     if found := bases.children_of_image(inventory.view, (image.devno, image.inode)):
         raise refuse("refused", _base_of(found))
     return Target(filesystem=incident.filesystem, ve=ve, superblock=superblock, image=image)
+
+
+def tools_for(filesystem: Filesystem) -> Tools:
+    """What checks and repairs this filesystem. Raises StepEnded where nothing does."""
+    found = tools.of(filesystem.fstype)
+    if found is None:
+        what = filesystem.fstype or "an unknown filesystem"
+        raise refuse("refused", f"this version cannot repair {what}")
+    return found
 
 
 def image_file(path: str) -> ImageFile:

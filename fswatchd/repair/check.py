@@ -1,0 +1,45 @@
+"""What one run of a filesystem's tool has said about a volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """What one run of a checking or repairing program said.
+
+    `clean` means that it found nothing, `fixed` that everything it found is corrected, `damaged`
+    that something is left. When none of them is true it could not do its work (`what` says why),
+    which says nothing about the filesystem.
+    """
+
+    returncode: int
+    output: str
+    duration_s: float
+    clean: bool = False
+    fixed: bool = False
+    damaged: bool = False
+    questions: int = 0
+    reconnected: int = 0
+    cleared: int = 0
+    tool: str = "e2fsck"
+    what: str = field(default="")
+
+    @property
+    def usable(self) -> bool:
+        """Whether the answer is about the filesystem at all."""
+        return self.clean or self.fixed or self.damaged
+
+    def summary(self) -> str:
+        """One line for people."""
+        if self.clean:
+            return "clean"
+        if not self.usable:
+            return f"{self.tool} failed: {self.what}"
+        parts = [f"{self.questions} problems"]
+        if self.cleared:
+            parts.append(f"{self.cleared} cleared")
+        if self.reconnected:
+            parts.append(f"{self.reconnected} to lost+found")
+        return ", ".join(parts) + (" fixed" if self.fixed else " found")

@@ -1,0 +1,88 @@
+"""What the tools of a filesystem can do, and which of them belong to which filesystem.
+
+A module of `repair` speaks to the tools of one filesystem: it runs them, in the way in which all
+that reads a tenant's bytes is run (`process.run`), and reads their exit codes bit by bit: a bit
+that is not known is a failure. Always on
+something nobody else uses: that is for the caller to prove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from fswatchd.repair import e2fsck
+from fswatchd.repair.check import CheckResult
+
+CLONE = "clone"
+OFFLINE = "offline"
+
+
+class Replay(Protocol):
+    """Replay the journal of the volume at `path`, and change nothing else."""
+
+    async def __call__(self, path: str, timeout_s: float) -> CheckResult: ...
+
+
+class Check(Protocol):
+    """Check everything, change nothing: the preview of a repair, and the proof after it."""
+
+    async def __call__(self, path: str, timeout_s: float) -> CheckResult: ...
+
+
+class Repair(Protocol):
+    """Fix what can be fixed; with `undo_file`, so that it can be undone.
+
+    What a filesystem has no safe repair for is answered as damaged, and left as it is.
+    """
+
+    async def __call__(
+        self, path: str, timeout_s: float, undo_file: str | None = None
+    ) -> CheckResult: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """The tools of one filesystem, as its module here calls them.
+
+    `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
+    safe with it, `instead` what to do where the way that was asked for is not.
+    """
+
+    name: str
+    strategies: frozenset[str]
+    instead: str
+    replay: Replay
+    check: Check
+    repair: Repair
+
+
+def _ext() -> Tools:
+    return Tools(
+        name="e2fsck",
+        strategies=frozenset({CLONE, OFFLINE}),
+        instead='use strategy = "clone" or "offline"',
+        replay=e2fsck.replay,
+        check=e2fsck.check,
+        repair=e2fsck.repair,
+    )
+
+
+_TOOLS: dict[str, Callable[[], Tools]] = {"ext2": _ext, "ext3": _ext, "ext4": _ext}
+
+
+def of(fstype: str | None) -> Tools | None:
+    """The tools for a type of filesystem, None where this version has none."""
+    make = _TOOLS.get(fstype or "")
+    return make() if make else None
+
+
+def refusal(fstype: str | None, strategy: str) -> str | None:
+    """Why `fsck` has no safe way by this strategy for this filesystem; None where it has one."""
+    tools = of(fstype)
+    if tools is None:
+        return f"this version cannot repair {fstype or 'an unknown filesystem'}"
+    if strategy not in tools.strategies:
+        return f'{fstype} has no safe repair by strategy = "{strategy}": {tools.instead}'
+    return None

@@ -19,7 +19,7 @@ from fswatchd.devno import Devno
 from fswatchd.drill import faults, measure, ve
 from fswatchd.drill import scene as building
 from fswatchd.drill.control import ControlServer
-from fswatchd.drill.faults import Scene
+from fswatchd.drill.damage import Scene
 from fswatchd.drill.scene import TARGET
 from fswatchd.kernel import loop
 from fswatchd.units import parse_size
@@ -99,7 +99,7 @@ def by_hand(size: str, files: int) -> dict[str, Any]:
         assert control.wait_for(TARGET, 30)
         time.sleep(1)
         injected = time.monotonic_ns()
-        faults.FAULTS["dir-block"].inject(Scene(paths=paths, control=control))
+        faults.FAULTS["ext4"]["dir-block"].inject(Scene(paths=paths, control=control))
         begin = time.monotonic()
         subprocess.run(ve.command("stop", paths.spec(TARGET)), check=True)
         _fsck(str(paths.image(TARGET)))

@@ -12,12 +12,12 @@ import os
 from fswatchd.helpers.client import HelperError
 from fswatchd.kernel import fs
 from fswatchd.kernel.syscalls import syncfs
-from fswatchd.repair import scope
+from fswatchd.repair import condition, scope
+from fswatchd.repair.condition import Condition
 from fswatchd.rules import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _SYNC_TIMEOUT_S = 30.0
-_STOPPED = {"emergency_ro", "shutdown"}
 
 
 class ContainAction:
@@ -37,11 +37,14 @@ class ContainAction:
         target = await scope.resolve(context)
         if target.superblock is None:
             return StepResult(next=Next.CONTINUE, result="stopped", detail="it is not mounted")
-        options = set(context.inventory.current_options(target.superblock) or ())
-        if options & _STOPPED:
+        state = await condition.of(context.inventory, target.superblock)
+        if state in {Condition.ABORTED, Condition.SHUTDOWN}:
             context.reached("contained")
             text = "the kernel has already stopped writes"
             return StepResult(next=Next.CONTINUE, result="contained", detail=text)
+        if not target.superblock.fstype.startswith("ext"):
+            text = f"{target.superblock.fstype} has no way to stop writers and let readers go on"
+            raise refuse("refused", f"{text}; fswatch freeze holds writers for a while")
         await context.journal(aborting=str(target.superblock.devno))
         async with context.inventory.opened(target.superblock) as mount:
             async with asyncio.timeout(_SYNC_TIMEOUT_S):

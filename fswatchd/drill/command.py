@@ -19,7 +19,8 @@ from typing import Any
 from fswatchd.client import Client, ClientError
 from fswatchd.drill import janitor, measure, scene, ve
 from fswatchd.drill.control import ControlServer
-from fswatchd.drill.faults import FAULTS, Fault, Scene
+from fswatchd.drill.damage import Fault, Scene
+from fswatchd.drill.faults import FAULTS
 from fswatchd.drill.measure import Verdict
 from fswatchd.drill.paths import ScenePaths
 from fswatchd.drill.private import PrivateDaemon
@@ -41,11 +42,12 @@ _IDLE = {"open", "waiting"}
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch drill`: 0 when it passed, 2 when not, 64 for a fault that does not exist."""
-    fault = FAULTS.get(arguments.fault)
+    fault = FAULTS[arguments.fs].get(arguments.fault)
     if fault is None:
-        known = ", ".join(FAULTS)
+        known = ", ".join(FAULTS[arguments.fs])
         print(
-            f"fswatch: no fault is called {arguments.fault!r}; there are: {known}", file=sys.stderr
+            f"fswatch: {arguments.fs} has no fault {arguments.fault!r}; there are: {known}",
+            file=sys.stderr,
         )
         return Exit.USAGE
     if os.geteuid() != 0:
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace, client: Client) -> int:
         print(f"fswatch: --size: {error}", file=sys.stderr)
         return Exit.USAGE
     try:
-        scene.check_tools()
+        scene.check_tools(arguments.fs)
         result = drill.run()
     except (DrillError, ClientError, OSError) as error:
         result = drill.failed(str(error))
@@ -180,6 +182,7 @@ class Drill:
                 files=self._arguments.files if name == TARGET else 300,
                 features=list(self._fault.features) if name == TARGET else [],
                 options=self._fault.options,
+                fstype=self._arguments.fs,
             )
             for name in (TARGET, BYSTANDER)
         }

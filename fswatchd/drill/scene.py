@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +19,24 @@ from fswatchd.drill.paths import ScenePaths
 from fswatchd.drill.ve import VeSpec
 from fswatchd.errors import FswatchError
 from fswatchd.kernel import loop
-from fswatchd.kernel.syscalls import mount
+from fswatchd.kernel.syscalls import mount, mount_detached
 
 TARGET = "target"
 BYSTANDER = "bystander"
 VICTIM_DIRECTORY = "/victim"
 COLD_FILE = "/cold/file-0000"
 _VICTIM_FILES = 100
+# XFS keeps a directory of more than some 120 such names in several blocks, with an index.
+_VICTIM_FILES_XFS = 300
 _COLD_FILES = 50
 _PER_DIRECTORY = 500
 _TIMEOUT_S = 600
-_TOOLS = {"mkfs.xfs": "xfsprogs", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"}
+_POLL_S = 0.01
+_TOOLS = {
+    "ext4": {"mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"},
+    "xfs": {"xfs_db": "xfsprogs"},
+    "btrfs": {"mkfs.btrfs": "btrfs-progs", "btrfs": "btrfs-progs"},
+}
 
 
 class DrillError(FswatchError):
@@ -43,9 +51,9 @@ class Content:
     readable: list[str]
 
 
-def check_tools() -> None:
+def check_tools(fstype: str) -> None:
     """Raise DrillError naming the first tool that is missing."""
-    for tool, package in _TOOLS.items():
+    for tool, package in {"mkfs.xfs": "xfsprogs", **_TOOLS[fstype]}.items():
         if shutil.which(tool) is None:
             raise DrillError(f"the drill needs {tool}", hint=f"install {package}")
 
@@ -55,11 +63,7 @@ def build_host(paths: ScenePaths, size_bytes: int) -> None:
     _create(paths.host_image, size_bytes)
     _mkfs(["mkfs.xfs", "-q", "-m", "reflink=1"], paths.host_image)
     paths.host.mkdir()
-    image = os.open(paths.host_image, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        device, fd = loop.attach(image, autoclear=True)
-    finally:
-        os.close(image)
+    device, fd = _attach(paths.host_image)
     try:
         mount(device, str(paths.host), "xfs", 0, None)
     finally:
@@ -67,30 +71,70 @@ def build_host(paths: ScenePaths, size_bytes: int) -> None:
 
 
 def build_ve(
-    paths: ScenePaths, ve: str, *, size_bytes: int, files: int, features: list[str], options: str
+    paths: ScenePaths,
+    ve: str,
+    *,
+    size_bytes: int,
+    files: int,
+    features: list[str],
+    options: str,
+    fstype: str = "ext4",
 ) -> Content:
-    """An ext4 image with files in it, and the specification its VE is started from."""
+    """An image with a filesystem with files in it, and the specification its VE is started from."""
     tree = paths.directory / f"tree-{ve}"
-    content = _populate(tree, files)
+    victims = _VICTIM_FILES_XFS if fstype == "xfs" else _VICTIM_FILES
+    content = _populate(tree, files, victims)
     _create(paths.image(ve), size_bytes)
+    paths.root(ve).mkdir()
     try:
-        _mkfs(["mke2fs", "-q", "-t", "ext4", *features, "-d", str(tree)], paths.image(ve))
+        if fstype == "ext4":
+            argv = ["mke2fs", "-q", "-t", "ext4", *features, "-d", str(tree)]
+            _mkfs(argv, paths.image(ve))
+        elif fstype == "btrfs":
+            argv = ["mkfs.btrfs", "-q", *features, "--rootdir", str(tree)]
+            _mkfs(argv, paths.image(ve))
+        else:
+            _mkfs([f"mkfs.{fstype}", "-q", *features], paths.image(ve))
+            _fill(paths.image(ve), tree, fstype)
     finally:
         shutil.rmtree(tree)
-    paths.root(ve).mkdir()
     VeSpec(
         name=ve,
         image=str(paths.image(ve)),
         root=str(paths.root(ve)),
         cgroup=paths.cgroup(ve),
         control=str(paths.control),
+        fstype=fstype,
         mount_options=options,
         read_paths=content.readable,
     ).save(paths.spec(ve))
     return content
 
 
-def _populate(tree: Path, files: int) -> Content:
+def _attach(image: Path) -> tuple[str, int]:
+    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return loop.attach(fd, autoclear=True)
+    finally:
+        os.close(fd)
+
+
+def _fill(image: Path, tree: Path, fstype: str) -> None:
+    """Copy the tree into a filesystem that is mounted nowhere but in our hand."""
+    device, fd = _attach(image)
+    try:
+        held = mount_detached(fstype, {"source": device})
+        try:
+            shutil.copytree(tree, f"/proc/self/fd/{held}", dirs_exist_ok=True)
+        finally:
+            os.close(held)
+    finally:
+        os.close(fd)
+    while os.path.exists(f"/sys/fs/{fstype}/{os.path.basename(device)}"):
+        time.sleep(_POLL_S)
+
+
+def _populate(tree: Path, files: int, victims: int) -> Content:
     """Small files with contents of their own: a victim directory, a cold one, and many others."""
     found: list[str] = []
 
@@ -100,12 +144,12 @@ def _populate(tree: Path, files: int) -> Content:
         target.write_bytes(inside.content(path))
         found.append(path)
 
-    for number in range(_VICTIM_FILES):
+    for number in range(victims):
         add(f"{VICTIM_DIRECTORY}/file-{number:04d}")
     for number in range(_COLD_FILES):
         add(f"/cold/file-{number:04d}")
     others = []
-    for number in range(max(files - _VICTIM_FILES - _COLD_FILES, 50)):
+    for number in range(max(files - victims - _COLD_FILES, 50)):
         others.append(f"/data/{number // _PER_DIRECTORY:04d}/file-{number:06d}")
         add(others[-1])
     (tree / inside.WORK.lstrip("/")).mkdir()

@@ -16,6 +16,7 @@ from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_device
 from fswatchd.incidents import Filesystem, Incident, Outcome
 from fswatchd.inventory.inventory import Inventory
+from fswatchd.repair import scratch
 from fswatchd.sources.state import StateSource
 from fswatchd.store import Store, StoredEvent
 
@@ -59,6 +60,8 @@ class Intake:
             return
         if event.record is not None and self._is_copy(event.record):
             return
+        if event.device is not None and scratch.is_ours(event.device, _written_ns(event)):
+            return  # a clone that a repair works on; its findings are the repair's to tell
         found = attribute(event, self._inventory.view)
         devno = found.filesystem.devno
         if found.superblock is None and devno and devno not in self._inventory.view.devices:
@@ -244,6 +247,12 @@ def _written_us(event: FsEvent) -> int | None:
     """When the kernel wrote the line (CLOCK_MONOTONIC), None where the event is none."""
     written_us, _, _ = (event.record or "").partition(":")
     return int(written_us) if written_us.isdecimal() else None
+
+
+def _written_ns(event: FsEvent) -> int:
+    """The same, or when we heard of it."""
+    written_us = _written_us(event)
+    return event.mono_ns if written_us is None else written_us * 1000
 
 
 def _completed(event: FsEvent, filesystem: Filesystem) -> FsEvent:

@@ -32,6 +32,14 @@ def btrfs_error(fd: int) -> int:
     return 0
 
 
+def has_superblock(device: str) -> bool:
+    """Whether an ext4 or XFS on the device of this name is alive, mounted visibly or not.
+
+    btrfs has a directory by its UUID, which says nothing of one device.
+    """
+    return any(os.path.exists(f"/sys/fs/{fstype}/{device}") for fstype in ("ext4", "xfs"))
+
+
 def freeze(fd: int) -> None:
     """FIFREEZE: flush, then hold every writer; readers go on. EBUSY when frozen already."""
     fcntl.ioctl(fd, FIFREEZE, 0)
@@ -91,7 +99,7 @@ def fsid(fd: int) -> bytes:
 
 
 def shutdown(fd: int) -> None:
-    """EXT4_IOC_SHUTDOWN without flushing the log: all I/O fails from now on."""
+    """EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN, without flushing the log: all I/O fails from now on."""
     fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("=I", 2))
 
 

@@ -153,10 +153,11 @@ def reconfigure_superblock(fd: int, flag: str) -> None:
         os.close(picked)
 
 
-def mount_detached(fstype: str, options: Mapping[str, str]) -> int:
+def mount_detached(fstype: str, options: Mapping[str, str | None]) -> int:
     """Mount a filesystem nowhere: a descriptor is all there is of the mount (fsmount(2)).
 
-    It goes with the last descriptor on it. `options` are keys of fsconfig(2), with `source`.
+    It goes with the last descriptor on it, and no mount namespace ever shows it. `options` are keys
+    of fsconfig(2), with `source`; those without a value are None.
     """
     context = syscall(
         _NR_FSOPEN,
@@ -166,7 +167,8 @@ def mount_detached(fstype: str, options: Mapping[str, str]) -> int:
     )
     try:
         for key, value in options.items():
-            _fsconfig(context, FSCONFIG_SET_STRING, key, value)
+            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+            _fsconfig(context, command, key, value)
         _fsconfig(context, FSCONFIG_CMD_CREATE)
         return syscall(
             _NR_FSMOUNT,

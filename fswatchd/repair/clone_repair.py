@@ -12,7 +12,6 @@ What is about to happen is in the step's journal first; `resume` goes on from th
 from __future__ import annotations
 
 import asyncio
-import enum
 import errno
 import os
 from contextlib import suppress
@@ -22,8 +21,9 @@ from types import TracebackType
 from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import block
-from fswatchd.repair import clone, preview, salvage, scope, swap, ve_control, verify
+from fswatchd.repair import clone, condition, preview, salvage, scope, swap, ve_control, verify
 from fswatchd.repair.clone import Clone
+from fswatchd.repair.condition import Condition
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal, describe_file
@@ -37,16 +37,6 @@ from fswatchd.units import show_duration, show_size
 _FREEZE_MARGIN_S = 20.0
 _COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured yet
 _CLONE_ATTEMPTS = 3
-
-
-class Condition(enum.Enum):
-    """What the filesystem still lets the VE do."""
-
-    WRITABLE = "it reads and writes"
-    FROZEN = "it reads; writers wait for us"
-    ABORTED = "it reads; the kernel has stopped writes"
-    SHUTDOWN = "it neither reads nor writes"
-    STOPPED = "the VE is stopped"
 
 
 class CloneRepair:
@@ -96,24 +86,27 @@ class CloneRepair:
             fresh=False,
             swapping=False,
         )
-        condition = _condition(self._context, target)
-        if condition is Condition.WRITABLE:
+        state = await _condition(self._context, target)
+        if state is Condition.WRITABLE:
             pause_s = await self._look_first(target)
             target = await self._lock(target)
-            condition = await self._hold_writers(target, pause_s)
-        self._context.note(f"{target.filesystem.device or image.path}: {condition.value}")
+            state = await self._hold_writers(target, pause_s)
+        self._context.note(f"{target.filesystem.device or image.path}: {state.value}")
         fresh = False
-        if condition is not Condition.STOPPED:
+        if state is not Condition.STOPPED:
             self._context.reached("contained")
-        if condition in {Condition.FROZEN, Condition.ABORTED}:
+        first = {Condition.FROZEN, Condition.ABORTED}
+        if self._tools.silent_after_shutdown:
+            first.add(Condition.SHUTDOWN)
+        if state in first:
             await self._prepare_clone(target)
-            if condition is Condition.ABORTED:
+            if state is Condition.ABORTED:
                 await self._salvage(target)
             target = await self._lock(target)
             fresh = await self._stop(target)
         else:
             target = await self._lock(target)
-            if condition is Condition.SHUTDOWN:
+            if state is Condition.SHUTDOWN:
                 await self._stop(target)
         return await self.finish(target, fresh=fresh)
 
@@ -218,6 +211,10 @@ class CloneRepair:
         await self._cure()
 
     async def _salvage(self, target: Target) -> None:
+        if not self._tools.salvages:
+            text = "what was written and not yet synced when the kernel stopped writes is lost"
+            self._context.note(text)
+            return
         self._context.progress(None, "looking for files that never reached the disk")
         made, image = self._require_clone(), require_image(target)
         report = await salvage.run(
@@ -325,7 +322,8 @@ class CloneRepair:
         self._context.progress(None, "repairing the clone")
         replayed = await tools.replay(path, self._timeout_s)
         if not replayed.usable:
-            raise refuse("cannot check", f"the journal cannot be replayed: {replayed.what}")
+            text = f"the journal cannot be replayed: {replayed.what}"
+            raise refuse("cannot check", text, Next.OPERATOR)
         repaired = await tools.repair(path, self._timeout_s)
         if not repaired.usable:
             raise refuse("cannot check", repaired.summary())
@@ -441,16 +439,19 @@ def require_image(target: Target) -> ImageFile:
     return target.image
 
 
-def _condition(context: ActionContext, target: Target) -> Condition:
+async def _condition(context: ActionContext, target: Target) -> Condition:
     if target.superblock is None:
         return Condition.STOPPED
-    options = context.inventory.current_options(target.superblock)
-    if options is None:
+    try:
+        found = await condition.of(context.inventory, target.superblock)
+    except (OSError, HelperError, TimeoutError) as error:
+        raise refuse(
+            "cannot tell", f"{target.superblock.device} does not answer: {error}"
+        ) from None
+    if found is None:
         text = f"{target.superblock.device} is no longer mounted"
         raise refuse("cancelled", text, Next.CANCELLED)
-    if "shutdown" in options:
-        return Condition.SHUTDOWN
-    return Condition.ABORTED if "emergency_ro" in options else Condition.WRITABLE
+    return found
 
 
 def _mounted(target: Target) -> Superblock:

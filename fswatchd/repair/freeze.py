@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 from contextlib import suppress
-from pathlib import Path
 
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.inventory.inventory import Inventory
@@ -127,7 +126,7 @@ class Freeze:
         try:
             await thaw_leftover(inventory, superblock)
         except (OSError, HelperError) as error:
-            if Path(f"/sys/fs/ext4/{superblock.device}").exists():
+            if fs.has_superblock(superblock.device):
                 self._stuck = (
                     f"{superblock.device} may still be frozen, its guard was killed, and it cannot "
                     f"be thawed: {error}; see fsfreeze(8)"

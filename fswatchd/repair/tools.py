@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fswatchd.repair import e2fsck
+from fswatchd.repair import e2fsck, xfs
 from fswatchd.repair.check import CheckResult
 
 CLONE = "clone"
@@ -47,7 +47,9 @@ class Tools:
     """The tools of one filesystem, as its module here calls them.
 
     `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
-    safe with it, `instead` what to do where the way that was asked for is not.
+    safe with it, `instead` what to do where the way that was asked for is not. `salvages` says that
+    single files of a copy can be read without mounting it; `silent_after_shutdown` that a
+    filesystem which was shut down writes nothing any more, not even when it is unmounted.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Tools:
     replay: Replay
     check: Check
     repair: Repair
+    salvages: bool = False
+    silent_after_shutdown: bool = False
 
 
 def _ext() -> Tools:
@@ -66,10 +70,28 @@ def _ext() -> Tools:
         replay=e2fsck.replay,
         check=e2fsck.check,
         repair=e2fsck.repair,
+        salvages=True,
     )
 
 
-_TOOLS: dict[str, Callable[[], Tools]] = {"ext2": _ext, "ext3": _ext, "ext4": _ext}
+def _xfs() -> Tools:
+    return Tools(
+        name=xfs.NAME,
+        strategies=frozenset({CLONE}),
+        instead='what xfs_repair changes in place cannot be undone; use strategy = "clone"',
+        replay=xfs.replay,
+        check=xfs.check,
+        repair=xfs.repair,
+        silent_after_shutdown=True,
+    )
+
+
+_TOOLS: dict[str, Callable[[], Tools]] = {
+    "ext2": _ext,
+    "ext3": _ext,
+    "ext4": _ext,
+    "xfs": _xfs,
+}
 
 
 def of(fstype: str | None) -> Tools | None:

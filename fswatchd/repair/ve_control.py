@@ -13,13 +13,12 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.errors import FswatchError
 from fswatchd.inventory.model import Superblock, Ve
-from fswatchd.kernel import block, cgroup, loop, mounts, proc
+from fswatchd.kernel import block, cgroup, fs, loop, mounts, proc
 from fswatchd.repair.scope import ImageFile
 from fswatchd.steps import ActionContext, ActionSettings
 
@@ -186,7 +185,7 @@ def _attached(ve: Ve, image: ImageFile | None) -> str | None:
 def _holder(superblock: Superblock | None, image: ImageFile | None) -> str | None:
     # With another DISKSEQ the device went with the VE, and its number is somebody else's.
     if superblock and block.disk_sequence(superblock.devno) == superblock.disk_sequence:
-        if Path(f"/sys/fs/ext4/{superblock.device}").exists():
+        if fs.has_superblock(superblock.device):
             return f"the filesystem on {superblock.device} is still mounted somewhere"
         if image is None and _is_claimed(f"/dev/{superblock.device}"):
             return f"/dev/{superblock.device} is still in use"

@@ -1,0 +1,196 @@
+"""Run xfs_repair (xfs_repair(8)) and let the kernel replay an XFS log.
+
+xfs_repair cannot replay a log, and refuses to work beside one (exit code 2). Its `-L` would throw
+the log away, and with it what was acknowledged: it is not in this file. The kernel replays the log
+when it mounts the filesystem; a copy needs `nouuid` for that, because the original may be mounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from dataclasses import replace
+
+from fswatchd import process
+from fswatchd.helpers.client import Helper, HelperError
+from fswatchd.repair import scratch
+from fswatchd.repair.check import CheckResult
+
+NAME = "xfs_repair"
+
+FAILED = 1  # with -n: damage was found, or the program could not go on
+DIRTY_LOG = 2
+FIXED = 4  # with -e
+
+_RUNS = 3
+_HELPER = "fswatchd.helpers.replay"
+_LOG_STATE = re.compile(r"^\s*log tail: \d+ head: \d+ state: <(CLEAN|DIRTY)>", re.MULTILINE)
+# What `-n` prints when it has come to an end, as it does at whatever damage it is made for.
+_FINISHED = re.compile(
+    r"^No modify flag set, skipping (?:filesystem flush and exiting|phase 5)"
+    r"|^(?:Inode allocation btrees are too corrupted, skipping phases 6 and 7)"
+    r"|^Primary superblock would have been modified",
+    re.MULTILINE,
+)
+_LOG_IGNORED = "valuable metadata changes in a log which is being"
+_RECONNECTED = re.compile(r"disconnected (?:dir )?inode \d+, (?:would move|moving) to ")
+_CLEARED = re.compile(
+    r"would have cleared inode|would clear entry|would junk entry|^cleared inode"
+    r"|clearing entry|junking entry|^would rebuild directory inode"
+    r"|^rebuilding directory inode",
+    re.MULTILINE,
+)
+# Headings and what is said of every filesystem; everything else is about something wrong.
+_ROUTINE = re.compile(
+    r"^\s*(?:- |Phase \d|No modify flag|done$|\.\.\.|$|Note - |cache_node_purge"
+    r"|sb_\w+ \d+, counted \d+$|Metadata corruption detected at .* \(stack\)$)"
+)
+
+
+async def replay(path: str, timeout_s: float) -> CheckResult:
+    """Replay the log of the image at `path`; a log that is clean is left alone.
+
+    When this is `clean`, the log is. Where the kernel cannot replay it, nobody can.
+    """
+    started = time.monotonic()
+    before = await _log_state(path, timeout_s)
+    problem = None
+    if before != "CLEAN":
+        problem = await _mount(path, timeout_s)
+        now = await _log_state(path, timeout_s)
+        if before is None and now is None and problem is not None:
+            problem = None  # whether it has a log is for xfs_repair to say, which refuses if so
+        elif problem is None and now != "CLEAN":
+            problem = "the log is not clean after the kernel has replayed it"
+        elif problem is not None:
+            problem = (
+                f"the kernel cannot replay the log ({problem}). xfs_repair -L would throw the log "
+                "away, with what was synced but is only there: that is for a person to decide"
+            )
+    return CheckResult(
+        returncode=0 if problem is None else DIRTY_LOG,
+        output="",
+        duration_s=time.monotonic() - started,
+        clean=problem is None,
+        tool=NAME,
+        what=problem or "",
+    )
+
+
+async def check(path: str, timeout_s: float) -> CheckResult:
+    """Check everything, change nothing."""
+    return interpret_check(await _run(("-n",), path, timeout_s))
+
+
+async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
+    """Check everything and fix what can be fixed. Cannot be undone: always on a copy.
+
+    One run can leave what the next one fixes (the link count of a directory that was rebuilt,
+    xfsprogs 6.1), so it is run until it finds nothing.
+    """
+    if undo_file is not None:
+        raise ValueError("xfs_repair has no undo")
+    result = interpret_repair(await _run(("-e",), path, timeout_s))
+    for _ in range(_RUNS - 1):
+        if not result.fixed or (await check(path, timeout_s)).clean:
+            break
+        again = interpret_repair(await _run(("-e",), path, timeout_s))
+        if not again.usable:
+            return again
+        result = replace(
+            result,
+            output=result.output + again.output,
+            duration_s=result.duration_s + again.duration_s,
+            questions=result.questions + again.questions,
+            reconnected=result.reconnected + again.reconnected,
+            cleared=result.cleared + again.cleared,
+        )
+    return result
+
+
+async def _run(options: tuple[str, ...], path: str, timeout_s: float) -> process.Completed:
+    return await process.run((NAME, *options, path), timeout_s=timeout_s, heavy=True)
+
+
+async def _log_state(path: str, timeout_s: float) -> str | None:
+    """`CLEAN` or `DIRTY`, None where xfs_logprint(8) cannot tell."""
+    ended = await process.run(("xfs_logprint", "-t", path), timeout_s=timeout_s, heavy=True)
+    found = _LOG_STATE.search(ended.output)
+    return found[1] if found and not ended.timed_out else None
+
+
+async def _mount(path: str, timeout_s: float) -> str | None:
+    """Mount it where nobody sees it, and unmount it; None, or what went wrong."""
+    helper = Helper(_HELPER)
+    try:
+        async with scratch.attached(path) as device:
+            try:
+                await helper.request(
+                    {"fstype": "xfs", "device": device, "flags": ["nouuid"]}, timeout_s=timeout_s
+                )
+            finally:
+                await helper.close(kill=True)
+    except TimeoutError:
+        return "its device does not go away"
+    except HelperError as error:
+        return str(error)
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "")
+        return f"mount: {os.strerror(error.errno or 5)} {name}".rstrip()
+    return None
+
+
+def interpret_check(ended: process.Completed) -> CheckResult:
+    """The meaning of `xfs_repair -n`.
+
+    Exit code 1 is damage, and also a failure of the program: what it prints at its end tells them
+    apart. Beside a dirty log it proves nothing, whatever it says.
+    """
+    code, output = ended.returncode, ended.output
+    dirty = _LOG_IGNORED in output
+    finished = _FINISHED.search(output) is not None
+    failed = ended.timed_out or code not in {0, FAILED} or not finished or dirty
+    what = "its log was not replayed" if dirty else ended.describe()
+    return _result(
+        ended, clean=not failed and code == 0, damaged=not failed and code == FAILED, what=what
+    )
+
+
+def interpret_repair(ended: process.Completed) -> CheckResult:
+    """The meaning of `xfs_repair -e`: 0 nothing found, 4 all of it fixed; all else is a failure."""
+    code = ended.returncode
+    failed = ended.timed_out or code not in {0, FIXED}
+    what = ended.describe()
+    if code == DIRTY_LOG and not ended.timed_out:
+        what = "its log was not replayed, and xfs_repair -L is for a person to decide"
+    return _result(
+        ended, clean=not failed and code == 0, fixed=not failed and code == FIXED, what=what
+    )
+
+
+def _result(
+    ended: process.Completed,
+    *,
+    clean: bool = False,
+    fixed: bool = False,
+    damaged: bool = False,
+    what: str,
+) -> CheckResult:
+    output = ended.output
+    questions = sum(not _ROUTINE.match(line) for line in output.splitlines())
+    usable = clean or fixed or damaged
+    return CheckResult(
+        returncode=ended.returncode,
+        output=output,
+        duration_s=ended.duration_s,
+        clean=clean,
+        fixed=fixed,
+        damaged=damaged,
+        questions=0 if clean else questions,
+        reconnected=len(_RECONNECTED.findall(output)),
+        cleared=len(_CLEARED.findall(output)),
+        tool=NAME,
+        what="" if usable else what,
+    )

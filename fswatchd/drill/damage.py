@@ -41,7 +41,7 @@ class Fault:
 
     `inject` returns when the kernel has been led to the damage. `features` and `options` are for
     mkfs and mount. `ends_as` is how the incident has to end: what no repair brings back is for a
-    person.
+    person. `relieve` takes the cause away as soon as the incident waits for that.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Fault:
     options: str = ""
     expected_lost: int = 0
     ends_as: str = "repaired"
+    relieve: Callable[[Scene], None] | None = None
 
 
 def nothing(_scene: Scene) -> None:

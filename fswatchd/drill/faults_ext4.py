@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import time
 from pathlib import Path
 
 from fswatchd.drill.damage import Fault, Scene, nothing, overwrite, read_tool, shutdown
-from fswatchd.drill.scene import COLD_FILE, TARGET, VICTIM_DIRECTORY, DrillError
+from fswatchd.drill.scene import BYSTANDER, COLD_FILE, TARGET, VICTIM_DIRECTORY, DrillError
 
 _DAMAGED_GROUPS = 16
 _CHECKSUM_LOW = 0x7C  # ext4_inode.osd2.linux2.l_i_checksum_lo, fs/ext4/ext4.h
+_ABORT_TIMEOUT_S = 60.0
+_POLL_S = 0.05
 _OPTIONS = "errors=continue"
 
 
@@ -70,6 +74,42 @@ def _abort(scene: Scene) -> None:
     scene.control.ask(TARGET, "abort")
 
 
+def _host_full(scene: Scene) -> None:
+    """Fill the host filesystem; the bystander's image has all its blocks before that.
+
+    Returns when the kernel has aborted the journal, a block of which the host had no room for.
+    """
+    image = os.open(scene.paths.image(BYSTANDER), os.O_RDWR | os.O_CLOEXEC)
+    filler = os.open(scene.paths.filler, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(image, 0, os.fstat(image).st_size)
+        room, filled = os.statvfs(scene.paths.host), 0
+        length = room.f_bavail * room.f_frsize
+        while length >= room.f_frsize:
+            try:
+                os.posix_fallocate(filler, filled, length)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                length //= 2
+            else:
+                filled += length
+    finally:
+        os.close(filler)
+        os.close(image)
+    deadline = time.monotonic() + _ABORT_TIMEOUT_S
+    while scene.control.ask(TARGET, "write", path="/probe", size="1")[-1].get("errno") != (
+        errno.EROFS
+    ):
+        if time.monotonic() > deadline:
+            raise DrillError("the host filesystem is full, and the kernel goes on writing")
+        time.sleep(_POLL_S)
+
+
+def _host_has_room(scene: Scene) -> None:
+    scene.paths.filler.unlink()
+
+
 FAULTS = (
     Fault(name="none", inject=nothing, options=_OPTIONS),
     Fault(name="dir-block", inject=_dir_block, options=_OPTIONS),
@@ -85,6 +125,14 @@ FAULTS = (
     ),
     Fault(name="abort", inject=_abort, options=_OPTIONS),
     Fault(name="shutdown", inject=shutdown, options=_OPTIONS),
+    Fault(
+        name="host-full",
+        inject=_host_full,
+        relieve=_host_has_room,
+        # A small journal is soon at a block that the host has not allocated yet.
+        features=("-J", "size=4"),
+        options=_OPTIONS,
+    ),
 )
 
 

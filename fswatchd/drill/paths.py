@@ -43,6 +43,11 @@ class ScenePaths:
         return self.directory / "host"
 
     @property
+    def filler(self) -> Path:
+        """What takes all room on the scratch host filesystem."""
+        return self.host / "filler"
+
+    @property
     def control(self) -> Path:
         """The socket on which the scratch VEs report."""
         return self.directory / "control.sock"

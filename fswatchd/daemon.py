@@ -46,6 +46,7 @@ from fswatchd.engine.freezer import Freezer
 from fswatchd.engine.history import History
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.listening import Listening
+from fswatchd.engine.naming import Naming
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.operator import Operator
 from fswatchd.engine.retention import Retention
@@ -209,6 +210,7 @@ class Daemon:
             has_room=substrate.has_room,
         )
         self._decider.look_for_recovery = self._closer.look_after_room
+        self._intake.naming = Naming(self._book, self.inventory)
         self._intake.subscribe(self._decider.poke)
         self._intake.subscribe(self._closer.event_joined)
         self.operator = Operator(

@@ -196,11 +196,12 @@ def witnesses(sources: Iterable[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostWrite:
-    """Data of a file that could not be written, as far as the kernel tells.
+    """Data of a file that could not be written or read, as far as the kernel tells.
 
-    `offset` is where in the file it begins, `size` how much it is at most, both in bytes; `blocks`
-    is the size in blocks of the filesystem. What the kernel does not tell is None. `count` is how
-    often it has told.
+    `path` is the file's name within its filesystem, None where nobody has looked it up. `offset` is
+    where in the file it begins, `size` how much it is at most, both in bytes; `blocks` is the size
+    in blocks of the filesystem. What the kernel does not tell is None. `count` is how often it has
+    told.
     """
 
     inode: int
@@ -208,6 +209,7 @@ class LostWrite:
     size: int | None = None
     blocks: int | None = None
     count: int = 1
+    path: str | None = None
 
     def plus(self, other: LostWrite) -> LostWrite:
         """Both, of one file: the same data may be in both, so the sum is the most it can be."""
@@ -217,6 +219,7 @@ class LostWrite:
             size=_sum(self.size, other.size),
             blocks=_sum(self.blocks, other.blocks),
             count=self.count + other.count,
+            path=self.path or other.path,
         )
 
 

@@ -132,10 +132,10 @@ class Incident:
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
-    itself reported, since `device_since_ns`. `lost` is the data of files that could not be written,
-    one entry a file. `cause` names what is to blame instead of the filesystem; one that is over has
-    `until`. `consequences` are the incidents that this one is, or was, to blame for; `untold` says
-    that nobody was told of this one, because its cause has an incident that was.
+    itself reported, since `device_since_ns`. `lost` is the data of files that could not be written
+    or read, one entry a file. `cause` names what is to blame instead of the filesystem; one that is
+    over has `until`. `consequences` are the incidents that this one is, or was, to blame for;
+    `untold` says that nobody was told of this one, because its cause has an incident that was.
     """
 
     incident_id: str
@@ -256,6 +256,10 @@ class Incident:
             cursor=max(self.cursor, cursor),
             lost=self.lost if event.lost is None else _added(self.lost, event.lost),
         )
+
+    def with_lost(self, file: LostWrite) -> Incident:
+        """The incident with what is known of a file whose data were lost."""
+        return replace(self, lost=_added(self.lost, file))
 
     def noted(self, time_ns: int, text: str) -> Incident:
         """The incident with one more line in its log; the oldest middle lines make room."""

@@ -269,7 +269,7 @@ def lost(files: Sequence[LostWrite]) -> str:
 
 
 def _lost_words(file: LostWrite) -> str:
-    words = f"inode {file.inode}"
+    words = f"{printable(file.path)} (inode {file.inode})" if file.path else f"inode {file.inode}"
     if file.size is not None:
         words += f", at most {show_size(file.size)}"
     elif file.blocks is not None:
@@ -282,6 +282,7 @@ def _lost_words(file: LostWrite) -> str:
 def _lost(file: LostWrite) -> dict[str, Any]:
     return {
         "inode": file.inode,
+        "path": printable(file.path) if file.path else None,
         "offset": file.offset,
         "size": file.size,
         "blocks": file.blocks,

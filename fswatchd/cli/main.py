@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     add("doctor", commands.doctor, "is this node ready, and what to do about what is not")
 
     drill = add("drill", commands.drill, "a real fault on a scratch VE, handled by the daemon")
-    drill.add_argument("--fs", default="ext4", choices=["ext4", "xfs"])
+    drill.add_argument("--fs", default="ext4", choices=["ext4", "xfs", "btrfs"])
     drill.add_argument("--fault", default="dir-block", metavar="NAME")
     drill.add_argument("--private", action="store_true", help="with a daemon of its own")
     drill.add_argument("--keep", action="store_true", help="leave everything in place afterwards")

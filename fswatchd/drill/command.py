@@ -18,7 +18,7 @@ from typing import Any
 
 from fswatchd.client import Client, ClientError
 from fswatchd.drill import janitor, measure, scene, ve
-from fswatchd.drill.control import ControlServer
+from fswatchd.drill.control import NS, ControlServer
 from fswatchd.drill.damage import Fault, Scene
 from fswatchd.drill.faults import FAULTS
 from fswatchd.drill.measure import Verdict
@@ -38,6 +38,7 @@ _WRITABLE_TIMEOUT_S = 15.0
 _COMMAND_TIMEOUT_S = 60
 _ENDED = {"closed", "needs-operator"}
 _IDLE = {"open", "waiting"}
+_OF_A_REPAIR = {"contained", "repaired", "verified"}
 
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
@@ -81,6 +82,7 @@ class Drill:
         self._other: Client | None = None
         self._size = parse_size(arguments.size)
         self._quiet = arguments.json
+        self._named_ns: int | None = None
         self._result: dict[str, Any] = {
             "fs": arguments.fs,
             "fault": fault.name,
@@ -169,13 +171,31 @@ class Drill:
         self._judge_bystander(verdict)
         if writable:
             self._judge_files(verdict, paths, control, contents[TARGET].paths)
+        if writable and self._named_ns is not None:
+            self._result["timeline_s"] |= self._without_repair(control, injected_ns, after_ns)
+
+    def _without_repair(
+        self, control: ControlServer, injected_ns: int, after_ns: int
+    ) -> dict[str, float]:
+        """What stands for a repair where there is none, as the drill has seen it.
+
+        `contained` is when the incident named what is lost, `repaired` the VE's first write after
+        that was known to all, `verified` when everything else had been read back.
+        """
+        write = next(moment for moment in control.records[TARGET].acks if moment > after_ns)
+        moments = {
+            "contained": self._named_ns or after_ns,
+            "repaired": write,
+            "verified": time.monotonic_ns(),
+        }
+        return {name: round((at - injected_ns) / NS, 6) for name, at in moments.items()}
 
     # --- preparing ------------------------------------------------------------------------------
 
     def _build(self, paths: ScenePaths) -> dict[str, scene.Content]:
         # Room for both images, a clone, a preview, and the reserve that the daemon insists on.
         scene.build_host(paths, 4 * self._size + (8 << 30))
-        return {
+        contents = {
             name: scene.build_ve(
                 paths,
                 name,
@@ -184,9 +204,13 @@ class Drill:
                 features=list(self._fault.features) if name == TARGET else [],
                 options=self._fault.options,
                 fstype=self._arguments.fs,
+                direct_io=self._fault.direct_io and name == TARGET,
             )
             for name in (TARGET, BYSTANDER)
         }
+        if self._fault.prepare is not None:
+            self._fault.prepare(paths.image(TARGET))
+        return contents
 
     def _describe(self, paths: ScenePaths, name: str) -> dict[str, Any]:
         spec = paths.spec(name)
@@ -247,13 +271,22 @@ class Drill:
                     relieve(damaged)
                     relieve = None
                 idle_since = self._idle_since(found[0], idle_since)
-                if found[0]["state"] in _ENDED and found[0]["timeline"].get("notified"):
+                over = self._is_over(found[0])
+                if over and found[0]["timeline"].get("notified"):
                     return dict(found[0])
-                if found[0]["state"] in _ENDED:
+                if over:
                     deadline = min(deadline, time.monotonic() + _QUIET_S)
             time.sleep(0.02)
         found = self._own_incidents(ve_id)
         return dict(found[0]) if found else None
+
+    def _is_over(self, incident: dict[str, Any]) -> bool:
+        """Whether nothing more will be done about it; a lost file is named some time later."""
+        if self._fault.lost_file is None:
+            return incident["state"] in _ENDED
+        if self._named_ns is None and self._fault.lost_file in _lost_paths(incident):
+            self._named_ns = time.monotonic_ns()
+        return self._named_ns is not None and incident["state"] in {*_ENDED, self._fault.ends_as}
 
     def _own_incidents(self, ve_id: str) -> list[dict[str, Any]]:
         """Those of the VE's own filesystem: not of the one that its image is on."""
@@ -299,12 +332,18 @@ class Drill:
         detail = next((s["detail"] for s in reversed(incident["steps"]) if s["detail"]), "")
         wanted = self._fault.ends_as
         verdict.expect(outcome == wanted, f"the incident ended as {outcome}: {detail}")
+        if self._fault.lost_file is not None:
+            named = self._fault.lost_file in _lost_paths(incident)
+            verdict.expect(named, f"the incident does not name {self._fault.lost_file}")
         for milestone in measure.MILESTONES:
+            if self._fault.lost_file is not None and milestone in _OF_A_REPAIR:
+                continue
             known = incident["timeline"].get(milestone)
             verdict.expect(known is not None, f"it was never {milestone}")
         verdict.expect(not receiver.bad_signatures, "a notice had a wrong signature")
         kinds = [notice["type"].rpartition(".")[2] for _, notice in receiver.notices]
-        verdict.expect("opened" in kinds and wanted in kinds, f"notices received: {kinds}")
+        told = "opened" in kinds and (wanted in kinds or self._fault.lost_file is not None)
+        verdict.expect(told, f"notices received: {kinds}")
 
     def _judge_bystander(self, verdict: Verdict) -> None:
         seen = self._result["bystander"]
@@ -342,6 +381,10 @@ def _janitor(paths: ScenePaths) -> Iterator[None]:
         if process.stdin is not None:
             process.stdin.close()
         process.wait()
+
+
+def _lost_paths(incident: dict[str, Any]) -> list[str]:
+    return [str(file["path"]) for file in incident["lost"]]
 
 
 def _start(paths: ScenePaths, name: str) -> None:

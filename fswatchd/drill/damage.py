@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from fswatchd.devno import Devno
 from fswatchd.drill.control import ControlServer
 from fswatchd.drill.paths import ScenePaths
-from fswatchd.drill.scene import TARGET, DrillError
+from fswatchd.drill.scene import BYSTANDER, TARGET, DrillError
 from fswatchd.kernel import block, loop
 
 _TIMEOUT_S = 60
 _ATTEMPTS = 10
 _PAUSE_S = 0.02
+_STOP_TIMEOUT_S = 60.0
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,9 @@ class Fault:
 
     `inject` returns when the kernel has been led to the damage. `features` and `options` are for
     mkfs and mount. `ends_as` is how the incident has to end: what no repair brings back is for a
-    person. `relieve` takes the cause away as soon as the incident waits for that.
+    person. `relieve` takes the cause away as soon as the incident waits for that. `lost_file` is
+    the file that the fault destroys: the incident has to name it. `prepare` works on the image
+    before the VE is started, and with `direct_io` its device reads past the page cache.
     """
 
     name: str
@@ -51,10 +57,50 @@ class Fault:
     expected_lost: int = 0
     ends_as: str = "repaired"
     relieve: Callable[[Scene], None] | None = None
+    lost_file: str | None = None
+    prepare: Callable[[Path], None] | None = None
+    direct_io: bool = False
 
 
 def nothing(_scene: Scene) -> None:
     """No fault at all."""
+
+
+def fill_host(scene: Scene) -> None:
+    """Fill the host filesystem; the bystander's image has all its blocks before that.
+
+    Returns when the kernel has stopped writes to the target, for want of a block on the host.
+    """
+    image = os.open(scene.paths.image(BYSTANDER), os.O_RDWR | os.O_CLOEXEC)
+    filler = os.open(scene.paths.filler, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(image, 0, os.fstat(image).st_size)
+        room, filled = os.statvfs(scene.paths.host), 0
+        length = room.f_bavail * room.f_frsize
+        while length >= room.f_frsize:
+            try:
+                os.posix_fallocate(filler, filled, length)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                length //= 2
+            else:
+                filled += length
+    finally:
+        os.close(filler)
+        os.close(image)
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while scene.control.ask(TARGET, "write", path="/probe", size="65536")[-1].get("errno") != (
+        errno.EROFS
+    ):
+        if time.monotonic() > deadline:
+            raise DrillError("the host filesystem is full, and the kernel goes on writing")
+        time.sleep(_POLL_S)
+
+
+def empty_host(scene: Scene) -> None:
+    """Give the host filesystem its room back."""
+    scene.paths.filler.unlink()
 
 
 def shutdown(scene: Scene) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import time
+import subprocess
 from pathlib import Path
 
-from fswatchd.drill.damage import Fault, Scene, nothing, overwrite, read_tool, shutdown
-from fswatchd.drill.scene import BYSTANDER, COLD_FILE, TARGET, VICTIM_DIRECTORY, DrillError
+from fswatchd.drill.damage import (
+    Fault,
+    Scene,
+    empty_host,
+    fill_host,
+    nothing,
+    overwrite,
+    read_tool,
+    shutdown,
+)
+from fswatchd.drill.scene import COLD_FILE, TARGET, VICTIM_DIRECTORY, DrillError
 
 _DAMAGED_GROUPS = 16
 _CHECKSUM_LOW = 0x7C  # ext4_inode.osd2.linux2.l_i_checksum_lo, fs/ext4/ext4.h
-_ABORT_TIMEOUT_S = 60.0
-_POLL_S = 0.05
 _OPTIONS = "errors=continue"
 
 
@@ -74,40 +80,39 @@ def _abort(scene: Scene) -> None:
     scene.control.ask(TARGET, "abort")
 
 
-def _host_full(scene: Scene) -> None:
-    """Fill the host filesystem; the bystander's image has all its blocks before that.
-
-    Returns when the kernel has aborted the journal, a block of which the host had no room for.
-    """
-    image = os.open(scene.paths.image(BYSTANDER), os.O_RDWR | os.O_CLOEXEC)
-    filler = os.open(scene.paths.filler, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(image, 0, os.fstat(image).st_size)
-        room, filled = os.statvfs(scene.paths.host), 0
-        length = room.f_bavail * room.f_frsize
-        while length >= room.f_frsize:
-            try:
-                os.posix_fallocate(filler, filled, length)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                length //= 2
-            else:
-                filled += length
-    finally:
-        os.close(filler)
-        os.close(image)
-    deadline = time.monotonic() + _ABORT_TIMEOUT_S
-    while scene.control.ask(TARGET, "write", path="/probe", size="1")[-1].get("errno") != (
-        errno.EROFS
+def _put_at_the_end(image: Path) -> None:
+    """Move the file's only block to the last one of the filesystem."""
+    number = re.search(r"Inode: (\d+)", _debugfs(str(image), f'stat "{COLD_FILE}"'))
+    count = re.search(r"Block count:\s+(\d+)", read_tool(["dumpe2fs", "-h", str(image)]))
+    if number is None or count is None:
+        raise DrillError(f"{COLD_FILE} is not in the image")
+    inode, last = f"<{number[1]}>", int(count[1]) - 1
+    before = int(_debugfs(str(image), f"blocks {inode}").split()[0])
+    size = _block_size(str(image))
+    with image.open("r+b") as file:
+        file.seek(before * size)
+        content = file.read(size)
+        file.seek(last * size)
+        file.write(content)
+    extent = (f"extent_open {inode}", "root", f"replace_node 0 1 {last}", "extent_close")
+    commands = "\n".join((*extent, f"setb {last} 1", f"freeb {before} 1", ""))
+    for argv, given, good in (
+        (["debugfs", "-w", "-f", "-", str(image)], commands, {0}),
+        (["e2fsck", "-fy", str(image)], None, {0, 1}),  # the counters of both groups
+        (["e2fsck", "-fn", str(image)], None, {0}),
     ):
-        if time.monotonic() > deadline:
-            raise DrillError("the host filesystem is full, and the kernel goes on writing")
-        time.sleep(_POLL_S)
+        done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False)
+        if done.returncode not in good:
+            raise DrillError(f"{' '.join(argv)} failed: {done.stdout.strip()[-200:]}")
 
 
-def _host_has_room(scene: Scene) -> None:
-    scene.paths.filler.unlink()
+def _io(scene: Scene) -> None:
+    """Let the device end before the last block, which is a file's: reading that is an error."""
+    image = scene.paths.image(TARGET)
+    device = scene.device()
+    size = os.stat(image).st_size
+    os.truncate(image, size - _block_size(device))
+    scene.control.ask(TARGET, "read", path=COLD_FILE)
 
 
 FAULTS = (
@@ -127,11 +132,23 @@ FAULTS = (
     Fault(name="shutdown", inject=shutdown, options=_OPTIONS),
     Fault(
         name="host-full",
-        inject=_host_full,
-        relieve=_host_has_room,
+        inject=fill_host,
+        relieve=empty_host,
         # A small journal is soon at a block that the host has not allocated yet.
         features=("-J", "size=4"),
         options=_OPTIONS,
+    ),
+    Fault(
+        name="io",
+        inject=_io,
+        prepare=_put_at_the_end,
+        direct_io=True,  # reading through the page cache, loop answers with zeros
+        features=("-b", "4096"),
+        options=_OPTIONS,
+        expected_lost=1,
+        lost_file=COLD_FILE,
+        # Nothing is repaired on a device that fails.
+        ends_as="waiting",
     ),
 )
 

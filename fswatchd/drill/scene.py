@@ -79,6 +79,7 @@ def build_ve(
     features: list[str],
     options: str,
     fstype: str = "ext4",
+    direct_io: bool = False,
 ) -> Content:
     """An image with a filesystem with files in it, and the specification its VE is started from."""
     tree = paths.directory / f"tree-{ve}"
@@ -105,6 +106,7 @@ def build_ve(
         cgroup=paths.cgroup(ve),
         control=str(paths.control),
         fstype=fstype,
+        direct_io=direct_io,
         mount_options=options,
         read_paths=content.readable,
     ).save(paths.spec(ve))

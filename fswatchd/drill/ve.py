@@ -50,6 +50,7 @@ class VeSpec:
     mount_options: str
     read_paths: list[str]
     fstype: str = "ext4"
+    direct_io: bool = False
     roles: tuple[str, ...] = inside.ROLES
 
     def save(self, path: Path) -> None:
@@ -144,7 +145,7 @@ def _join_cgroup(path: str) -> None:
 def _enter_root(spec: VeSpec) -> None:
     mount("none", "/", None, MS_REC | MS_PRIVATE, None)
     image = os.open(spec.image, os.O_RDWR | os.O_CLOEXEC)
-    device, fd = loop.attach(image, autoclear=True)
+    device, fd = loop.attach(image, autoclear=True, direct_io=spec.direct_io)
     os.close(image)
     os.makedirs(spec.root, exist_ok=True)
     mount(device, spec.root, spec.fstype, 0, spec.mount_options)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from fswatchd.book import IncidentBook
 from fswatchd.engine.attribution import Attribution, attribute
 from fswatchd.engine.hearing import Hearing
+from fswatchd.engine.naming import Naming
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_device
 from fswatchd.incidents import Filesystem, Incident, Outcome
@@ -43,6 +44,7 @@ class Intake:
         self._since_ns = time.monotonic_ns()
         self.state: StateSource | None = None
         self.hearing: Hearing | None = None
+        self.naming: Naming | None = None
 
     def subscribe(self, on_incident: Callable[[str], None]) -> None:
         """Be told the id of every incident that an event has opened or joined."""
@@ -180,6 +182,8 @@ class Intake:
         event = stored.event
         if stored.incident_id is not None:
             self._join(stored)
+            if self.naming is not None and found.superblock is not None:
+                self.naming.heard(event, stored.incident_id, found.superblock)
         elif event.klass is EventClass.RECOVERED:
             self._all_clear(event, found)
         if event.source != "state" and found.superblock is not None and self.state is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import suppress
 from dataclasses import replace
 from errno import ENOSPC
 
@@ -262,12 +261,7 @@ def _device(device: BlockDevice, known: Incident | None, *, on_server: bool) -> 
 
 def _short_by(device: BlockDevice) -> int:
     """How many bytes a loop device reaches beyond the end of its image."""
-    sectors = block.sectors(device.devno)
-    if device.backing.image is None or sectors is None:
+    backing = device.backing
+    if backing.image is None or backing.inode_key is None:
         return 0
-    with suppress(OSError):
-        found = os.stat(device.backing.image)
-        same = (found.st_dev, found.st_ino)
-        if device.backing.inode_key == (Devno.of(same[0]), same[1]):
-            return max(sectors * 512 + device.backing.offset - found.st_size, 0)
-    return 0
+    return block.image_short_by(device.devno, backing.image, backing.inode_key, backing.offset)

@@ -27,7 +27,7 @@ from fswatchd.inventory.model import (
 )
 from fswatchd.inventory.owners import Unclaimed
 from fswatchd.inventory.platform import Platform, PlatformError
-from fswatchd.inventory.reader import NamespaceSeen, NodeReader, same_superblock
+from fswatchd.inventory.reader import NamespaceSeen, NodeReader, on_its_device, same_superblock
 from fswatchd.inventory.scan import MountScanner, best_scanner, open_namespace
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block, extfs, fs
@@ -258,6 +258,7 @@ class Inventory:
                 mmp=await _mmp(superblock),
             )
             devices = self._reader.devices(superblock.members)
+            superblock = on_its_device(superblock, devices)
             self.view = self.view.identified(superblock, devices)
             for callback in self._on_superblock:
                 callback(superblock, fd)

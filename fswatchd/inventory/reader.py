@@ -226,8 +226,19 @@ def _superblocks(
                 members=known.members,
                 mmp=known.mmp,
             )
+            superblock = on_its_device(superblock, devices)
         superblocks[devno] = superblock
     return superblocks
+
+
+def on_its_device(superblock: Superblock, devices: Mapping[Devno, BlockDevice]) -> Superblock:
+    """A btrfs on one device with the name and the image of that, as other filesystems have them."""
+    if len(superblock.members) != 1 or superblock.fstype != "btrfs":
+        return superblock
+    device = devices.get(superblock.members[0])
+    if device is None:
+        return superblock
+    return replace(superblock, device=device.name, backing=device.backing)
 
 
 def _by_device(

@@ -57,6 +57,21 @@ def sectors(devno: Devno, sysfs: Path = SYSFS) -> int | None:
         return None
 
 
+def image_short_by(devno: Devno, image: str, inode: tuple[Devno, int], offset: int) -> int:
+    """How many bytes a loop device reaches beyond the end of its image; 0 where unknown.
+
+    `inode` is the (device, inode) that the device is attached to, `offset` where it begins in it.
+    """
+    size = sectors(devno)
+    if size is None:
+        return 0
+    with contextlib.suppress(OSError):
+        found = os.stat(image)
+        if inode == (Devno.of(found.st_dev), found.st_ino):
+            return max(size * 512 + offset - found.st_size, 0)
+    return 0
+
+
 def disk_sequence_of(fd: int) -> int | None:
     """DISKSEQ of the disk that is open as `fd`, None before Linux 5.15 (linux/fs.h)."""
     buffer = bytearray(8)

@@ -4,6 +4,7 @@ import os
 import uuid
 
 _SUPERBLOCK = 1024  # the byte that it begins at
+_LOG_BLOCK_SIZE = _SUPERBLOCK + 0x18
 _MAGIC = _SUPERBLOCK + 0x38
 _INCOMPATIBLE = _SUPERBLOCK + 0x60
 _UUID = _SUPERBLOCK + 0x68
@@ -17,6 +18,19 @@ def uuid_of(fd: int) -> str | None:
     if not _is_ext(fd) or len(found) < 16 or not any(found):
         return None
     return str(uuid.UUID(bytes=found))
+
+
+def block_size(path: str) -> int | None:
+    """The size of a block of the filesystem on a device in bytes, None where there is none.
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        shift = int.from_bytes(os.pread(fd, 4, _LOG_BLOCK_SIZE), "little")
+        return 1024 << shift if _is_ext(fd) and shift <= 6 else None
+    finally:
+        os.close(fd)
 
 
 def has_mmp(path: str) -> bool:

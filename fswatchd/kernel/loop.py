@@ -24,6 +24,7 @@ LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
 LO_FLAGS_READ_ONLY = 1
 LO_FLAGS_AUTOCLEAR = 4
+LO_FLAGS_DIRECT_IO = 16
 
 _INFO64 = struct.Struct("=QQQQQIIII64s64s32sQQ")
 _CONFIG = struct.Struct("=II232s64s")
@@ -120,13 +121,20 @@ def _asked(names: Iterable[str]) -> Iterator[LoopStatus]:
             yield status(f"/dev/{name}")
 
 
-def attach(image_fd: int, *, autoclear: bool, readonly: bool = False) -> tuple[str, int]:
+def attach(
+    image_fd: int, *, autoclear: bool, readonly: bool = False, direct_io: bool = False
+) -> tuple[str, int]:
     """Attach the open file to a free loop device; return its path and a descriptor on it.
 
     With `autoclear` the device goes when the last descriptor and mount of it go. Raises OSError
     (EBUSY after losing the race for a free device too often).
     """
-    flags = (LO_FLAGS_AUTOCLEAR if autoclear else 0) | (LO_FLAGS_READ_ONLY if readonly else 0)
+    wanted = {
+        LO_FLAGS_AUTOCLEAR: autoclear,
+        LO_FLAGS_READ_ONLY: readonly,
+        LO_FLAGS_DIRECT_IO: direct_io,
+    }
+    flags = sum(flag for flag, on in wanted.items() if on)
     info = _INFO64.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, b"", b"", b"", 0, 0)
     config = _CONFIG.pack(image_fd, 0, info, b"")
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)

@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
+from fswatchd import views
+from fswatchd.devno import Devno
 from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import block
@@ -131,6 +133,8 @@ class CloneRepair:
             return size / _COPY_BYTES_PER_S
         except OSError as error:
             raise refuse("cannot clone", f"no clone can be made: {error}") from None
+        if seen.clean and self._context.incident.lost:
+            raise await self._only_data_lost(target)
         if seen.clean:
             text = (
                 "a clone of the running filesystem is clean after its journal was replayed: "
@@ -140,16 +144,33 @@ class CloneRepair:
             raise StepEnded(result)
         if not seen.curable:
             left = seen.proof.summary() if seen.proof else seen.check.summary()
-            raise _not_curable(left)
+            raise self._not_curable(left)
         found = seen.repair.summary() if seen.repair else ""
         self._context.note(f"preview: {found}; it took {show_duration(seen.seconds)}")
         return seen.seconds * 1.3 + 0.2
 
+    async def _only_data_lost(self, target: Target) -> StepEnded:
+        """What a device or a checksum has taken from files no repair of the filesystem brings back.
+
+        So nothing is stopped for it: the rest is proven whole, and takes writes.
+        """
+        superblock = _mounted(target)
+        self._context.reached("contained")
+        lost = views.lost(self._context.incident.lost)
+        unwell = await verify.writable(self._context.inventory, superblock)
+        state = f"but {unwell}" if unwell else "and takes writes"
+        if unwell is None:
+            self._context.reached("verified")
+        text = (
+            f"{superblock.device} is whole {state}; the data of these files are lost, and no "
+            f"repair brings them back: {lost}; restore them from a backup"
+        )
+        return refuse("data lost", text, Next.OPERATOR)
+
     async def _hold_writers(self, target: Target, pause_s: float | None) -> Condition:
         """Freeze, or stop the VE where a freeze would be too long or reach too few."""
         stop_first = (
-            not ve_control.can_tell_tasks(target.ve)
-            or block.sectors_written(_mounted(target).devno) is None
+            not ve_control.can_tell_tasks(target.ve) or block.sectors_written(_disk(target)) is None
         )
         if pause_s is None or pause_s > self._step.max_write_pause:
             stop_first = stop_first or self._step.on_long_pause == "offline"
@@ -191,7 +212,7 @@ class CloneRepair:
     async def _prepare_clone(self, target: Target) -> None:
         """Clone what no longer changes, repair and prove the clone."""
         superblock = _mounted(target)
-        if block.sectors_written(superblock.devno) is None:
+        if block.sectors_written(_disk(target)) is None:
             text = (
                 f"nobody counts what is written to {superblock.device}: whether a clone is stale "
                 f"could not be told; write 1 to /sys/block/{superblock.device}/queue/iostats"
@@ -200,7 +221,7 @@ class CloneRepair:
         for _ in range(_CLONE_ATTEMPTS):
             self._drop_clone()
             await asyncio.to_thread(block.sync, f"/dev/{superblock.device}")
-            self._written = block.sectors_written(superblock.devno)
+            self._written = block.sectors_written(_disk(target))
             self._stamp = require_image(target).stamp()
             await self._make_clone(target)
             if self._nothing_written(target):
@@ -223,7 +244,7 @@ class CloneRepair:
         self._context.note(report)
 
     def _nothing_written(self, target: Target) -> bool:
-        written = block.sectors_written(_mounted(target).devno)
+        written = block.sectors_written(_disk(target))
         if written is None or written != self._written:
             return False
         return require_image(target).is_unchanged(self._stamp)
@@ -336,7 +357,7 @@ class CloneRepair:
         self._context.progress(None, "proving the clone")
         proof = await tools.check(path, self._timeout_s)
         if not proof.clean:
-            raise _not_curable(proof.summary())
+            raise self._not_curable(proof.summary())
         await asyncio.to_thread(clone.sync, path)
 
     async def _swap(self, target: Target) -> None:
@@ -412,6 +433,12 @@ class CloneRepair:
             next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo
         )
 
+    def _not_curable(self, left: str) -> StepEnded:
+        text = f"the repaired clone does not come out clean ({left}); the original stays in place"
+        if self._tools.no_cure:
+            text = f"the filesystem is damaged ({left}), nothing was changed; {self._tools.no_cure}"
+        return refuse("not curable", text, Next.OPERATOR)
+
     @property
     def _tools(self) -> Tools:
         return scope.tools_for(self._context.incident.filesystem)
@@ -460,9 +487,10 @@ def _mounted(target: Target) -> Superblock:
     return target.superblock
 
 
-def _not_curable(left: str) -> StepEnded:
-    text = f"the repaired clone does not come out clean ({left}); the original stays in place"
-    return refuse("not curable", text, Next.OPERATOR)
+def _disk(target: Target) -> Devno:
+    """The block device: a btrfs has a number of its own."""
+    superblock = _mounted(target)
+    return superblock.members[0] if superblock.members else superblock.devno
 
 
 def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:

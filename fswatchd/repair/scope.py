@@ -142,6 +142,8 @@ async def resolve(
         raise refuse("refused", no_way)
     if shared := await _shared_with(inventory.view, superblock, incident.filesystem.image):
         raise refuse("refused", f"{shared}; {ownership.WHAT_NOW}")
+    if superblock is not None and len(superblock.members) > 1:
+        raise refuse("refused", f"it has {len(superblock.members)} devices, not one")
     if superblock is None:
         path = incident.filesystem.image
     elif superblock.backing.kind == "loop":

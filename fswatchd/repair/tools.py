@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fswatchd.repair import e2fsck, xfs
+from fswatchd.repair import btrfs, e2fsck, xfs
 from fswatchd.repair.check import CheckResult
 
 CLONE = "clone"
@@ -49,7 +49,8 @@ class Tools:
     `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
     safe with it, `instead` what to do where the way that was asked for is not. `salvages` says that
     single files of a copy can be read without mounting it; `silent_after_shutdown` that a
-    filesystem which was shut down writes nothing any more, not even when it is unmounted.
+    filesystem which was shut down writes nothing any more, not even when it is unmounted. `no_cure`
+    is what to do about damage that they do not cure.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Tools:
     repair: Repair
     salvages: bool = False
     silent_after_shutdown: bool = False
+    no_cure: str = ""
 
 
 def _ext() -> Tools:
@@ -86,11 +88,24 @@ def _xfs() -> Tools:
     )
 
 
+def _btrfs() -> Tools:
+    return Tools(
+        name=btrfs.NAME,
+        strategies=frozenset({CLONE}),
+        instead=f'{btrfs.NO_CURE}; strategy = "clone" brings back one that was aborted',
+        replay=btrfs.replay,
+        check=btrfs.check,
+        repair=btrfs.repair,
+        no_cure=btrfs.NO_CURE,
+    )
+
+
 _TOOLS: dict[str, Callable[[], Tools]] = {
     "ext2": _ext,
     "ext3": _ext,
     "ext4": _ext,
     "xfs": _xfs,
+    "btrfs": _btrfs,
 }
 
 

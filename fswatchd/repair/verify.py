@@ -48,8 +48,14 @@ async def healthy(inventory: Inventory, state: StateSource, superblock: Superblo
         return f"the superblock has the option {', '.join(sorted(stopped))}"
     state.check(superblock.devno)
     errors = state.errors(superblock.devno)
-    if errors:
+    # Those of btrfs are of its device and its past; no repair and no new mount sets them back.
+    if errors and superblock.fstype != "btrfs":
         return f"the filesystem has recorded {errors} errors"
+    return await writable(inventory, superblock)
+
+
+async def writable(inventory: Inventory, superblock: Superblock) -> str | None:
+    """None when a write to it succeeds; otherwise what happens."""
     try:
         async with inventory.opened(superblock) as mount:
             directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)

@@ -26,6 +26,7 @@ from fswatchd.sources.probes import Finding, Memory, Mounts, Probe, Seen, worst_
 from fswatchd.sources.probes.btrfs import BtrfsProbe
 from fswatchd.sources.probes.ext4 import Ext4Probe
 from fswatchd.sources.probes.f2fs import F2fsProbe
+from fswatchd.sources.probes.loop import LoopProbe
 from fswatchd.sources.probes.md import MdProbe
 from fswatchd.sources.probes.options import OptionsProbe
 from fswatchd.sources.probes.xfs import XfsProbe
@@ -171,6 +172,8 @@ class StateSource(Source):
                 probes.append(BtrfsProbe(superblock, self._mounts, seen))
             case "f2fs":
                 probes.append(F2fsProbe(superblock))
+        if superblock.backing.kind == "loop":
+            probes.append(LoopProbe(superblock))
         probes += [
             MdProbe(array, Seen(self._memory, f"{volume}#{array}"))
             for array in sorted(_devices_beneath(superblock))

@@ -1,0 +1,63 @@
+"""Run btrfs check (btrfs-check(8)), which here only ever reads.
+
+Its `--repair` is for those who write it ("do not use unless advised by a developer"), so there is
+none. A filesystem whose transactions the kernel has aborted is whole on the disk as of the last
+one that was committed: when the check finds nothing it needs a new mount, and no repair.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fswatchd import process
+from fswatchd.repair.check import CheckResult
+
+NAME = "btrfs check"
+NO_CURE = (
+    "btrfs has no repair that is safe: copy out what can be read, restore the rest from a snapshot "
+    "or a backup; btrfs check --repair only where a developer advises it"
+)
+
+_FOUND = re.compile(r"^found \d+ bytes used, (?:no error found|error\(s\) found)", re.MULTILINE)
+_PROBLEM = re.compile(
+    r"^(?:ERROR|ref mismatch|backref|root \d+ inode \d+ errors|checksum verify failed|bad |"
+    r"incorrect|parent transid|invalid|There are no extents|Extent|Csum|mirror \d+ bytenr)",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+async def replay(path: str, timeout_s: float) -> CheckResult:
+    """Nothing to do: the trees on the disk are whole, and the log is replayed by the VE's mount."""
+    del path, timeout_s
+    return CheckResult(returncode=0, output="", duration_s=0.0, clean=True, tool=NAME)
+
+
+async def check(path: str, timeout_s: float) -> CheckResult:
+    """Check all metadata, change nothing."""
+    argv = ("btrfs", "check", "--readonly", path)
+    return interpret(await process.run(argv, timeout_s=timeout_s, heavy=True))
+
+
+async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
+    """Only check: what is damaged stays so, and is told."""
+    del undo_file
+    return await check(path, timeout_s)
+
+
+def interpret(ended: process.Completed) -> CheckResult:
+    """The meaning of `btrfs check --readonly`: 0 clean, 1 damage, or it could not even begin.
+
+    A filesystem that it cannot open is unreadable, which is not the same as damaged.
+    """
+    finished = _FOUND.search(ended.output) is not None
+    failed = ended.timed_out or ended.returncode not in {0, 1} or not finished
+    return CheckResult(
+        returncode=ended.returncode,
+        output=ended.output,
+        duration_s=ended.duration_s,
+        clean=not failed and ended.returncode == 0,
+        damaged=not failed and ended.returncode == 1,
+        questions=len(_PROBLEM.findall(ended.output)) if ended.returncode else 0,
+        tool=NAME,
+        what=ended.describe() if failed else "",
+    )

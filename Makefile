@@ -3,7 +3,7 @@
 PACKAGES_RUN  = python3-venv python3-dev gcc pkg-config libsystemd-dev libudev1 e2fsprogs xfsprogs
 PACKAGES_TEST = btrfs-progs lxc bindfs busybox-static systemd systemd-container podman runc
 
-.PHONY: setup setup-test run drill test lint unit system bench clean
+.PHONY: setup setup-test run drill test test-long lint unit system bench clean
 
 setup:
 	@data/setup.sh run $(PACKAGES_RUN)
@@ -31,7 +31,11 @@ unit: setup-test
 
 # Real kernels on shared machines: what fails is tried again, and shown as a rerun.
 system: setup-test
-	.venv/bin/pytest tests/system --reruns 2 --reruns-delay 5 -rR
+	.venv/bin/pytest tests/system -m "not long" --reruns 2 --reruns-delay 5 -rR
+
+# What takes minutes, and is run before a release.
+test-long: setup-test
+	.venv/bin/pytest tests/system -m long -rR --timeout 3600
 
 bench: setup-test
 	.venv/bin/python bench/run.py

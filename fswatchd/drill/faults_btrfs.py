@@ -44,5 +44,6 @@ FAULTS = (
         ends_as="needs-operator",
     ),
     # What aborts a transaction in the field, and can be taken away again: no room on the host.
-    Fault(name="abort", inject=fill_host, relieve=empty_host),
+    # Transactions are committed often, so that it does not take half a minute to find out.
+    Fault(name="abort", inject=fill_host, relieve=empty_host, options="commit=1"),
 )

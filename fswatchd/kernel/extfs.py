@@ -9,6 +9,7 @@ _MAGIC = _SUPERBLOCK + 0x38
 _INCOMPATIBLE = _SUPERBLOCK + 0x60
 _UUID = _SUPERBLOCK + 0x68
 _EXT_MAGIC = b"\x53\xef"
+_RECOVER = 0x0004  # EXT4_FEATURE_INCOMPAT_RECOVER
 _MMP = 0x0100  # EXT4_FEATURE_INCOMPAT_MMP
 
 
@@ -42,6 +43,16 @@ def has_mmp(path: str) -> bool:
     try:
         features = int.from_bytes(os.pread(fd, 4, _INCOMPATIBLE), "little")
         return _is_ext(fd) and bool(features & _MMP)
+    finally:
+        os.close(fd)
+
+
+def needs_recovery(path: str) -> bool:
+    """Whether the superblock says that the journal has to be replayed. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        features = int.from_bytes(os.pread(fd, 4, _INCOMPATIBLE), "little")
+        return _is_ext(fd) and bool(features & _RECOVER)
     finally:
         os.close(fd)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,19 @@ class CheckResult:
     def usable(self) -> bool:
         """Whether the answer is about the filesystem at all."""
         return self.clean or self.fixed or self.damaged
+
+    def plus(self, more: CheckResult) -> CheckResult:
+        """This run and the one after it: what both have done, and how it ended."""
+        return replace(
+            more,
+            output=self.output + more.output,
+            duration_s=self.duration_s + more.duration_s,
+            fixed=more.fixed or more.clean,
+            clean=False,
+            questions=self.questions + more.questions,
+            reconnected=self.reconnected + more.reconnected,
+            cleared=self.cleared + more.cleared,
+        )
 
     def summary(self) -> str:
         """One line for people."""

@@ -6,10 +6,13 @@ or by the deadline. Always on something nobody else uses: that is for the caller
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fswatchd import process
+from fswatchd.kernel import extfs
 from fswatchd.repair.check import CheckResult
 
 FIXED = 1
@@ -27,8 +30,19 @@ _ANSWERED = re.compile(r"\? (?:yes|no)\b")
 
 
 async def replay(path: str, timeout_s: float) -> CheckResult:
-    """Replay the journal, and nothing else."""
-    return await _run(("-E", "journal_only", "-p"), path, timeout_s)
+    """Replay the journal, and nothing else; nothing where it is not in use.
+
+    That is asked of the superblock and not of e2fsck, which with these options also writes where
+    the group descriptors are gone, and so makes it impossible to get them back from a copy.
+
+    With `-p` it gives up (8) where the superblock or the journal itself is damaged. That is for
+    `repair`, which replays what can be replayed; whether it can is what `check` says.
+    """
+    if not await asyncio.to_thread(extfs.needs_recovery, path):
+        return CheckResult(returncode=0, output="", duration_s=0.0, clean=True)
+    result = await _run(("-E", "journal_only", "-p"), path, timeout_s)
+    gave_up = not result.usable and result.returncode in {OPERATIONAL, OPERATIONAL | FIXED}
+    return replace(result, damaged=True, what="") if gave_up else result
 
 
 async def check(path: str, timeout_s: float) -> CheckResult:

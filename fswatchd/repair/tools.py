@@ -17,6 +17,7 @@ from fswatchd.repair.check import CheckResult
 
 CLONE = "clone"
 OFFLINE = "offline"
+_RUNS = 3
 
 
 class Replay(Protocol):
@@ -64,6 +65,28 @@ class Tools:
     no_cure: str = ""
 
 
+def _again(repair: Repair, check: Check) -> Repair:
+    """Repair until nothing is left, a few times at the most.
+
+    One run can leave what the next one fixes: e2fsck 1.47 a quota that it has worked out before it
+    moved files, xfsprogs 6.1 the link count of a directory that it has rebuilt. With an undo file
+    there is one run: that file is of one.
+    """
+
+    async def run(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
+        result = await repair(path, timeout_s, undo_file)
+        for _ in range(_RUNS - 1):
+            if undo_file is not None or not result.fixed or (await check(path, timeout_s)).clean:
+                break
+            more = await repair(path, timeout_s)
+            if not more.usable:
+                return more
+            result = result.plus(more)
+        return result
+
+    return run
+
+
 def _ext() -> Tools:
     return Tools(
         name="e2fsck",
@@ -71,7 +94,7 @@ def _ext() -> Tools:
         instead='use strategy = "clone" or "offline"',
         replay=e2fsck.replay,
         check=e2fsck.check,
-        repair=e2fsck.repair,
+        repair=_again(e2fsck.repair, e2fsck.check),
         salvages=True,
     )
 
@@ -83,7 +106,7 @@ def _xfs() -> Tools:
         instead='what xfs_repair changes in place cannot be undone; use strategy = "clone"',
         replay=xfs.replay,
         check=xfs.check,
-        repair=xfs.repair,
+        repair=_again(xfs.repair, xfs.check),
         silent_after_shutdown=True,
     )
 

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import time
-from dataclasses import replace
 
 from fswatchd import process
 from fswatchd.helpers.client import Helper, HelperError
@@ -24,7 +23,6 @@ FAILED = 1  # with -n: damage was found, or the program could not go on
 DIRTY_LOG = 2
 FIXED = 4  # with -e
 
-_RUNS = 3
 _HELPER = "fswatchd.helpers.replay"
 _LOG_STATE = re.compile(r"^\s*log tail: \d+ head: \d+ state: <(CLEAN|DIRTY)>", re.MULTILINE)
 # What `-n` prints when it has come to an end, as it does at whatever damage it is made for.
@@ -85,29 +83,10 @@ async def check(path: str, timeout_s: float) -> CheckResult:
 
 
 async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
-    """Check everything and fix what can be fixed. Cannot be undone: always on a copy.
-
-    One run can leave what the next one fixes (the link count of a directory that was rebuilt,
-    xfsprogs 6.1), so it is run until it finds nothing.
-    """
+    """Check everything and fix what can be fixed. Cannot be undone: always on a copy."""
     if undo_file is not None:
         raise ValueError("xfs_repair has no undo")
-    result = interpret_repair(await _run(("-e",), path, timeout_s))
-    for _ in range(_RUNS - 1):
-        if not result.fixed or (await check(path, timeout_s)).clean:
-            break
-        again = interpret_repair(await _run(("-e",), path, timeout_s))
-        if not again.usable:
-            return again
-        result = replace(
-            result,
-            output=result.output + again.output,
-            duration_s=result.duration_s + again.duration_s,
-            questions=result.questions + again.questions,
-            reconnected=result.reconnected + again.reconnected,
-            cleared=result.cleared + again.cleared,
-        )
-    return result
+    return interpret_repair(await _run(("-e",), path, timeout_s))
 
 
 async def _run(options: tuple[str, ...], path: str, timeout_s: float) -> process.Completed:

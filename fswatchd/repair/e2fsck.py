@@ -24,25 +24,32 @@ CANCELLED = 32
 LIBRARY = 128
 _KNOWN = FIXED | REBOOT | UNCORRECTED | OPERATIONAL | USAGE | CANCELLED | LIBRARY
 
+_FROM_BACKUP = re.compile(r"trying backup blocks|Superblock invalid")
 _RECONNECTED = re.compile(r"^Connect to /lost\+found\? yes", re.MULTILINE)
 _CLEARED = re.compile(r"\b(?:Clear|Clear inode|Delete file|Salvage)\? yes", re.MULTILINE)
 _ANSWERED = re.compile(r"\? (?:yes|no)\b")
 
 
 async def replay(path: str, timeout_s: float) -> CheckResult:
-    """Replay the journal, and nothing else; nothing where it is not in use.
+    """Replay the journal, and nothing else; nothing where there is none to replay.
 
-    That is asked of the superblock and not of e2fsck, which with these options also writes where
-    the group descriptors are gone, and so makes it impossible to get them back from a copy.
-
-    With `-p` it gives up (8) where the superblock or the journal itself is damaged. That is for
-    `repair`, which replays what can be replayed; whether it can is what `check` says.
+    Not where the group descriptors are damaged either: e2fsck 1.47 with these options then deletes
+    the journal, writes bad descriptors over the good copies, and every file is lost afterwards.
+    `repair` gets those back, and replays the journal on its way. The same where the superblock is
+    damaged, at which it gives up (8). What else it cannot do has spoilt the copy (4).
     """
     if not await asyncio.to_thread(extfs.needs_recovery, path):
         return CheckResult(returncode=0, output="", duration_s=0.0, clean=True)
+    first = await _run(("-E", "journal_only", "-n"), path, timeout_s)
+    if _FROM_BACKUP.search(first.output):
+        return replace(first, clean=False, damaged=True, what="")
     result = await _run(("-E", "journal_only", "-p"), path, timeout_s)
-    gave_up = not result.usable and result.returncode in {OPERATIONAL, OPERATIONAL | FIXED}
-    return replace(result, damaged=True, what="") if gave_up else result
+    if result.returncode in {OPERATIONAL, OPERATIONAL | FIXED} and not result.usable:
+        return replace(result, damaged=True, what="")
+    if result.damaged:
+        what = "e2fsck changed more than the journal, and the copy is of no use any more"
+        return replace(result, damaged=False, what=what)
+    return result
 
 
 async def check(path: str, timeout_s: float) -> CheckResult:

@@ -40,10 +40,11 @@ _CLEARED = re.compile(
     r"|^rebuilding directory inode",
     re.MULTILINE,
 )
-# Headings and what is said of every filesystem; everything else is about something wrong.
+# Headings, what is said of every filesystem, and what verifiers say of a block in whatever thread
+# happens to read it; everything else is about something wrong.
 _ROUTINE = re.compile(
     r"^\s*(?:- |Phase \d|No modify flag|done$|\.\.\.|$|Note - |cache_node_purge"
-    r"|sb_\w+ \d+, counted \d+$|Metadata corruption detected at .* \(stack\)$)"
+    r"|sb_\w+ \d+, counted \d+$|Metadata (?:corruption|CRC error) detected at )"
 )
 
 
@@ -158,7 +159,7 @@ def _result(
     what: str,
 ) -> CheckResult:
     output = ended.output
-    questions = sum(not _ROUTINE.match(line) for line in output.splitlines())
+    questions = len({line for line in output.splitlines() if not _ROUTINE.match(line)})
     usable = clean or fixed or damaged
     return CheckResult(
         returncode=ended.returncode,

@@ -18,6 +18,7 @@ from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import describe
+from fswatchd.kernel import magic
 from fswatchd.repair import clone, preview, rollback, scope, tools
 from fswatchd.repair.clone_repair import require_image
 from fswatchd.situation import Disarm
@@ -240,7 +241,12 @@ class Operator:
                 f"{ve.ve_id} has no filesystem of its own that is mounted, and "
                 f"{len(images)} image files that are known and hold one"
             )
-        return Filesystem(devno=None, device=None, fstype="ext4", image=images[0])
+        try:
+            fstype = magic.fstype_of(images[0])
+        except OSError as error:
+            raise UnknownTargetError(f"{images[0]}: {error.strerror}") from None
+        # Without a magic number e2fsck looks for a copy of the superblock, or refuses.
+        return Filesystem(devno=None, device=None, fstype=fstype or "ext4", image=images[0])
 
     def _refuse_if_not_repairable(self, filesystem: Filesystem, ves: tuple[str, ...]) -> None:
         asked = self._book.new(filesystem, Domain.DAMAGE, ves)

@@ -24,7 +24,9 @@ _TOOLS = {
     "debugfs": ("e2fsprogs", "files that never reached the disk cannot be looked for"),
     "e2undo": ("e2fsprogs", "an offline repair could not be undone"),
     "cp": ("coreutils", "images on hosts that cannot share blocks cannot be cloned"),
+    "bwrap": ("bubblewrap", "a VE's filesystem is checked in a sandbox or not at all"),
 }
+_NEEDED = {"e2fsck", "bwrap"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ def _tools() -> list[Finding]:
             findings.append(
                 Finding(
                     name=f"tool {tool}",
-                    level="critical" if tool == "e2fsck" else "warning",
+                    level="critical" if tool in _NEEDED else "warning",
                     text=f"not found: {why}",
                     remedy=f"install {package}",
                 )

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fswatchd.errors import FswatchError
+from fswatchd.sandbox import Sandbox, SandboxError, open_filter
 
 MAX_OUTPUT = 1 << 20
 _GRACE_S = 2.0
@@ -28,9 +29,10 @@ _CHUNK = 65536
 # setpriv(1) of util-linux; a preexec_fn would be unsafe beside threads.
 _DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 _HEAVY_OOM_SCORE = 500
-# The lowest of the best-effort class, not the idle class: while e2fsck checks a clone the VE's
-# writers may wait for it, and on a busy disk idle work can wait for ever.
+# The lowest of the best-effort class: the VE's writers may wait for what runs so, and on a busy disk
+# idle work can wait for ever. What nobody waits for is idle.
 _LAST_IN_LINE = ("ionice", "-c", "2", "-n", "7")
+_IDLE = ("ionice", "-c", "3")
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -87,6 +89,8 @@ async def run(
     *,
     timeout_s: float,
     heavy: bool = False,
+    idle: bool = False,
+    sandbox: Sandbox | None = None,
     pass_fds: Sequence[int] = (),
     environment: dict[str, str] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -94,32 +98,38 @@ async def run(
 ) -> Completed:
     """Run `argv` to its end or to the deadline; output and errors come back in one text.
 
-    `heavy` is for what reads a whole volume: it comes last at the disk, and is the first to go
-    when memory runs out. What is printed beyond `max_output` bytes is thrown away.
+    `heavy` is for what reads a whole volume: it comes last at the disk, with `idle` when nobody
+    else wants it, and is the first to go when memory runs out. `sandbox` is for what reads a
+    tenant's bytes. What is printed beyond `max_output` bytes is thrown away.
 
-    Raises ProcessError when the program does not exist or cannot be executed. When the caller is
-    cancelled, the program's group is killed before the cancellation goes on.
+    Raises ProcessError when the program does not exist or cannot be executed, SandboxError where
+    the sandbox cannot be built. When the caller is cancelled, the program's group is killed before the cancellation goes on.
     """
     started = time.monotonic()
     if shutil.which(argv[0], path=ENVIRONMENT["PATH"]) is None:
         hint = "is the program installed, and executable?"
         raise ProcessError(f"cannot run {argv[0]}: there is no such program", hint=hint)
+    filter_fd = None if sandbox is None else _filter_of(sandbox)
     try:
         process = await asyncio.create_subprocess_exec(
             *_DIE_WITH_US,
             *oom_score_prefix(_HEAVY_OOM_SCORE if heavy else 0, own=_oom_score()),
-            *(_LAST_IN_LINE if heavy else ()),
+            *(_IDLE if idle else _LAST_IN_LINE if heavy else ()),
+            *(() if sandbox is None or filter_fd is None else sandbox.command(filter_fd)),
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=tuple(pass_fds),
+            pass_fds=(*pass_fds, *(() if filter_fd is None else (filter_fd,))),
             env=ENVIRONMENT | (environment or {}),
             cwd="/",
         )
     except OSError as error:
         raise ProcessError(f"cannot run {argv[0]}: {error.strerror}") from error
+    finally:
+        if filter_fd is not None:
+            os.close(filter_fd)
     if on_start:
         on_start(process.pid)
     output = bytearray()
@@ -150,6 +160,13 @@ async def run(
         timed_out=timed_out,
         stuck=stuck,
     )
+
+
+def _filter_of(sandbox: Sandbox) -> int:
+    if shutil.which("bwrap", path=ENVIRONMENT["PATH"]) is None:
+        what = f"{sandbox.device} is not read without a sandbox, and there is no bwrap"
+        raise SandboxError(what, hint="install bubblewrap")
+    return open_filter()
 
 
 def oom_score_prefix(wanted: int, *, own: int) -> tuple[str, ...]:

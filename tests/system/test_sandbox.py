@@ -1,0 +1,126 @@
+"""What reads a tenant's bytes does nothing else, however hostile it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+from fswatchd import process
+from fswatchd.kernel import loop
+from fswatchd.sandbox import Sandbox
+
+# What a hole in a fsck program would let a hostile filesystem do; prints what it could.
+HOSTILE = r"""
+import ctypes, json, os, socket, sys
+device, other, other_device, pid, major, minor = sys.argv[1:]
+def attempt(what):
+    try:
+        what()
+    except (OSError, MemoryError) as error:
+        return type(error).__name__
+    return "done"
+def child():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+def node():
+    os.mknod("/dev/shm/fswatchd-test-node", 0o600 | 0o60000, os.makedev(int(major), int(minor)))
+    open("/dev/shm/fswatchd-test-node", "rb").read(1)
+def unshare():
+    if ctypes.CDLL(None, use_errno=True).unshare(0x10000000) != 0:
+        raise OSError("unshare")
+def same_again(path):
+    with open(path, "r+") as file:
+        text = file.read()
+        file.seek(0)
+        file.write(text)
+def fill(path):
+    with open(path, "xb") as file:
+        file.write(b"x")
+print(json.dumps({
+    "own": attempt(lambda: open(device, "r+b").write(b"x")),
+    "network": attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)),
+    "unix": attempt(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)),
+    "other image": attempt(lambda: open(other, "rb")),
+    "other device": attempt(lambda: open(other_device, "rb").read(1)),
+    "device node": attempt(node),
+    "fork": attempt(child),
+    "memory": attempt(lambda: bytearray(600 << 20)),
+    "kill": attempt(lambda: os.kill(int(pid), 0)),
+    "sysctl": attempt(lambda: same_again("/proc/sys/kernel/core_pattern")),
+    "files": attempt(lambda: fill("/fswatchd-test-file")),
+    "shared memory": attempt(lambda: fill("/dev/shm/fswatchd-test-file")),
+    "namespace": attempt(unshare),
+    "program": attempt(lambda: open("/usr/bin/env", "r+b")),
+    "privilege": attempt(lambda: os.chroot("/")),
+}))
+"""
+REFUSED = {"PermissionError", "FileNotFoundError", "ProcessLookupError", "OSError", "MemoryError"}
+
+
+def images(work: Path) -> tuple[str, str]:
+    made = []
+    for name in ("own.img", "other.img"):
+        path = work / name
+        with path.open("xb") as file:
+            file.truncate(64 << 20)
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", str(path)], check=True)
+        made.append(str(path))
+    return made[0], made[1]
+
+
+async def hostile(work: Path, sandbox: bool) -> dict[str, str]:
+    own, other = images(work)
+    fd = os.open(other, os.O_RDWR | os.O_CLOEXEC)
+    device, loop_fd = loop.attach(fd, autoclear=True)
+    os.close(fd)
+    node = os.stat(device).st_rdev
+    assert stat.S_ISBLK(os.stat(device).st_mode)
+    place = Sandbox(device=own, memory_bytes=512 << 20) if sandbox else None
+    numbers = (str(os.getpid()), str(os.major(node)), str(os.minor(node)))
+    argv = ("/usr/bin/python3", "-I", "-c", HOSTILE, own, other, device, *numbers)
+    try:
+        done = await process.run(argv, timeout_s=60, sandbox=place)
+    finally:
+        os.close(loop_fd)
+    assert done.succeeded, done.describe()
+    return dict(json.loads(done.output))
+
+
+async def test_a_hostile_program_reaches_its_own_device_and_nothing_else(work) -> None:
+    could = await hostile(work, sandbox=True)
+    assert could.pop("own") == "done"
+    assert set(could.values()) <= REFUSED, could
+
+
+async def test_the_same_program_without_the_sandbox_could(work) -> None:
+    """Else the test above would show nothing."""
+    could = await hostile(work, sandbox=False)
+    for name in ("/fswatchd-test-file", "/dev/shm/fswatchd-test-file", "/dev/shm/fswatchd-test-node"):
+        Path(name).unlink(missing_ok=True)
+    missing = {what for what, answer in could.items() if answer != "done"}
+    assert missing <= {"device node", "network", "sysctl"}, could
+
+
+async def test_time_ends_it(work) -> None:
+    own, _ = images(work)
+    spin = ("/usr/bin/python3", "-I", "-c", "while True: pass")
+    by_deadline = await process.run(spin, timeout_s=0.5, sandbox=Sandbox(device=own))
+    assert by_deadline.timed_out
+    assert not by_deadline.stuck
+    by_cpu = await process.run(spin, timeout_s=60, sandbox=Sandbox(device=own, cpu_s=1.0))
+    assert not by_cpu.timed_out
+    assert not by_cpu.succeeded
+
+
+async def test_what_is_only_to_be_read_cannot_be_written(work) -> None:
+    own, _ = images(work)
+    argv = ("/usr/bin/python3", "-I", "-c", f"open({own!r}, 'r+b')")
+    assert not (
+        await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own, readonly=True))
+    ).succeeded
+    assert (await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own))).succeeded

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fswatchd.errors import FswatchError
-from fswatchd.sandbox import Sandbox, SandboxError, open_filter
+from fswatchd.sandbox import Entry, Sandbox, SandboxError
 
 MAX_OUTPUT = 1 << 20
 _GRACE_S = 2.0
@@ -103,38 +103,41 @@ async def run(
     tenant's bytes. What is printed beyond `max_output` bytes is thrown away.
 
     Raises ProcessError when the program does not exist or cannot be executed, SandboxError where
-    the sandbox cannot be built. When the caller is cancelled, the program's group is killed before the cancellation goes on.
+    the sandbox cannot be built. When the caller is cancelled, the program's group is killed before
+    the cancellation goes on.
     """
     started = time.monotonic()
     if shutil.which(argv[0], path=ENVIRONMENT["PATH"]) is None:
         hint = "is the program installed, and executable?"
         raise ProcessError(f"cannot run {argv[0]}: there is no such program", hint=hint)
-    filter_fd = None if sandbox is None else _filter_of(sandbox)
+    entry = None if sandbox is None else _into(sandbox)
     try:
         process = await asyncio.create_subprocess_exec(
             *_DIE_WITH_US,
             *oom_score_prefix(_HEAVY_OOM_SCORE if heavy else 0, own=_oom_score()),
             *(_IDLE if idle else _LAST_IN_LINE if heavy else ()),
-            *(() if sandbox is None or filter_fd is None else sandbox.command(filter_fd)),
+            *(() if entry is None else entry.command),
             *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=(*pass_fds, *(() if filter_fd is None else (filter_fd,))),
+            pass_fds=(*pass_fds, *(() if entry is None else entry.fds)),
             env=ENVIRONMENT | (environment or {}),
             cwd="/",
         )
     except OSError as error:
+        if entry is not None:
+            entry.close()
         raise ProcessError(f"cannot run {argv[0]}: {error.strerror}") from error
-    finally:
-        if filter_fd is not None:
-            os.close(filter_fd)
+    if entry is not None:
+        entry.started()
     if on_start:
         on_start(process.pid)
     output = bytearray()
     reader = asyncio.create_task(_collect(process, output, max_output))
     timed_out = stuck = False
+    inside: int | None = None
     try:
         # The pipe may outlive the program in a daemon it left behind: wait for the program.
         async with asyncio.timeout(timeout_s):
@@ -152,9 +155,18 @@ async def run(
         with contextlib.suppress(asyncio.CancelledError):
             await reader
         _close_pipe(process)
+        if entry is not None:
+            inside, gone = await asyncio.to_thread(entry.finish, _GRACE_S)
+            stuck = stuck or not gone
+    returncode = process.returncode if process.returncode is not None else -signal.SIGKILL
+    if entry is not None and not timed_out and returncode >= 0:
+        if inside is None:
+            last = output.decode("utf-8", "backslashreplace").strip().rpartition("\n")[2]
+            raise SandboxError(f"{argv[0]} did not run, its sandbox failed: {last}")
+        returncode = inside
     return Completed(
         argv=tuple(argv),
-        returncode=process.returncode if process.returncode is not None else -signal.SIGKILL,
+        returncode=returncode,
         output=output.decode("utf-8", "backslashreplace"),
         duration_s=time.monotonic() - started,
         timed_out=timed_out,
@@ -162,11 +174,11 @@ async def run(
     )
 
 
-def _filter_of(sandbox: Sandbox) -> int:
+def _into(sandbox: Sandbox) -> Entry:
     if shutil.which("bwrap", path=ENVIRONMENT["PATH"]) is None:
         what = f"{sandbox.device} is not read without a sandbox, and there is no bwrap"
         raise SandboxError(what, hint="install bubblewrap")
-    return open_filter()
+    return Entry(sandbox)
 
 
 def oom_score_prefix(wanted: int, *, own: int) -> tuple[str, ...]:

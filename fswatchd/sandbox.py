@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
+import select
+import time
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +23,7 @@ from fswatchd.errors import FswatchError
 
 _LEAST_MEMORY = 1 << 30
 _OPEN_FILES = 256
+_MAX_STATUS = 4096
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64")
 _SETTINGS = ("/etc/ld.so.cache", "/etc/e2fsck.conf", "/etc/mke2fs.conf")
 
@@ -54,8 +58,8 @@ class Sandbox:
     cpu_s: float = 4 * 3600.0
     memory_bytes: int | None = None
 
-    def command(self, filter_fd: int) -> tuple[str, ...]:
-        """What runs a program inside. `filter_fd` is a descriptor of `open_filter`."""
+    def command(self, filter_fd: int, status_fd: int, sync_fd: int) -> tuple[str, ...]:
+        """What runs a program inside; see `Entry` for the descriptors."""
         memory = self.memory_bytes or _half_the_memory()
         return (
             "prlimit",
@@ -75,6 +79,7 @@ class Sandbox:
             # Files in memory would count for nobody's limit.
             *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
             *("--seccomp", str(filter_fd)),
+            *("--json-status-fd", str(status_fd), "--sync-fd", str(sync_fd)),
             "--",
         )
 
@@ -89,12 +94,58 @@ class Sandbox:
         return found
 
 
-def open_filter() -> int:
-    """A descriptor with the system call filter, for one program. Raises SandboxError, OSError."""
-    fd = os.memfd_create("fswatchd-seccomp")
-    os.write(fd, _filter())
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+class Entry:
+    """The way into a sandbox for one program, and how that program ended.
+
+    `fds` have to be passed on to `command`. Raises SandboxError, or OSError.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._status, status_fd = os.pipe()
+        self.fds: tuple[int, ...] = (status_fd,)
+        try:
+            sync_fd = os.dup(status_fd)
+            self.fds = (status_fd, sync_fd)
+            filter_fd = os.memfd_create("fswatchd-seccomp")
+            self.fds = (status_fd, sync_fd, filter_fd)
+            os.write(filter_fd, _filter())
+            os.lseek(filter_fd, 0, os.SEEK_SET)
+        except BaseException:
+            self.close()
+            raise
+        self.command = sandbox.command(filter_fd, status_fd, sync_fd)
+
+    def started(self) -> None:
+        """Close what the program has by now."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = ()
+
+    def close(self) -> None:
+        """Nothing is going to run."""
+        self.started()
+        os.close(self._status)
+
+    def finish(self, timeout_s: float) -> tuple[int | None, bool]:
+        """The program's exit code, and whether nothing runs inside any more. Blocks.
+
+        128 + N after signal N, None where it never ran or was cut off: what builds the sandbox ends
+        with 1 when it fails, which means "repaired" to others.
+        """
+        deadline = time.monotonic() + timeout_s
+        told, gone = b"", False
+        try:
+            # It stays open until the last process of the sandbox is gone (--sync-fd).
+            poll = select.poll()
+            poll.register(self._status, select.POLLIN)
+            while not gone and (left := deadline - time.monotonic()) > 0:
+                if poll.poll(left * 1000):
+                    more = os.read(self._status, _MAX_STATUS)
+                    told, gone = told + more, not more
+        finally:
+            os.close(self._status)
+        codes = [json.loads(line) for line in told.splitlines() if b"exit-code" in line]
+        return (int(codes[-1]["exit-code"]) if codes else None), gone
 
 
 @cache

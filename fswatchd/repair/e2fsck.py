@@ -7,6 +7,7 @@ or by the deadline. Always on something nobody else uses: that is for the caller
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.kernel import extfs
 from fswatchd.repair.check import CheckResult
+from fswatchd.sandbox import Sandbox
 
 FIXED = 1
 REBOOT = 2
@@ -60,11 +62,18 @@ async def check(path: str, timeout_s: float) -> CheckResult:
 async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
     """Check everything and fix what can be fixed; with `undo_file`, so that e2undo can undo it."""
     undo = ("-z", undo_file) if undo_file else ()
-    return await _run(("-fy", "-E", "fixes_only", *undo), path, timeout_s)
+    return await _run(("-fy", "-E", "fixes_only", *undo), path, timeout_s, undo_file)
 
 
-async def _run(options: Sequence[str], path: str, timeout_s: float) -> CheckResult:
-    ended = await process.run(("e2fsck", *options, path), timeout_s=timeout_s, heavy=True)
+async def _run(
+    options: Sequence[str], path: str, timeout_s: float, undo_file: str | None = None
+) -> CheckResult:
+    sandbox = Sandbox(
+        device=path, directory=os.path.dirname(undo_file) if undo_file else None, cpu_s=timeout_s
+    )
+    ended = await process.run(
+        ("e2fsck", *options, path), timeout_s=timeout_s, heavy=True, sandbox=sandbox
+    )
     return interpret(ended)
 
 

@@ -22,6 +22,7 @@ from fswatchd.repair.journal import describe_file, read_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import ImageFile, Target
 from fswatchd.rules import FsckStep
+from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _UNDO_TIMEOUT_S = 3600.0
@@ -114,7 +115,9 @@ def _not_taken(target: Target, error: Exception, outage: Outage, *, half_done: b
 
 async def _undone(device: str, undo_file: str) -> bool:
     """Take back what e2fsck wrote (e2undo(8)); whether the volume is what it was."""
-    ended = await process.run(("e2undo", undo_file, device), timeout_s=_UNDO_TIMEOUT_S)
+    sandbox = Sandbox(device=device, directory=os.path.dirname(undo_file))
+    argv = ("e2undo", undo_file, device)
+    ended = await process.run(argv, timeout_s=_UNDO_TIMEOUT_S, sandbox=sandbox)
     return ended.succeeded
 
 
@@ -314,8 +317,11 @@ def _aside(image: ImageFile, incident_id: str) -> str:
 
 
 def _undo_file(context: ActionContext, target: Target) -> str:
-    """A new name for the undo file, in the state directory: never on the volume itself."""
-    directory = context.settings.state_dir / "undo"
+    """A new name for the undo file, in the state directory: never on the volume itself.
+
+    In a directory of its own, which is all that e2fsck may write beside the volume.
+    """
+    directory = context.settings.state_dir / "undo" / context.incident.incident_id
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = os.path.basename(target.image.path if target.image else target.device or "volume")
-    return str(directory / f"{name}-{context.incident.incident_id}.e2undo")
+    return str(directory / f"{name}.e2undo")

@@ -22,6 +22,7 @@ from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.inventory.model import Superblock
 from fswatchd.repair import clone
 from fswatchd.repair.scope import ImageFile
+from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionContext
 
 # Longer than the kernel keeps dirty data (vm.dirty_expire_centisecs) and its journal (commit=).
@@ -141,7 +142,8 @@ async def _debugfs(copy: ImageFile, commands: Path, lines: list[str], *, file_si
     commands.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     limited = ("prlimit", f"--fsize={file_size}", "--") if file_size else ()
     argv = (*limited, "debugfs", "-f", str(commands), copy.path)
-    return (await process.run(argv, timeout_s=_TIMEOUT_S, heavy=True)).output
+    sandbox = Sandbox(device=copy.path, readonly=True, directory=str(commands.parent))
+    return (await process.run(argv, timeout_s=_TIMEOUT_S, heavy=True, sandbox=sandbox)).output
 
 
 def sizes_of(output: str) -> dict[int, int]:

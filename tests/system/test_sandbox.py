@@ -8,9 +8,11 @@ import stat
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from fswatchd import process
 from fswatchd.kernel import loop
-from fswatchd.sandbox import Sandbox
+from fswatchd.sandbox import Sandbox, SandboxError
 
 # What a hole in a fsck program would let a hostile filesystem do; prints what it could.
 HOSTILE = r"""
@@ -124,3 +126,10 @@ async def test_what_is_only_to_be_read_cannot_be_written(work) -> None:
         await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own, readonly=True))
     ).succeeded
     assert (await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own))).succeeded
+
+
+async def test_a_sandbox_that_cannot_be_built_is_no_answer_of_the_program(work) -> None:
+    """It ends with 1, which is how e2fsck says that all is repaired."""
+    argv = ("e2fsck", "-fy", str(work / "missing"))
+    with pytest.raises(SandboxError, match="sandbox failed"):
+        await process.run(argv, timeout_s=60, sandbox=Sandbox(device=str(work / "missing")))

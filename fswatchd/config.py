@@ -80,11 +80,12 @@ class ApiTable(_Table):
 class RepairTable(_Table):
     """`[repair]`"""
 
-    reserve: Size = 256 << 20
+    reserve: Size = 1 << 30
     reserve_percent: Annotated[float, Field(ge=0, le=90)] = 5.0
     stop_timeout: Duration = 60.0
     kill_timeout: Duration = 30.0
     start_timeout: Duration = 60.0
+    keep_evidence: Duration = 30 * 86400.0
 
 
 class ChannelTable(_Table):

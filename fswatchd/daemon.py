@@ -41,6 +41,7 @@ from fswatchd.engine.base_digests import BaseDigests
 from fswatchd.engine.bases import BaseWatch
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
+from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.executor import Executor
 from fswatchd.engine.freezer import Freezer
 from fswatchd.engine.history import History
@@ -180,6 +181,7 @@ class Daemon:
             "start": StartAction(),
             "quarantine": QuarantineAction(),
         }
+        self.evidence = EvidenceRoom(settings.state_dir, repair.keep_evidence)
         self._executor = Executor(
             self._book,
             self.inventory,
@@ -187,6 +189,7 @@ class Daemon:
             self._history,
             settings,
             actions,
+            self.evidence,
             self._plan_ended,
             lambda incident_id, delay_s: self._decider.poke(incident_id, delay_s),
         )
@@ -262,7 +265,7 @@ class Daemon:
         await self._executor.recover()
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
-        self._run_forever("retention", Retention(self.store).run)
+        self._run_forever("retention", Retention(self.store, self.evidence).run)
         self._run_forever("marks", self._listening.keep_marked)
         watch = BaseWatch(self.inventory, self._listening.memory, self._intake.report)
         self._run_forever("bases", watch.run)

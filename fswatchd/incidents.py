@@ -128,7 +128,8 @@ class Incident:
     for thresholds. `cursor` is that of the last event that joined. `log` is the prose of
     `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
     `asks` is what a step wants approved before it goes on. `reached_threshold_of` names the rule
-    whose threshold was reached. `undo` is what `rollback` needs.
+    whose threshold was reached. `undo` is what `rollback` needs,
+    `evidence` where and when it was seen what the volume was like before the plan.
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
@@ -180,6 +181,7 @@ class Incident:
     attempts: int = 0
     healthy_s: float = 60.0
     undo: dict[str, object] | None = None
+    evidence: dict[str, object] | None = None
 
     @property
     def klass(self) -> EventClass:

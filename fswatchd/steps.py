@@ -55,7 +55,7 @@ class ActionSettings:
     node: str = ""
     state_dir: Path = Path("/var/lib/fswatchd")
     reserve_share: float = 0.05
-    reserve_bytes: int = 256 << 20
+    reserve_bytes: int = 1 << 30
     stop_timeout_s: float = 60.0
     kill_timeout_s: float = 30.0
     start_timeout_s: float = 60.0

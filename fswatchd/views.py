@@ -80,7 +80,18 @@ def incident(found: Incident) -> dict[str, Any]:
         "updated": timestamp(found.updated_ns),
         "closed": timestamp(found.closed_ns),
         "timeline": dict(found.timeline),
+        "evidence": _evidence(found),
         "can_roll_back": found.undo is not None and "original" in found.undo,
+    }
+
+
+def _evidence(found: Incident) -> dict[str, Any] | None:
+    if found.evidence is None:
+        return None
+    taken = found.evidence["taken_ns"]
+    return {
+        "bytes": found.evidence["bytes"],
+        "taken": timestamp(taken if isinstance(taken, int) else None),
     }
 
 

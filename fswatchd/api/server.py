@@ -6,6 +6,7 @@ or incident, 409 not now, 422 refused by a guard.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from fswatchd import views
 from fswatchd.api import prose
 from fswatchd.api.auth import Peer, peer_of
 from fswatchd.api.event_stream import EventRoutes
+from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.freezer import USUAL_S, Freezer
 from fswatchd.engine.operator import Operator
 from fswatchd.engine.snapshots import Snapshots
@@ -52,6 +54,7 @@ class Facade(Protocol):
     operator: Operator
     freezer: Freezer
     snapshots: Snapshots
+    evidence: EvidenceRoom
 
     def status(self, ve: str | None) -> dict[str, Any]:
         """The document of `status`."""
@@ -80,6 +83,8 @@ def application(daemon: Facade, *, changes: bool = True) -> web.Application:
     app.router.add_get("/v1/incidents/{id}", api.incident)
     app.router.add_get("/v1/incidents/{id}/why", api.why)
     app.router.add_get("/v1/events", events.page)
+    if changes:  # what processes have open is for root alone, who is not known there
+        app.router.add_get("/v1/incidents/{id}/evidence", api.evidence)
     app.router.add_get("/v1/events/stream", events.follow, allow_head=False)
     app.router.add_get("/v1/doctor", api.doctor)
     if changes:
@@ -141,6 +146,11 @@ class _Api:
         came_of_it = await self._daemon.operator.consequences(found, prose.CONSEQUENCES_SHOWN)
         text = prose.why(found, came_of_it)
         return web.json_response({"id": found.incident_id, "text": text})
+
+    async def evidence(self, request: web.Request) -> web.Response:
+        await _change(request)
+        found = await self._daemon.operator.find(request.match_info["id"])
+        return web.json_response(await asyncio.to_thread(self._daemon.evidence.read, found))
 
     async def doctor(self, _request: web.Request) -> web.Response:
         return web.json_response({"findings": await self._daemon.doctor()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ def incidents(arguments: argparse.Namespace, client: Client) -> int:
 def incident(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch incident ID`"""
     document = client.get(f"/v1/incidents/{quoted(arguments.id)}")
+    if arguments.evidence is not None:
+        return _write_evidence(arguments, client, document["id"])
     if arguments.json:
         _print_json(document)
         return Exit.OK
@@ -68,6 +71,21 @@ def incident(arguments: argparse.Namespace, client: Client) -> int:
         ("step", "state", "result", "detail"),
         [(s["do"], s["state"], s["result"], s["detail"]) for s in document["steps"]],
     )
+    return Exit.OK
+
+
+def _write_evidence(arguments: argparse.Namespace, client: Client, incident_id: str) -> int:
+    evidence = client.get(f"/v1/incidents/{quoted(incident_id)}/evidence")
+    try:
+        fd = os.open(arguments.evidence, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(evidence, file, indent=2)
+            file.write("\n")
+    except OSError as error:
+        print(f"fswatch: {arguments.evidence}: {error.strerror}", file=sys.stderr)
+        return Exit.DATA
+    if not arguments.json:
+        print(f"the evidence of {incident_id} is in {arguments.evidence}")
     return Exit.OK
 
 

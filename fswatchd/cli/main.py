@@ -49,8 +49,13 @@ def parser() -> argparse.ArgumentParser:
     incidents.add_argument("--all", action="store_true", help="closed ones too")
     incidents.add_argument("--ve", metavar="VE")
 
+    incident = add("incident", commands.incident, "one incident")
+    incident.add_argument("id", metavar="ID")
+    incident.add_argument(
+        "--evidence", metavar="FILE", help="write what was seen before anything was done"
+    )
+
     for name, serve, text in (
-        ("incident", commands.incident, "one incident"),
         ("why", commands.why, "why something was, or was not, done about an incident"),
         ("approve", commands.approve, "permit what an incident waits for"),
         ("deny", commands.deny, "forbid what an incident waits for"),

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
+from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.history import History
 from fswatchd.engine.step_context import StepContext
 from fswatchd.errors import FswatchError
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _STEP_TIMEOUT_S = {"fsck": 24 * 3600.0, "snapshot": 3600.0, "stop": 300.0, "start": 300.0}
 _USUAL_TIMEOUT_S = 60.0
+_NOT_ACTING = {"notify", "quarantine", "rollback"}
 _LAST_SECONDS_S = 60.0
 # A plan that was cancelled is decided about again, so often and after such a pause, doubling.
 _MAX_CANCELLED = 3
@@ -57,6 +59,7 @@ class Executor:
         history: History,
         settings: ActionSettings,
         actions: Mapping[str, Action],
+        evidence: EvidenceRoom,
         on_end: Callable[[str], None],
         again: Callable[[str, float], None],
     ) -> None:
@@ -66,6 +69,7 @@ class Executor:
         self._history = history
         self._settings = settings
         self._actions = actions
+        self._evidence = evidence
         self._on_end = on_end
         self._again = again
         self._locks: dict[str, asyncio.Lock] = {}
@@ -194,6 +198,7 @@ class Executor:
             cut_off = resume and record.state is StepState.RUNNING
             result = self._disarmed(incident.incident_id, index)
             if result is None:
+                await self._take_evidence(incident.incident_id, index)
                 result = await self._step(incident.incident_id, index, cut_off=cut_off)
             elif cut_off:
                 await asyncio.to_thread(_discard_clones, incident.incident_id, record)
@@ -240,6 +245,12 @@ class Executor:
         result = StepResult(next=Next.CANCELLED, result="disarmed", detail=why)
         context.ended(result)
         return result
+
+    async def _take_evidence(self, incident_id: str, index: int) -> None:
+        """Before the first step that does something, and not in the middle."""
+        context = self._context(incident_id, index)
+        if context.record.do not in _NOT_ACTING and not _has_begun(context.incident):
+            await self._evidence.take(context)
 
     def _context(self, incident_id: str, index: int) -> StepContext:
         return StepContext(

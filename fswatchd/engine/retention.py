@@ -1,5 +1,5 @@
 """Deletes damaged originals when nobody needs them any more: they share blocks with the repaired
-image, and every block that the VE overwrites takes room while they exist.
+image, and every block that the VE overwrites takes room while they exist. And evidence.
 
 Deleted is only the very file that a repair has put aside, told by inode, that no loop device holds.
 """
@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.incidents import Incident, State
 from fswatchd.repair.journal import read_file
 from fswatchd.store import Store, StoreError
@@ -26,8 +27,9 @@ NS = 1_000_000_000
 class Retention:
     """Looks once an hour."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, evidence: EvidenceRoom) -> None:
         self._store = store
+        self._evidence = evidence
 
     async def run(self) -> None:
         """Look for ever."""
@@ -41,6 +43,7 @@ class Retention:
         for incident in await self._store.incidents():
             if is_due(incident, time.time_ns()):
                 await self._delete(incident)
+        await self._evidence.sweep(self._store, time.time_ns())
 
     async def _delete(self, incident: Incident) -> None:
         undo = dict(incident.undo or {})

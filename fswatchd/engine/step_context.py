@@ -65,6 +65,10 @@ class StepContext:
         """See ActionContext."""
         self._book.put(self.incident.reached(milestone, time.monotonic_ns()))
 
+    def keep_evidence(self, facts: dict[str, object]) -> None:
+        """What the volume was like before the plan is kept there."""
+        self._book.put(replace(self.incident, evidence=facts))
+
     def filesystem_is_now(self, superblock: Superblock) -> None:
         """See ActionContext."""
         self._book.put(replace(self.incident, filesystem=describe(superblock)))

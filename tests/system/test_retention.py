@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fswatchd.devno import Devno
+from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.retention import Retention, delete_original, is_due
 from fswatchd.incidents import Outcome, State
 from fswatchd.kernel import loop
@@ -55,7 +56,7 @@ async def test_it_is_deleted_and_cannot_be_rolled_back_any_more(work, original) 
     await store.open()
     try:
         await store.save_incident(repaired(original))
-        await Retention(store).look()
+        await Retention(store, EvidenceRoom(work / "state", 60.0)).look()
         (after,) = await store.incidents()
     finally:
         await store.close()

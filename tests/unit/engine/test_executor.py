@@ -17,7 +17,7 @@ ID = "20261121-abcde"
 async def test_the_end_of_a_plan_does_not_forget_the_rollback_that_has_begun() -> None:
     nothing = cast("Any", SimpleNamespace(adjust=[]))
     executor = Executor(
-        nothing, nothing, nothing, nothing, nothing, {}, lambda _: None, lambda *_: None
+        nothing, nothing, nothing, nothing, nothing, {}, nothing, lambda _: None, lambda *_: None
     )
     plan = asyncio.create_task(asyncio.sleep(0))
     rollback = asyncio.create_task(asyncio.sleep(0))
@@ -50,6 +50,7 @@ def cancelled(attempts: int, disarmed: str | None = None) -> tuple[Incident, lis
         history,
         nothing,
         {},
+        nothing,
         lambda _: None,
         lambda _, delay_s: again.append(delay_s),
     )

@@ -1,0 +1,61 @@
+"""Which files of one filesystem processes hold open, without asking that filesystem anything.
+
+/proc/PID/fdinfo names the mount and the inode of each descriptor (proc_pid_fdinfo(5), `ino` since
+Linux 5.14), and the link in /proc/PID/fd its path: neither waits for a filesystem that has stopped.
+"""
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from fswatchd.devno import Devno
+
+from . import mountinfo, proc
+
+_DELETED = " (deleted)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFile:
+    """One descriptor. `path` is as the process sees it; `deleted` where it has no name any more.
+
+    `inode` is None on kernels that do not tell.
+    """
+
+    pid: int
+    fd: int
+    inode: int | None
+    path: str
+    deleted: bool
+
+
+def held(devno: Devno, namespaces: Collection[int]) -> Iterator[OpenFile]:
+    """Descriptors on the filesystem of processes in these mount namespaces (inode numbers)."""
+    for pid in proc.pids():
+        if proc.mount_namespace_inode(pid) in namespaces:
+            with suppress(OSError, mountinfo.MountinfoError):
+                yield from _of(pid, devno)
+
+
+def _of(pid: int, devno: Devno) -> Iterator[OpenFile]:
+    mounts = {mount.mount_id for mount in mountinfo.read(pid) if mount.devno == devno}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError, ValueError):
+            facts = _facts(pid, name)
+            if facts.get("mnt_id") not in mounts:
+                continue
+            path = os.readlink(f"/proc/{pid}/fd/{name}")
+            yield OpenFile(
+                pid=pid,
+                fd=int(name),
+                inode=facts.get("ino"),
+                path=path.removesuffix(_DELETED),
+                deleted=path.endswith(_DELETED),
+            )
+
+
+def _facts(pid: int, fd: str) -> dict[str, int]:
+    with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+        pairs = (line.partition(":") for line in file)
+        return {key: int(value) for key, _, value in pairs if key in {"mnt_id", "ino"}}

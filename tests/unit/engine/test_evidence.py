@@ -1,0 +1,86 @@
+"""Evidence is bounded, and goes when its time is over."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fswatchd.engine.evidence import NS, EvidenceRoom
+from fswatchd.errors import UnknownTargetError
+from fswatchd.incidents import State
+from fswatchd.repair import evidence
+from tests.unit.builders import NOW_NS, incident
+
+
+def document(name: str = "20261121-abcde", files: int = 0) -> dict[str, Any]:
+    return {
+        "incident": name,
+        "kernel_lines": [],
+        "mounts": [],
+        "files": [{"path": "x" * 200} for _ in range(files)],
+        "problems": [],
+    }
+
+
+def test_what_is_too_long_is_cut_and_says_so(tmp_path) -> None:
+    path, size = evidence._write(document(files=20_000), tmp_path)
+    assert size == path.stat().st_size <= evidence.MAX_BYTES
+    kept = json.loads(path.read_text())
+    assert kept["files"]
+    assert any("files were cut" in problem for problem in kept["problems"])
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_what_fits_is_whole(tmp_path) -> None:
+    path, _ = evidence._write(document(files=3), tmp_path)
+    assert json.loads(path.read_text()) == document(files=3)
+
+
+class Store:
+    def __init__(self, *found) -> None:
+        self.found, self.saved = list(found), []
+
+    async def incidents(self):
+        return self.found
+
+    async def save_incident(self, changed) -> None:
+        self.saved.append(changed)
+
+
+def closed(name: str, ago_s: float):
+    return replace(
+        incident(),
+        incident_id=name,
+        state=State.CLOSED,
+        closed_ns=NOW_NS - int(ago_s * NS),
+        evidence={"path": "", "bytes": 1, "taken_ns": 1},
+    )
+
+
+async def test_only_what_is_old_and_of_a_closed_incident_is_deleted(tmp_path) -> None:
+    room = EvidenceRoom(tmp_path, 60.0)
+    for name in ("old", "new", "open"):
+        evidence._write(document(name), tmp_path / "evidence")
+    still_open = replace(closed("open", 999), state=State.NEEDS_OPERATOR)
+    store = Store(closed("old", 61), closed("new", 59), still_open)
+    await room.sweep(cast("Any", store), NOW_NS)
+    left = sorted(path.stem for path in (tmp_path / "evidence").iterdir())
+    assert left == ["new", "open"]
+    assert [(one.incident_id, one.evidence) for one in store.saved] == [("old", None)]
+    assert room.read(cast("Any", SimpleNamespace(incident_id="new"))) == document("new")
+    with pytest.raises(UnknownTargetError):
+        room.read(cast("Any", SimpleNamespace(incident_id="old")))
+
+
+async def test_of_an_incident_that_is_forgotten_the_files_time_counts(tmp_path) -> None:
+    room = EvidenceRoom(tmp_path, 60.0)
+    for name, ago_s in (("old", 61), ("new", 59)):
+        path, _ = evidence._write(document(name), tmp_path / "evidence")
+        os.utime(path, ns=(NOW_NS, NOW_NS - ago_s * NS))
+    await room.sweep(cast("Any", Store()), NOW_NS)
+    assert [path.stem for path in (tmp_path / "evidence").iterdir()] == ["new"]

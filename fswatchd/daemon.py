@@ -50,6 +50,7 @@ from fswatchd.engine.listening import Listening
 from fswatchd.engine.naming import Naming
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.operator import Operator
+from fswatchd.engine.reserve import ReserveWatch
 from fswatchd.engine.retention import Retention
 from fswatchd.engine.scratch import ScratchVes
 from fswatchd.engine.snapshots import Snapshots
@@ -238,6 +239,9 @@ class Daemon:
         self.snapshots = Snapshots(
             self.store, self.inventory, self.operator, self.freezer, self._operations
         )
+        self._reserve = ReserveWatch(
+            self.store, self._book, settings, lambda told: self._notices.send(told, "updated")
+        )
         self._status = StatusView(self.inventory, self._listening.state, self._book)
 
     # --- life -----------------------------------------------------------------------------------
@@ -266,6 +270,7 @@ class Daemon:
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
         self._run_forever("retention", Retention(self.store, self.evidence).run)
+        self._run_forever("reserve", self._reserve.run)
         self._run_forever("marks", self._listening.keep_marked)
         watch = BaseWatch(self.inventory, self._listening.memory, self._intake.report)
         self._run_forever("bases", watch.run)
@@ -371,6 +376,7 @@ class Daemon:
             "operations": self._operations.latest(_OPERATIONS_SHOWN),
             "notices": {"waiting": self._outbox.waiting(), "failing": self._outbox.failures},
             "journal": self._journal.status(),
+            "reserve": {"low": self._reserve.low()},
             "store": {"problem": self.store.failed},
         }
 

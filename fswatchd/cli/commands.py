@@ -300,6 +300,8 @@ def _show_status(document: dict[str, Any]) -> None:
         print(f"disarmed: {entry['target']} by {entry['by']}: {entry['reason']}")
     for entry in document["frozen"]:
         _show_frozen(entry)
+    for problem in document["reserve"]["low"]:
+        print(f"reserve: {problem}")
     for channel, error in document["notices"]["failing"].items():
         print(f"channel {channel} fails: {error}")
     if problem := document["journal"]["problem"]:

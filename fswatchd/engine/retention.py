@@ -65,7 +65,9 @@ def is_due(incident: Incident, now_ns: int) -> bool:
     return now_ns - incident.closed_ns > keep_s * NS
 
 
-def delete_original(path: str, recorded: object) -> str:
+def delete_original(
+    path: str, recorded: object, why: str = "it had been kept long enough"
+) -> str:
     """Delete the file at `path` if it is the recorded one; returns what was done."""
     known = read_file(recorded)
     if known is None:
@@ -76,4 +78,4 @@ def delete_original(path: str, recorded: object) -> str:
     if loops := original.loops():
         return f"{path} stays: it is attached to {', '.join(loops)}"
     os.unlink(path)
-    return f"{path} was deleted: it had been kept long enough"
+    return f"{path} was deleted: {why}"

@@ -10,9 +10,10 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fswatchd import process
 from fswatchd.devno import Devno
@@ -22,8 +23,11 @@ from fswatchd.repair.scope import ImageFile
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
 
+T = TypeVar("T")
+
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}
 _COPY_TIMEOUT_S = 24 * 3600.0
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,7 @@ def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> N
     A shared clone takes no room at first, but every block that is then written takes one, also
     those that the VE overwrites in the original: below the reserve its own writes could fail.
     """
-    free, reserve = _free_and_reserve(image, settings)
+    free, reserve = _free_and_reserve(image.directory, settings)
     needed = reserve if shared else reserve + os.stat(image.path).st_blocks * 512
     if free < needed:
         raise refuse(
@@ -66,14 +70,36 @@ def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> N
         )
 
 
-def room(image: ImageFile, settings: ActionSettings) -> int:
-    """Bytes that may be written beside the image before the reserve is touched; negative below."""
-    free, reserve = _free_and_reserve(image, settings)
+def room(directory: str, settings: ActionSettings) -> int:
+    """Bytes that may be written in a directory before the reserve is touched; negative below.
+
+    Raises OSError.
+    """
+    free, reserve = _free_and_reserve(directory, settings)
     return free - reserve
 
 
-def _free_and_reserve(image: ImageFile, settings: ActionSettings) -> tuple[int, int]:
-    room = os.statvfs(image.directory)
+async def while_there_is_room(
+    work: Coroutine[Any, Any, T], directory: str, settings: ActionSettings
+) -> T:
+    """The result of `work` on a clone that nobody needs; cancelled once the reserve is touched.
+
+    Raises StepEnded then.
+    """
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
+            if room(directory, settings) < 0:
+                text = f"{directory} ran below its reserve: the clone was given up"
+                raise refuse("no room", text)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def _free_and_reserve(directory: str, settings: ActionSettings) -> tuple[int, int]:
+    room = os.statvfs(directory)
     reserve = max(
         int(room.f_blocks * room.f_frsize * settings.reserve_share), settings.reserve_bytes
     )

@@ -71,7 +71,7 @@ async def run(
     target = Path(f"{image.path}.salvaged-{context.incident.incident_id}")
     since = context.incident.opened_ns / 1e9 - _BEFORE_FAULT_S
     # Every file is written twice: the clone's content to compare with, and the copy.
-    room = max(clone.room(image, context.settings), 0) // 2
+    room = max(clone.room(image.directory, context.settings), 0) // 2
     helper = Helper("fswatchd.helpers.salvage")
     try:
         async with context.inventory.opened(superblock) as mount:

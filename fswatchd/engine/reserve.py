@@ -1,0 +1,127 @@
+"""Watches the room beside images while originals are kept there that share blocks with them.
+
+Copy on write takes room for every block that a VE overwrites, and where there is none the VE's own
+writes fail. Below the reserve a preview gives itself up (`repair.preview`); here the oldest kept
+originals go, of incidents that are closed: their VE has been healthy for long enough. What is still
+needed for a rollback that runs, or was never proven, stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from fswatchd.book import IncidentBook
+from fswatchd.engine.retention import delete_original
+from fswatchd.incidents import Incident, State
+from fswatchd.repair import clone
+from fswatchd.steps import ActionSettings
+from fswatchd.store import Store, StoreError
+from fswatchd.units import show_size
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 5.0
+
+
+class ReserveWatch:
+    """Looks every few seconds, where there is something to look at.
+
+    `tell` is called with an incident whose original had to go.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        book: IncidentBook,
+        settings: ActionSettings,
+        tell: Callable[[Incident], object],
+    ) -> None:
+        self._store = store
+        self._book = book
+        self._settings = settings
+        self._tell = tell
+        self._kept: dict[str, Incident] = {}
+        self._low: dict[str, str] = {}
+        book.subscribe(lambda _, after: self._remember(after))
+
+    def low(self) -> list[str]:
+        """The places where the reserve is used up and nothing more may go, for people."""
+        return list(self._low.values())
+
+    async def run(self) -> None:
+        """Look for ever."""
+        for incident in await self._store.incidents():
+            if incident.incident_id not in self._kept:
+                self._remember(incident)
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Where the reserve is touched, delete the oldest that may go, one after the other."""
+        directories = {os.path.dirname(_original(kept)) for kept in self._kept.values()}
+        self._low = {place: text for place, text in self._low.items() if place in directories}
+        for directory in directories:
+            missing = await asyncio.to_thread(self._missing, directory)
+            while missing > 0 and await self._delete_oldest(directory, missing):
+                missing = await asyncio.to_thread(self._missing, directory)
+            self._judge(directory, missing)
+
+    def _remember(self, incident: Incident) -> None:
+        if incident.undo is not None and "original" in incident.undo:
+            self._kept[incident.incident_id] = incident
+        else:
+            self._kept.pop(incident.incident_id, None)
+
+    def _missing(self, directory: str) -> int:
+        try:
+            return -clone.room(directory, self._settings)
+        except OSError:
+            return 0  # it is not there: nothing is kept there either
+
+    async def _delete_oldest(self, directory: str, missing: int) -> bool:
+        here = [
+            kept
+            for kept in self._kept.values()
+            if os.path.dirname(_original(kept)) == directory
+            and kept.state is State.CLOSED
+            and self._book.get(kept.incident_id) is None
+        ]
+        oldest = min(here, key=lambda kept: kept.closed_ns or 0, default=None)
+        if oldest is None:
+            return False
+        undo = dict(oldest.undo or {})
+        why = f"{directory} had {show_size(missing)} less than the reserve"
+        path, recorded = str(undo.pop("original")), undo.pop("original_file", None)
+        story = await asyncio.to_thread(delete_original, path, recorded, why)
+        log.warning("%s: %s", oldest.incident_id, story)
+        del self._kept[oldest.incident_id]
+        if os.path.exists(path):
+            return True  # somebody holds it: try the next
+        done = replace(oldest, undo=undo).noted(time.time_ns(), story)
+        try:
+            await self._store.save_incident(done, durable=True)
+        except StoreError as error:
+            log.error("%s: what was deleted cannot be recorded: %s", done.incident_id, error)
+        self._tell(done)
+        return True
+
+    def _judge(self, directory: str, missing: int) -> None:
+        if missing <= 0:
+            self._low.pop(directory, None)
+            return
+        if directory not in self._low:
+            log.warning("%s is below its reserve, and nothing that is kept may go", directory)
+        self._low[directory] = (
+            f"{directory}: {show_size(missing)} less than the reserve are free, beside originals "
+            "that are still needed: writes of VEs on images there may fail"
+        )
+
+
+def _original(incident: Incident) -> str:
+    return str((incident.undo or {})["original"])

@@ -1,0 +1,126 @@
+"""Below the reserve what is kept goes: the oldest first, never what may still be needed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from fswatchd.engine.reserve import ReserveWatch
+from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.repair import clone
+from fswatchd.repair.journal import describe_file
+from fswatchd.repair.scope import ImageFile
+from fswatchd.steps import ActionSettings, StepEnded
+from tests.unit.builders import NOW_NS, incident
+
+FULL = ActionSettings(reserve_bytes=1 << 60)
+EMPTY = ActionSettings(reserve_bytes=0, reserve_share=0.0)
+
+
+def kept(directory: Path, name: str, ago: int, state: State = State.CLOSED) -> Incident:
+    path = directory / f"image.damaged-{name}"
+    path.write_text(name)
+    undo = {"original": str(path), "original_file": describe_file(ImageFile.at(str(path)))}
+    return replace(
+        incident(),
+        incident_id=name,
+        state=state,
+        outcome=Outcome.REPAIRED,
+        closed_ns=NOW_NS - ago,
+        undo=undo,
+    )
+
+
+class Known:
+    """Book and store of these incidents."""
+
+    def __init__(self, *found: Incident) -> None:
+        self.found = {one.incident_id: one for one in found}
+        self.told: list[Incident] = []
+
+    def subscribe(self, listener) -> None:
+        for one in self.found.values():
+            listener(None, one)
+
+    def get(self, incident_id: str) -> Incident | None:
+        one = self.found[incident_id]
+        return None if one.state is State.CLOSED else one
+
+    async def save_incident(self, changed: Incident, *, durable: bool) -> None:
+        assert durable
+        self.found[changed.incident_id] = changed
+
+    def watch(self, settings: ActionSettings) -> ReserveWatch:
+        return ReserveWatch(cast("Any", self), cast("Any", self), settings, self.told.append)
+
+
+def left(directory: Path) -> list[str]:
+    return sorted(path.name.partition("-")[2] for path in directory.iterdir())
+
+
+async def test_while_there_is_room_nothing_goes(tmp_path) -> None:
+    known = Known(kept(tmp_path, "old", 99))
+    watch = known.watch(EMPTY)
+    await watch.look()
+    assert (left(tmp_path), known.told, watch.low()) == (["old"], [], [])
+
+
+async def test_the_oldest_goes_first_and_it_is_told(tmp_path, monkeypatch) -> None:
+    known = Known(kept(tmp_path, "new", 1), kept(tmp_path, "old", 99))
+    rooms = iter((-5, 5))
+    monkeypatch.setattr(clone, "room", lambda *_: next(rooms))
+    await known.watch(FULL).look()
+    assert left(tmp_path) == ["new"]
+    (told,) = known.told
+    assert (told.incident_id, told.undo) == ("old", {})
+    assert "was deleted" in told.log[-1][1]
+    assert "reserve" in told.log[-1][1]
+
+
+async def test_what_is_not_settled_stays_and_it_is_said(tmp_path) -> None:
+    known = Known(
+        kept(tmp_path, "verifying", 99, State.VERIFYING),
+        kept(tmp_path, "rolling-back", 99, State.ACTING),
+        kept(tmp_path, "operator", 99, State.NEEDS_OPERATOR),
+    )
+    watch = known.watch(FULL)
+    await watch.look()
+    assert left(tmp_path) == ["operator", "rolling-back", "verifying"]
+    assert known.told == []
+    (low,) = watch.low()
+    assert str(tmp_path) in low
+
+
+async def test_another_file_of_that_name_stays(tmp_path) -> None:
+    known = Known(kept(tmp_path, "old", 99))
+    path = tmp_path / "image.damaged-old"
+    path.rename(tmp_path / "image.damaged-moved")
+    path.write_text("somebody else's")
+    await known.watch(FULL).look()
+    assert left(tmp_path) == ["moved", "old"]
+
+
+async def test_a_preview_is_given_up_when_the_reserve_is_touched(tmp_path) -> None:
+    ended = asyncio.Event()
+
+    async def look() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(StepEnded, match="below its reserve"):
+        await clone.while_there_is_room(look(), str(tmp_path), FULL)
+    assert ended.is_set()
+
+
+async def test_a_preview_with_room_goes_on_to_its_end(tmp_path) -> None:
+    async def look() -> int:
+        await asyncio.sleep(0)
+        return 42
+
+    assert await clone.while_there_is_room(look(), str(tmp_path), EMPTY) == 42

@@ -29,8 +29,8 @@ _CHUNK = 65536
 # setpriv(1) of util-linux; a preexec_fn would be unsafe beside threads.
 _DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 _HEAVY_OOM_SCORE = 500
-# The lowest of the best-effort class: the VE's writers may wait for what runs so, and on a busy disk
-# idle work can wait for ever. What nobody waits for is idle.
+# The lowest of the best-effort class: the VE's writers may wait for what runs so, and on a busy
+# disk idle work can wait for ever. What nobody waits for is idle.
 _LAST_IN_LINE = ("ionice", "-c", "2", "-n", "7")
 _IDLE = ("ionice", "-c", "3")
 

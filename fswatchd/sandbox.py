@@ -1,9 +1,9 @@
-"""What a program that reads a tenant's bytes is shut into: bubblewrap, limits, a system call filter.
+"""What a program that reads a tenant's bytes is shut into: bubblewrap, limits, a call filter.
 
 The content of a filesystem is its tenant's choice, and fsck programs have had holes. Such a program
 gets a mount namespace with the node's programs (read-only) and the one image or device, no network,
 no process of the node, no capability, no new privileges, bounded memory and CPU time, and a filter
-that lets it make neither processes nor sockets nor namespaces. See bwrap(1), prlimit(1), seccomp(2).
+that lets it make no processes, sockets or namespaces. See bwrap(1), prlimit(1), seccomp(2).
 
 Not here: its deadline, its place at the disk and what the OOM killer thinks of it (`process`).
 """
@@ -84,7 +84,7 @@ class Sandbox:
         )
 
     def _reachable(self) -> tuple[str, ...]:
-        found = ("--ro-bind" if self.readonly else "--bind", self.device, self.device)
+        found: tuple[str, ...] = ("--ro-bind" if self.readonly else "--bind", self.device, self.device)
         if self.device.startswith("/dev/"):
             # A bind that knows no devices (MS_NODEV) would not open; what is written to one is
             # up to the mode in which it is opened, a read-only mount does not hold it.

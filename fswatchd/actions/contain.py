@@ -2,22 +2,31 @@
 
 It is synced and then aborted: writers get EROFS, readers go on, and only a repair brings writes
 back. `remount,ro` would not do: it answers EBUSY while any file is open for writing.
+
+The VE's tasks are held meanwhile. An fsync(2) that waits for the journal in the moment in which
+that is aborted may be acknowledged by the kernel and never reach the disk; of tasks that are frozen
+none is in the middle of one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fswatchd.helpers.client import HelperError
-from fswatchd.kernel import fs
+from fswatchd.inventory.model import Ve
+from fswatchd.kernel import cgroup, fs
 from fswatchd.kernel.syscalls import syncfs
-from fswatchd.repair import condition, scope
+from fswatchd.repair import condition, scope, ve_freeze
 from fswatchd.repair.condition import Condition
+from fswatchd.repair.ve_freeze import HoldError, TaskFreeze
 from fswatchd.rules import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _SYNC_TIMEOUT_S = 30.0
+_HOLD_S = _SYNC_TIMEOUT_S + 15.0
 
 
 class ContainAction:
@@ -46,7 +55,10 @@ class ContainAction:
             text = f"{target.superblock.fstype} has no way to stop writers and let readers go on"
             raise refuse("refused", f"{text}; fswatch freeze holds writers for a while")
         await context.journal(aborting=str(target.superblock.devno))
-        async with context.inventory.opened(target.superblock) as mount:
+        async with (
+            _tasks_held(context, target.ve),
+            context.inventory.opened(target.superblock) as mount,
+        ):
             async with asyncio.timeout(_SYNC_TIMEOUT_S):
                 await asyncio.to_thread(_sync, mount)
             await asyncio.to_thread(fs.abort, mount)
@@ -57,6 +69,28 @@ class ContainAction:
     async def recover(self, context: ActionContext, step: Step) -> StepResult:
         """Containing again finds it contained, or contains it."""
         return await self.run(context, step)
+
+
+@asynccontextmanager
+async def _tasks_held(context: ActionContext, ve: Ve) -> AsyncIterator[None]:
+    """Nothing of the VE runs meanwhile; what was frozen before stays so. Raises StepEnded."""
+    if ve.cgroup is not None and await asyncio.to_thread(cgroup.is_frozen, ve.cgroup):
+        yield
+        return
+    tasks = TaskFreeze()
+    await context.journal(**ve_freeze.describe_tasks(ve))
+    try:
+        await tasks.hold(ve, _HOLD_S)
+    except HoldError as error:
+        text = f"nothing was aborted: the VE's tasks cannot be held meanwhile ({error})"
+        raise refuse("not contained", text) from None
+    try:
+        yield
+    finally:
+        if not await tasks.thaw():
+            text = f"{ve.ve_id} was contained, but its tasks do not run again"
+            raise refuse("not thawed", text, Next.OPERATOR)
+        await context.journal(frozen_cgroup=None, thaw_command=[])
 
 
 def _sync(mount: int) -> None:

@@ -65,9 +65,7 @@ def is_due(incident: Incident, now_ns: int) -> bool:
     return now_ns - incident.closed_ns > keep_s * NS
 
 
-def delete_original(
-    path: str, recorded: object, why: str = "it had been kept long enough"
-) -> str:
+def delete_original(path: str, recorded: object, why: str = "it had been kept long enough") -> str:
     """Delete the file at `path` if it is the recorded one; returns what was done."""
     known = read_file(recorded)
     if known is None:

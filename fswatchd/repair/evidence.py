@@ -193,7 +193,9 @@ def _kernel_lines(incident: Incident, problems: list[str]) -> list[str]:
 def _counters(found: Superblock) -> dict[str, str]:
     device = found.device
     places = [
-        *_files(Path(f"/sys/fs/{'ext4' if found.fstype in {'ext2', 'ext3'} else found.fstype}/{device}")),
+        *_files(
+            Path(f"/sys/fs/{'ext4' if found.fstype in {'ext2', 'ext3'} else found.fstype}/{device}")
+        ),
         Path(f"/proc/fs/ext4/{device}/options"),
         Path(f"/sys/class/block/{device}/stat"),
         Path(f"/sys/class/block/{device}/diskseq"),
@@ -203,7 +205,9 @@ def _counters(found: Superblock) -> dict[str, str]:
     counters = {}
     for path in places:
         with suppress(OSError):
-            counters[str(path)] = path.read_bytes()[:_MAX_COUNTER].decode("utf-8", "replace").strip()
+            counters[str(path)] = (
+                path.read_bytes()[:_MAX_COUNTER].decode("utf-8", "replace").strip()
+            )
     return counters
 
 

@@ -16,6 +16,7 @@ from fswatchd import process
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.repair import scratch
 from fswatchd.repair.check import CheckResult
+from fswatchd.sandbox import Sandbox
 
 NAME = "xfs_repair"
 
@@ -91,12 +92,17 @@ async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> C
 
 
 async def _run(options: tuple[str, ...], path: str, timeout_s: float) -> process.Completed:
-    return await process.run((NAME, *options, path), timeout_s=timeout_s, heavy=True)
+    sandbox = Sandbox(device=path, cpu_s=timeout_s)
+    return await process.run(
+        (NAME, *options, path), timeout_s=timeout_s, heavy=True, sandbox=sandbox
+    )
 
 
 async def _log_state(path: str, timeout_s: float) -> str | None:
     """`CLEAN` or `DIRTY`, None where xfs_logprint(8) cannot tell."""
-    ended = await process.run(("xfs_logprint", "-t", path), timeout_s=timeout_s, heavy=True)
+    sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s)
+    argv = ("xfs_logprint", "-t", path)
+    ended = await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox)
     found = _LOG_STATE.search(ended.output)
     return found[1] if found and not ended.timed_out else None
 

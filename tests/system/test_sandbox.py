@@ -102,7 +102,11 @@ async def test_a_hostile_program_reaches_its_own_device_and_nothing_else(work) -
 async def test_the_same_program_without_the_sandbox_could(work) -> None:
     """Else the test above would show nothing."""
     could = await hostile(work, sandbox=False)
-    for name in ("/fswatchd-test-file", "/dev/shm/fswatchd-test-file", "/dev/shm/fswatchd-test-node"):
+    for name in (
+        "/fswatchd-test-file",
+        "/dev/shm/fswatchd-test-file",
+        "/dev/shm/fswatchd-test-node",
+    ):
         Path(name).unlink(missing_ok=True)
     missing = {what for what, answer in could.items() if answer != "done"}
     assert missing <= {"device node", "network", "sysctl"}, could

@@ -124,7 +124,7 @@ def test_remount_does_not_hide_recorded_errors(daemon, make_ve) -> None:
     assert daemon.incidents("ve101")[0]["state"] == "needs-operator"
 
 
-def test_contain_stops_writes_and_keeps_reads(daemon, make_ve) -> None:
+def test_contain_stops_writes_and_keeps_reads(daemon, make_ve, work) -> None:
     ve = make_ve()
     start(daemon, ve, 'do = "contain"', 'do = "quarantine"')
     trigger(ve)
@@ -133,6 +133,16 @@ def test_contain_stops_writes_and_keeps_reads(daemon, make_ve) -> None:
     contained = time.monotonic_ns()
     wait_until(lambda: ve.record.write_errors and ve.record.write_errors[-1] > contained)
     assert ve.ask("read", path="/data/000/file-000000")[0]["bytes"] == 4096
+    # Everything that was acknowledged is on the disk, not only in the memory of the live mount.
+    acked, copy = list(ve.record.acked), work / "copy.img"
+    subprocess.run(["cp", "--sparse=always", ve.image, copy], check=True)
+    subprocess.run(["e2fsck", "-p", "-E", "journal_only", copy], check=False, capture_output=True)
+    listing = subprocess.run(
+        ["debugfs", "-R", "ls -p /work", copy], capture_output=True, text=True, check=True
+    ).stdout
+    assert acked
+    assert all(f"/{os.path.basename(path)}/" in listing for path in acked)
+    wait_until(lambda: not cgroup.is_frozen(ve.cgroup), what="the thaw")
     assert daemon.incidents("ve101")[0]["state"] == "needs-operator"
 
 

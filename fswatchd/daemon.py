@@ -23,12 +23,16 @@ from systemd import daemon as systemd
 
 from fswatchd import __version__, config, doctor, logs, rulefiles, views
 from fswatchd.actions.contain import ContainAction
+from fswatchd.actions.evacuate import EvacuateAction
+from fswatchd.actions.execute import ExecAction
 from fswatchd.actions.fsck import FsckAction
 from fswatchd.actions.notify import NotifyAction
 from fswatchd.actions.quarantine import QuarantineAction
 from fswatchd.actions.remount import RemountAction
+from fswatchd.actions.scrub import ScrubAction
 from fswatchd.actions.snapshot import SnapshotAction
 from fswatchd.actions.task_steps import FreezeAction, ThawAction
+from fswatchd.actions.trim import TrimAction
 from fswatchd.actions.ve_steps import StartAction, StopAction
 from fswatchd.api import server
 from fswatchd.api.auth import Peer
@@ -181,6 +185,10 @@ class Daemon:
             "stop": StopAction(),
             "start": StartAction(),
             "quarantine": QuarantineAction(),
+            "scrub": ScrubAction(),
+            "trim": TrimAction(),
+            "exec": ExecAction(),
+            "evacuate": EvacuateAction(),
         }
         self.evidence = EvidenceRoom(settings.state_dir, repair.keep_evidence)
         self._executor = Executor(

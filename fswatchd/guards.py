@@ -146,11 +146,19 @@ def _guard_armed(
     return _yes("armed", "nothing is disarmed")
 
 
+def _only_leaves(rule: Rule) -> bool:
+    """Whether the rule does nothing here but to let the VE go."""
+    steps = {step.do for step in rule.step}
+    return "evacuate" in steps and steps <= {"evacuate", "notify", "quarantine"}
+
+
 def guard_cause(
-    _rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
+    rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
 ) -> GuardAnswer:
     """Whether what it rests on is well."""
     cause = blame(scope.beneath)
+    if cause is not None and _only_leaves(rule):
+        return _yes("cause", f"{cause.name} is to blame, and the VE is only moved away from it")
     if cause is not None:
         return _later("cause", f"{cause.name} is to blame: {cause.text}")
     if incident.cause_is_over and incident.cause is not None:

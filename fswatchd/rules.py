@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -49,6 +50,12 @@ def _size(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError('expected a size in quotes, like "500M"')
     return parse_size(value)
+
+
+def _absolute_program(value: list[str]) -> list[str]:
+    if not value[0].startswith("/"):
+        raise ValueError(f"expected the program's whole path first, not {value[0]!r}")
+    return value
 
 
 def _classes(value: object) -> object:
@@ -174,18 +181,34 @@ class ContainStep(_Step):
 class PlainStep(_Step):
     """A step without options of its own."""
 
-    do: Literal["freeze", "thaw", "stop", "start", "quarantine"]
+    do: Literal["freeze", "thaw", "stop", "start", "quarantine", "scrub", "trim"]
 
 
-class LaterStep(BaseModel):
-    """A step that the rule language knows and this version cannot do."""
+class ExecStep(_Step):
+    """Run a program of the admin's own."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-    do: Literal["scrub", "trim", "evacuate", "exec"]
+    do: Literal["exec"]
+    run: Annotated[list[str], AfterValidator(_absolute_program)] = Field(min_length=1)
+    memory: Size = 512 << 20
+    max_output: Size = 64 << 10
+
+
+class EvacuateStep(_Step):
+    """Let the platform move the VE away from here."""
+
+    do: Literal["evacuate"]
+    to: str = ""
 
 
 Step = Annotated[
-    NotifyStep | RemountStep | SnapshotStep | FsckStep | ContainStep | PlainStep | LaterStep,
+    NotifyStep
+    | RemountStep
+    | SnapshotStep
+    | FsckStep
+    | ContainStep
+    | PlainStep
+    | ExecStep
+    | EvacuateStep,
     Field(discriminator="do"),
 ]
 
@@ -293,9 +316,7 @@ def _unavailable(file: str, rule: Rule) -> list[RuleProblem]:
     problems = []
     for index, step in enumerate(rule.step):
         message = ""
-        if isinstance(step, LaterStep):
-            message = f'this version has no step "{step.do}"'
-        elif isinstance(step, FsckStep) and step.strategy == "online":
+        if isinstance(step, FsckStep) and step.strategy == "online":
             message = 'this version has no online strategy; write "clone" or "offline"'
         if message:
             key = f"step[{index + 1}]"
@@ -309,8 +330,9 @@ _STEP_MODELS: dict[str, type[BaseModel]] = {
     "snapshot": SnapshotStep,
     "fsck": FsckStep,
     "contain": ContainStep,
-    **dict.fromkeys(("freeze", "thaw", "stop", "start", "quarantine"), PlainStep),
-    **dict.fromkeys(("scrub", "trim", "evacuate", "exec"), LaterStep),
+    **dict.fromkeys(("freeze", "thaw", "stop", "start", "quarantine", "scrub", "trim"), PlainStep),
+    "exec": ExecStep,
+    "evacuate": EvacuateStep,
 }
 _MODELS: dict[str, type[BaseModel]] = {"match": Match, "budget": Budget}
 

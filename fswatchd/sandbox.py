@@ -84,7 +84,11 @@ class Sandbox:
         )
 
     def _reachable(self) -> tuple[str, ...]:
-        found: tuple[str, ...] = ("--ro-bind" if self.readonly else "--bind", self.device, self.device)
+        found: tuple[str, ...] = (
+            "--ro-bind" if self.readonly else "--bind",
+            self.device,
+            self.device,
+        )
         if self.device.startswith("/dev/"):
             # A bind that knows no devices (MS_NODEV) would not open; what is written to one is
             # up to the mode in which it is opened, a read-only mount does not hold it.

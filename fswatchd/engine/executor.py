@@ -34,7 +34,15 @@ from fswatchd.store import StoreError
 
 log = logging.getLogger(__name__)
 
-_STEP_TIMEOUT_S = {"fsck": 24 * 3600.0, "snapshot": 3600.0, "stop": 300.0, "start": 300.0}
+_STEP_TIMEOUT_S = {
+    "fsck": 24 * 3600.0,
+    "scrub": 24 * 3600.0,
+    "evacuate": 6 * 3600.0,
+    "snapshot": 3600.0,
+    "trim": 3600.0,
+    "stop": 300.0,
+    "start": 300.0,
+}
 _USUAL_TIMEOUT_S = 60.0
 _NOT_ACTING = {"notify", "quarantine", "rollback"}
 _LAST_SECONDS_S = 60.0

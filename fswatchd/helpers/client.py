@@ -19,6 +19,18 @@ _BOOT = (
 )
 
 
+def argv_of(module: str, fd: int) -> tuple[str, ...]:
+    """The interpreter's arguments that make it run a helper which becomes another program.
+
+    The program's own arguments follow.
+    """
+    boot = (
+        "import sys, importlib; sys.path.insert(0, sys.argv[1]);"
+        "importlib.import_module(sys.argv[2]).main(int(sys.argv[3]), sys.argv[4:])"
+    )
+    return ("-I", "-S", "-c", boot, str(Path(__file__).parents[2]), module, str(fd))
+
+
 class HelperError(Exception):
     """The helper did not answer, or is gone."""
 

@@ -48,7 +48,8 @@ class Volume:
 class Commands:
     """How the platform starts, stops, kills, freezes and thaws a VE; empty where it cannot.
 
-    A VE without `freeze` is frozen by its cgroup.
+    A VE without `freeze` is frozen by its cgroup. `migrate` moves it to the node that stands for
+    `{to}`.
     """
 
     start: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class Commands:
     kill: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     thaw: tuple[str, ...] = ()
+    migrate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

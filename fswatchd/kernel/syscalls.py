@@ -22,6 +22,7 @@ CLONE_NEWPID = 0x20000000
 
 # include/uapi/linux/mount.h
 OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
 FSOPEN_CLOEXEC = 0x1
 FSMOUNT_CLOEXEC = 0x1
 FSPICK_CLOEXEC = 0x1
@@ -50,6 +51,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 _NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
 _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
@@ -130,6 +132,19 @@ def open_tree_clone(fd: int) -> int:
         ctypes.c_char_p(b""),
         ctypes.c_uint(OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH),
         what="open_tree",
+    )
+
+
+def move_mount(fd: int, target: str) -> None:
+    """Put the detached mount `fd` at the directory `target` (move_mount(2))."""
+    syscall(
+        _NR_MOVE_MOUNT,
+        ctypes.c_int(fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+        what=target,
     )
 
 

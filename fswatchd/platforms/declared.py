@@ -1,7 +1,7 @@
 """VEs declared by hand in `ve.d/*.toml`, for platforms without a driver and for tests.
 
 The keys are the contract's: name, labels, cgroup | pid_file | init, volume, start, stop, kill, and
-freeze, thaw and lock.
+freeze, thaw, migrate and lock.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class DeclaredVe(_Table):
     serves: list[str] = []
     freeze: Argv | None = None
     thaw: Argv | None = None
+    migrate: Argv | None = None
     lock: str | None = None
 
     @model_validator(mode="after")
@@ -203,6 +204,7 @@ async def build(declared: DeclaredVe, platform: str) -> Ve:
             kill=tuple(declared.kill or ()),
             freeze=tuple(declared.freeze or ()),
             thaw=tuple(declared.thaw or ()),
+            migrate=tuple(declared.migrate or ()),
         ),
         lock=Lock(file=declared.lock) if declared.lock else None,
         node_mounts=True,

@@ -91,6 +91,7 @@ class IncusPlatform:
                 start=(self._program, "start", one.name, *project),
                 stop=(self._program, "stop", one.name, *project, "--timeout", "30"),
                 kill=(self._program, "stop", one.name, *project, "--force"),
+                migrate=(self._program, "move", one.name, *project, "--target", "{to}"),
                 freeze=(self._program, "pause", one.name, *project),
                 # LXD has no command of its own for it (Incus: incus-resume(1)).
                 thaw=(self._program, _THAW.get(self._program, "start"), one.name, *project),

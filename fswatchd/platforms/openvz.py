@@ -246,6 +246,7 @@ class OpenvzPlatform:
                 start=("vzctl", "start", one.ctid),
                 stop=("vzctl", "stop", one.ctid),
                 kill=("vzctl", "stop", one.ctid, "--fast"),
+                migrate=("vzmigrate", "{to}", one.ctid),
             ),
             node_mounts=True,
             aliases=(VeId(f"{self.name}:{alias}"),) if alias and alias != one.ctid else (),

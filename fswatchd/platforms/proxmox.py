@@ -152,6 +152,8 @@ def describe(
             # As `pct snapshot` does; `pct suspend` is a checkpoint to the disk.
             freeze=("lxc-freeze", "-n", native_id),
             thaw=("lxc-unfreeze", "-n", native_id),
+            # A running container is moved by a restart; in a HA group that is for HA to do.
+            migrate=() if in_ha else ("pct", "migrate", native_id, "{to}", "--restart", "1"),
         ),
         lock=None if in_ha else _lock(native_id),
         aliases=(VeId(f"lxc:{native_id}"),),

@@ -25,7 +25,16 @@ def keys(model: type[BaseModel]) -> list[str]:
 
 @pytest.mark.parametrize(
     "model",
-    [rules.Rule, rules.Match, rules.Budget, rules.FsckStep, rules.NotifyStep, rules.ContainStep],
+    [
+        rules.Rule,
+        rules.Match,
+        rules.Budget,
+        rules.FsckStep,
+        rules.NotifyStep,
+        rules.ContainStep,
+        rules.ExecStep,
+        rules.EvacuateStep,
+    ],
 )
 def test_rule_keys_are_documented(model: type[BaseModel]) -> None:
     text = page("fswatchd.rules.5")

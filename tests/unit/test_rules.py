@@ -80,7 +80,7 @@ def test_wrong_values_are_refused(line: str, key: str) -> None:
         ('do = "fsck"\nto = ["ops"]', "step[1].to"),
         ('do = "notify"\non_failure = "explode"', "step[1].on_failure"),
         ('strategy = "clone"', "step[1].do"),
-        ('do = "scrub"', "step[1]"),
+        ('do = "exec"\nrun = ["relative"]', "step[1].run"),
     ],
 )
 def test_wrong_steps_are_refused(step: str, key: str) -> None:

@@ -168,6 +168,8 @@ class FsckStep(_Step):
     max_write_pause: Duration = 5.0
     on_long_pause: Literal["ask", "offline"] = "ask"
     salvage_max: Size = 1 << 30
+    max_lost_files: int | None = Field(default=None, ge=0)
+    max_changes: int | None = Field(default=None, ge=0)
     keep_original: Duration = 7 * 86400.0  # see engine.retention
 
 

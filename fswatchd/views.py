@@ -105,6 +105,7 @@ def step(record: StepRecord) -> dict[str, Any]:
         "result": record.result or None,
         "detail": printable(record.detail, 4000) or None,
         "progress": record.progress,
+        "preview": record.journal.get("preview"),
     }
 
 

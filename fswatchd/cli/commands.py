@@ -18,6 +18,7 @@ from fswatchd.exitcode import Exit
 
 _DEAF = {"blind", "deaf"}
 _VES_SHOWN = 8
+_FILES_SHOWN = 20
 
 
 def status(arguments: argparse.Namespace, client: Client) -> int:
@@ -142,9 +143,22 @@ def repair(arguments: argparse.Namespace, client: Client) -> int:
     else:
         if document["output"]:
             print(document["output"].rstrip())
-        print(f"{document['ve']}: {document['found']}; a repair would do: {document['would_do']}")
-        print(f"writers would wait about {document['seconds']} s")
+        _show_preview(document)
     return Exit.OK if document["curable"] else Exit.CRITICAL
+
+
+def _show_preview(document: dict[str, Any]) -> None:
+    print(f"{document['ve']}: {document['found']}; a repair would do: {document['would_do']}")
+    for title, names in (
+        ("dropped", document["dropped_files"]),
+        ("in lost+found, without a name", document["unnamed_files"]),
+        ("gets its name back", document["named_files"]),
+    ):
+        for name in names[:_FILES_SHOWN]:
+            print(f"  {title}: {printable(name)}")
+        if len(names) > _FILES_SHOWN:
+            print(f"  {title}: {len(names) - _FILES_SHOWN} more (--json shows them)")
+    print(f"writers would wait about {document['seconds']} s")
 
 
 def rollback(arguments: argparse.Namespace, client: Client) -> int:

@@ -133,9 +133,9 @@ class Operator:
             "clean": seen.clean,
             "curable": seen.curable,
             "found": seen.check.summary(),
-            "would_do": seen.repair.summary() if seen.repair else "nothing",
-            "seconds": round(seen.seconds, 3),
-            "output": (seen.repair or seen.check).output[-20_000:],
+            "would_do": seen.would_do,
+            **seen.document(),
+            "output": (seen.cure.repaired if seen.cure else seen.check).output[-20_000:],
         }
 
     def dry_run(self, filesystem: Filesystem, ves: tuple[str, ...]) -> DryRun:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fswatchd.devno import Devno
 
 from . import mountinfo, proc
+from .mounts import Mount
 
 _DELETED = " (deleted)"
 
@@ -20,13 +21,15 @@ _DELETED = " (deleted)"
 class OpenFile:
     """One descriptor. `path` is as the process sees it; `deleted` where it has no name any more.
 
-    `inode` is None on kernels that do not tell.
+    `inside` is its path from the root of the filesystem, None where it is outside of the mount that
+    it was opened through. `inode` is None on kernels that do not tell.
     """
 
     pid: int
     fd: int
     inode: int | None
     path: str
+    inside: str | None
     deleted: bool
 
 
@@ -39,11 +42,12 @@ def held(devno: Devno, namespaces: Collection[int]) -> Iterator[OpenFile]:
 
 
 def _of(pid: int, devno: Devno) -> Iterator[OpenFile]:
-    mounts = {mount.mount_id for mount in mountinfo.read(pid) if mount.devno == devno}
+    mounts = {mount.mount_id: mount for mount in mountinfo.read(pid) if mount.devno == devno}
     for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError, ValueError):
             facts = _facts(pid, name)
-            if facts.get("mnt_id") not in mounts:
+            mount = mounts.get(facts.get("mnt_id", 0))
+            if mount is None:
                 continue
             path = os.readlink(f"/proc/{pid}/fd/{name}")
             yield OpenFile(
@@ -51,8 +55,16 @@ def _of(pid: int, devno: Devno) -> Iterator[OpenFile]:
                 fd=int(name),
                 inode=facts.get("ino"),
                 path=path.removesuffix(_DELETED),
+                inside=_inside(mount, path.removesuffix(_DELETED)),
                 deleted=path.endswith(_DELETED),
             )
+
+
+def _inside(mount: Mount, path: str) -> str | None:
+    point = mount.point.rstrip("/")
+    if not path.startswith(f"{point}/"):
+        return None
+    return mount.root.rstrip("/") + path[len(point) :]
 
 
 def _facts(pid: int, fd: str) -> dict[str, int]:

@@ -11,6 +11,7 @@ import re
 
 from fswatchd import process
 from fswatchd.repair.check import CheckResult
+from fswatchd.sandbox import Sandbox
 
 NAME = "btrfs check"
 NO_CURE = (
@@ -35,7 +36,8 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
 async def check(path: str, timeout_s: float) -> CheckResult:
     """Check all metadata, change nothing."""
     argv = ("btrfs", "check", "--readonly", path)
-    return interpret(await process.run(argv, timeout_s=timeout_s, heavy=True))
+    sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s)
+    return interpret(await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox))
 
 
 async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:

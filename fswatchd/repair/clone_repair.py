@@ -26,6 +26,7 @@ from fswatchd.kernel import block
 from fswatchd.repair import clone, condition, preview, salvage, scope, swap, ve_control, verify
 from fswatchd.repair.clone import Clone
 from fswatchd.repair.condition import Condition
+from fswatchd.repair.cure import Cure, beyond, cure, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal, describe_file
@@ -53,6 +54,7 @@ class CloneRepair:
         self._written: int | None = None
         self._stamp: Stamp | None = None
         self._findings = ""
+        self._open_files: dict[int, str] = {}
         self._timeout_s = context.settings.tool_timeout_s
 
     async def __aenter__(self) -> CloneRepair:
@@ -74,6 +76,7 @@ class CloneRepair:
         """The whole way, from the first look to the running VE. Raises StepEnded."""
         target = await scope.resolve(self._context)
         image = require_image(target)
+        self._open_files = await open_files(self._context.inventory, target.superblock)
         clone.discard_unfinished(clone.clone_path(image, self._incident_id, "preview"))
         if not target.ve.commands.start:
             text = f"{target.ve.ve_id} has no start command: it could not be started again"
@@ -142,12 +145,23 @@ class CloneRepair:
             )
             result = StepResult(next=Next.FINISHED, result="false-alarm", detail=text)
             raise StepEnded(result)
-        if not seen.curable:
-            left = seen.proof.summary() if seen.proof else seen.check.summary()
+        if not seen.curable or seen.cure is None:
+            left = seen.cure.proof.summary() if seen.cure else seen.check.summary()
             raise self._not_curable(left)
-        found = seen.repair.summary() if seen.repair else ""
-        self._context.note(f"preview: {found}; it took {show_duration(seen.seconds)}")
+        self._context.note(f"preview: {seen.would_do}; it took {show_duration(seen.seconds)}")
+        await self._within_bounds(seen.cure, seen.seconds)
         return seen.seconds * 1.3 + 0.2
+
+    async def _within_bounds(self, done: Cure, seconds: float) -> None:
+        """What the step permits by itself, or somebody has seen and approved. Raises StepEnded."""
+        await self._context.journal(preview={**done.document(), "seconds": round(seconds, 3)})
+        approved = self._context.record.journal.get("asked_about")
+        known = approved if self._approved() and isinstance(approved, dict) else None
+        over = beyond(self._step, done, known)
+        if over is not None:
+            await self._context.journal(asked_about=done.document())
+            text = f"{over}. A repair would do: {done.summary()}"
+            raise StepEnded(StepResult(next=Next.ASK, result="beyond bounds", detail=text))
 
     async def _only_data_lost(self, target: Target) -> StepEnded:
         """What a device or a checksum has taken from files no repair of the filesystem brings back.
@@ -174,14 +188,14 @@ class CloneRepair:
         )
         if pause_s is None or pause_s > self._step.max_write_pause:
             stop_first = stop_first or self._step.on_long_pause == "offline"
-            if not stop_first and not self._long_pause_approved():
+            if not stop_first and not self._approved():
                 raise self._ask(target, pause_s)
         if stop_first:
             await self._stop(target, gently=True)
             return Condition.STOPPED
         superblock = _mounted(target)
         deadline_s = self._step.max_write_pause + _FREEZE_MARGIN_S
-        if self._long_pause_approved():
+        if self._approved():
             deadline_s = self._timeout_s
         await self._freeze.prepare()
         await self._context.journal(frozen=freeze_mark(superblock))
@@ -197,7 +211,7 @@ class CloneRepair:
             raise refuse("cannot freeze", f"writers cannot be held: {error}") from None
         return Condition.FROZEN
 
-    def _long_pause_approved(self) -> bool:
+    def _approved(self) -> bool:
         journal = RepairJournal.read(self._context.record.journal)
         return journal.asked and self._context.incident.approved_by is not None
 
@@ -340,17 +354,27 @@ class CloneRepair:
     async def _cure(self) -> None:
         """Replay, repair and prove the clone. Raises StepEnded when it does not come out clean."""
         tools, path = self._tools, self._require_clone().file.path
-        self._context.progress(None, "repairing the clone")
+        self._context.progress(None, "replaying the journal of the clone")
         replayed = await tools.replay(path, self._timeout_s)
         if not replayed.usable:
             text = f"the journal cannot be replayed: {replayed.what}"
             raise refuse("cannot check", text, Next.OPERATOR)
-        repaired = await tools.repair(path, self._timeout_s)
-        if not repaired.usable:
-            raise refuse("cannot check", repaired.summary())
-        self._findings = repaired.summary()
+        done = await cure(
+            tools,
+            path,
+            image=self._image_path,
+            timeout_s=self._timeout_s,
+            open_files=self._open_files,
+            say=lambda text: self._context.progress(None, text),
+        )
+        if not done.repaired.usable:
+            raise refuse("cannot check", done.repaired.summary())
+        self._findings = done.summary()
         self._context.note(f"{tools.name} on the clone: {self._findings}")
-        await self._prove()
+        if not done.proof.clean:
+            raise self._not_curable(done.proof.summary())
+        await self._within_bounds(done, done.seconds)
+        await asyncio.to_thread(clone.sync, path)
 
     async def _prove(self) -> None:
         tools, path = self._tools, self._require_clone().file.path
@@ -446,6 +470,11 @@ class CloneRepair:
     @property
     def _incident_id(self) -> str:
         return self._context.incident.incident_id
+
+    @property
+    def _image_path(self) -> str:
+        image = RepairJournal.read(self._context.record.journal).image
+        return image.path if image is not None else ""
 
     def _require_clone(self) -> Clone:
         if self._clone is None:

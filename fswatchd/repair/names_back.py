@@ -1,8 +1,8 @@
 """Names for what e2fsck has put into lost+found as `#inode`.
 
 They stand in old copies of the damaged directory block in the journal, in earlier snapshots of the
-image, and in what processes of the VE hold open. Only on a clone, only by debugfs(8) in its sandbox,
-and the clone is checked once more afterwards: a name is never worth a filesystem.
+image, and in what processes of the VE hold open. Only on a clone, only by debugfs(8) in its
+sandbox, and the clone is checked once more afterwards: a name is never worth a filesystem.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ _MAX_SNAPSHOTS = 4
 _AT_ONCE = 500
 _TOLD = 20
 _LOST_FOUND = b"/lost+found"
-_ENTRY = re.compile(rb"^/(\d+)/(\d{6})/\d*/\d*/([^\n]*)/\d*/$", re.MULTILINE)
+_ENTRY = re.compile(rb"^/(\d+)/\d{6}/\d*/\d*/([^\n]*)/(\d*)/$", re.MULTILINE)
 _DIRECTORY = re.compile(r"[Dd]irectory inode (\d+)|\bin \S.* \((\d+)\)")
-_NUMBERED = re.compile(rb"#(\d+)")
-_GENERATION = re.compile(r"Generation: (\d+)")
+_GENERATION = re.compile(r"^Inode: (\d+) .*\nGeneration: (\d+)", re.MULTILINE)
 _PATH_OF = re.compile(r"^(\d+)\t(/.*)$", re.MULTILINE)
 # What debugfs would not read as a part of one quoted word.
 _UNQUOTABLE = re.compile(rb'["\x00-\x1f\x7f]')
@@ -40,10 +39,14 @@ _UNQUOTABLE = re.compile(rb'["\x00-\x1f\x7f]')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamesBack:
-    """What became of the files without a name: inode → path and where it was found."""
+    """What became of the files without a name: inode → path and where it was found.
+
+    `size_bytes` is how much those hold that still have none.
+    """
 
     named: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     unnamed: tuple[int, ...] = ()
+    size_bytes: int = 0
     problem: str = ""
 
     def summary(self) -> str:
@@ -83,9 +86,7 @@ class _Search:
         self._scratch = scratch
         self._found: dict[int, tuple[bytes, bytes, str]] = {}  # inode → directory, name, source
 
-    async def run(
-        self, fsck_output: str, image: str, open_files: Mapping[int, str]
-    ) -> NamesBack:
+    async def run(self, fsck_output: str, image: str, open_files: Mapping[int, str]) -> NamesBack:
         lost = await self._numbered()
         if not lost:
             return NamesBack()
@@ -96,27 +97,32 @@ class _Search:
         for inode in lost - self._found.keys():
             self._note_path(inode, open_files.get(inode, ""), "what processes hold open")
         await self._link()
-        left = await self._numbered()
+        sizes: dict[int, int] = {}
+        left = await self._numbered(sizes)
         named = {
             inode: (printable(os.fsdecode(b"/" + where.strip(b"/") + b"/" + name)), source)
             for inode, (where, name, source) in await self._with_paths()
             if inode not in left
         }
-        return NamesBack(named=named, unnamed=tuple(sorted(left)))
+        size = sum(sizes[inode] for inode in left)
+        return NamesBack(named=named, unnamed=tuple(sorted(left)), size_bytes=size)
 
-    async def _numbered(self) -> set[int]:
-        """The inodes that lie in lost+found by their number."""
-        entries = await self._entries(_LOST_FOUND)
+    async def _numbered(self, sizes: dict[int, int] | None = None) -> set[int]:
+        """The inodes that lie in lost+found by their number; `sizes` takes their sizes."""
+        entries = await self._entries(_LOST_FOUND, sizes)
         found = {inode for inode, name in entries if name == b"#%d" % inode}
         return set(sorted(found)[:_MAX_FILES])
 
-    async def _entries(self, directory: bytes) -> list[tuple[int, bytes]]:
+    async def _entries(
+        self, directory: bytes, sizes: dict[int, int] | None = None
+    ) -> list[tuple[int, bytes]]:
         raw = await self._debugfs([b'ls -p "%s"' % directory])
-        return [(int(inode), name) for inode, _, name in _ENTRY.findall(raw) if int(inode)]
+        found = [entry for entry in _ENTRY.findall(raw) if int(entry[0])]
+        if sizes is not None:
+            sizes.update((int(inode), int(size or 0)) for inode, _, size in found)
+        return [(int(inode), name) for inode, name, _ in found]
 
-    async def _from_journal(
-        self, lost: set[int], directories: Iterable[int], image: str
-    ) -> None:
+    async def _from_journal(self, lost: set[int], directories: Iterable[int], image: str) -> None:
         owner: dict[int, int] = {}
         for directory in directories:
             # Of a directory that e2fsck has built anew only the image knows the blocks it had.
@@ -135,22 +141,21 @@ class _Search:
         inodes = sorted(lost)
         for begin in range(0, len(inodes), _AT_ONCE):
             batch = inodes[begin : begin + _AT_ONCE]
-            stats = [b"stat <%d>" % inode for inode in batch]
-            then, now = (
-                [
-                    _GENERATION.findall(part.decode("utf-8", "replace"))[:1]
-                    for part in (await self._debugfs(stats, at)).split(b"debugfs: stat <")[1:]
-                ]
-                for at in (snapshot, self._clone)
-            )
+            then = await self._generations(batch, snapshot)
+            now = await self._generations(batch, None)
             # An inode that was used again since then is another file.
-            same = [i for i, a, b in zip(batch, then, now, strict=False) if a and a == b]
+            same = [inode for inode in batch if then.get(inode, "") == now.get(inode)]
             if same:
                 numbers = b" ".join(b"%d" % inode for inode in same)
                 text = await self._debugfs([b"ncheck " + numbers], snapshot)
                 for inode, path in _PATH_OF.findall(text.decode("utf-8", "surrogateescape")):
                     if int(inode) in lost:
                         self._note_path(int(inode), path, "a snapshot")
+
+    async def _generations(self, inodes: list[int], at: str | None) -> dict[int, str]:
+        raw = await self._debugfs([b"stat <%d>" % inode for inode in inodes], at)
+        found = _GENERATION.findall(raw.decode("utf-8", "replace"))
+        return {int(inode): generation for inode, generation in found}
 
     def _note_path(self, inode: int, path: str, source: str) -> None:
         directory, _, name = os.fsencode(path).rpartition(b"/")
@@ -165,7 +170,7 @@ class _Search:
                 wanted.setdefault(directory, {}).setdefault(name, inode)
         named: list[int] = []
         for directory, names in wanted.items():
-            there = dict((name, inode) for inode, name in await self._entries(directory))
+            there = {name: inode for inode, name in await self._entries(directory)}
             missing = {n: i for n, i in names.items() if n not in there} if there else {}
             await self._link_in(directory, missing)
             if missing and (left := await self._not_in(directory, missing)):
@@ -251,7 +256,10 @@ def _read_journal(
     """Inode → (directory, name), of the newest copy of a block that has it."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        read = lambda position: os.pread(fd, size, blocks[position] * size)  # noqa: E731
+
+        def read(position: int) -> bytes:
+            return os.pread(fd, size, blocks[position] * size)
+
         found: dict[int, tuple[int, bytes]] = {}
         for copy in jbd2.copies(read, len(blocks)):
             if copy.target in owner:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from fswatchd.kernel import block
 from fswatchd.repair import clone, scope
 from fswatchd.repair.check import CheckResult
+from fswatchd.repair.cure import Cure, cure, open_files
 from fswatchd.repair.scope import ImageFile, Target
 from fswatchd.steps import ActionContext, refuse
 
@@ -18,12 +20,11 @@ class Preview:
     """What the clone showed.
 
     `seconds` is how long clone, replay, repair and proof took: about the pause that writers
-    would see. `repair` and `proof` are None where the filesystem was clean.
+    would see. `cure` is None where the filesystem was clean.
     """
 
     check: CheckResult
-    repair: CheckResult | None
-    proof: CheckResult | None
+    cure: Cure | None
     seconds: float
 
     @property
@@ -34,7 +35,17 @@ class Preview:
     @property
     def curable(self) -> bool:
         """A repair of the clone came out clean."""
-        return self.clean or (self.proof is not None and self.proof.clean)
+        return self.clean or (self.cure is not None and self.cure.proof.clean)
+
+    @property
+    def would_do(self) -> str:
+        """What a repair would do, in a line."""
+        return "nothing" if self.cure is None else self.cure.summary()
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        done = self.cure or Cure(repaired=self.check, proof=self.check)
+        return {**done.document(), "seconds": round(self.seconds, 3)}
 
 
 async def look(context: ActionContext, target: Target, image: ImageFile) -> Preview:
@@ -53,8 +64,10 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
     started = time.monotonic()
     if target.superblock is not None:
         await asyncio.to_thread(block.sync, f"/dev/{target.superblock.device}")
+    held = await open_files(context.inventory, target.superblock)
     copy = await clone.share(image, path)
-    try:
+
+    async def examine() -> Preview:
         context.progress(None, "preview: checking the clone")
         replayed = await tools.replay(path, timeout_s)
         cloned_s = time.monotonic() - started
@@ -62,10 +75,18 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
         if not replayed.usable or not check.usable:
             raise refuse("cannot check", f"no verdict: {check.what or replayed.what}")
         if check.clean:
-            return Preview(check=check, repair=None, proof=None, seconds=cloned_s)
-        repaired = await tools.repair(path, timeout_s)
-        proof = await tools.check(path, timeout_s)
-        seconds = cloned_s + repaired.duration_s + proof.duration_s
-        return Preview(check=check, repair=repaired, proof=proof, seconds=seconds)
+            return Preview(check=check, cure=None, seconds=cloned_s)
+        done = await cure(
+            tools,
+            path,
+            image=image.path,
+            timeout_s=timeout_s,
+            open_files=held,
+            say=lambda text: context.progress(None, f"preview: {text}"),
+        )
+        return Preview(check=check, cure=done, seconds=cloned_s + done.seconds)
+
+    try:
+        return await clone.while_there_is_room(examine(), image.directory, context.settings)
     finally:
         copy.remove()

@@ -16,6 +16,7 @@ from fswatchd import process
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.repair import scratch
 from fswatchd.repair.check import CheckResult
+from fswatchd.repair.findings import XFS_ROUTINE
 from fswatchd.sandbox import Sandbox
 
 NAME = "xfs_repair"
@@ -40,12 +41,6 @@ _CLEARED = re.compile(
     r"|clearing entry|junking entry|^would rebuild directory inode"
     r"|^rebuilding directory inode",
     re.MULTILINE,
-)
-# Headings, what is said of every filesystem, and what verifiers say of a block in whatever thread
-# happens to read it; everything else is about something wrong.
-_ROUTINE = re.compile(
-    r"^\s*(?:- |Phase \d|No modify flag|done$|\.\.\.|$|Note - |cache_node_purge"
-    r"|sb_\w+ \d+, counted \d+$|Metadata (?:corruption|CRC error) detected at )"
 )
 
 
@@ -165,7 +160,7 @@ def _result(
     what: str,
 ) -> CheckResult:
     output = ended.output
-    questions = len({line for line in output.splitlines() if not _ROUTINE.match(line)})
+    questions = len({line for line in output.splitlines() if not XFS_ROUTINE.match(line)})
     usable = clean or fixed or damaged
     return CheckResult(
         returncode=ended.returncode,

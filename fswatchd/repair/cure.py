@@ -1,0 +1,123 @@
+"""Repair a clone whose journal was replayed, give names back, and prove it.
+
+The same for a preview and for the clone that is swapped in: what the one shows, the other does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock
+from fswatchd.kernel import openfiles
+from fswatchd.repair import findings, names_back
+from fswatchd.repair.check import CheckResult
+from fswatchd.repair.findings import Findings
+from fswatchd.repair.names_back import NamesBack
+from fswatchd.repair.tools import Tools
+from fswatchd.rules import FsckStep
+from fswatchd.units import show_size
+
+_UNNAMED_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cure:
+    """What a repair has done to a clone; `proof` is the check after it."""
+
+    repaired: CheckResult
+    proof: CheckResult
+    findings: Findings = field(default_factory=Findings)
+    names: NamesBack = field(default_factory=NamesBack)
+    seconds: float = 0.0
+
+    @property
+    def lost_files(self) -> int:
+        """Files that are gone, or that only have a number in lost+found."""
+        return len(self.findings.dropped) + len(self.names.unnamed)
+
+    def summary(self) -> str:
+        """One line for people."""
+        if self.repaired.clean:
+            return "clean"
+        if not self.repaired.usable:
+            return self.repaired.summary()
+        parts = [self.repaired.summary(), self.findings.summary(), self.names.summary()]
+        return "; ".join(part for part in parts if part)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON: what is asked about before it is done."""
+        return {
+            **self.findings.document(),
+            "named": len(self.names.named),
+            "named_files": [path for path, _ in list(self.names.named.values())[:_UNNAMED_KEPT]],
+            "unnamed": len(self.names.unnamed),
+            "unnamed_files": [f"#{inode}" for inode in self.names.unnamed[:_UNNAMED_KEPT]],
+            "lost_files": self.lost_files,
+            "bytes": self.names.size_bytes,
+            "summary": self.summary(),
+        }
+
+
+async def cure(
+    tools: Tools,
+    path: str,
+    *,
+    image: str,
+    timeout_s: float,
+    open_files: Mapping[int, str],
+    say: Callable[[str], None],
+) -> Cure:
+    """Repair and prove the clone at `path` of `image`; the caller judges what came of it."""
+    started = time.monotonic()
+    say("repairing the clone")
+    repaired = await tools.repair(path, timeout_s)
+    done = Cure(repaired=repaired, proof=repaired)
+    if not repaired.usable:
+        return done
+    done = replace(done, findings=findings.of(tools.name, repaired.output))
+    if tools.salvages and done.findings.moved:
+        say("looking for names of what went to lost+found")
+        names = await names_back.restore(path, repaired.output, image=image, open_files=open_files)
+        done = replace(done, names=names)
+        if names.named or names.problem:
+            # A directory that has moved has another parent now, and links to count.
+            await tools.repair(path, timeout_s)
+    say("proving the clone")
+    proof = await tools.check(path, timeout_s)
+    return replace(done, proof=proof, seconds=time.monotonic() - started)
+
+
+async def open_files(inventory: Inventory, found: Superblock | None) -> dict[int, str]:
+    """Inode → path from the filesystem's root, of what processes hold open now."""
+    if found is None or inventory.view.superblocks.get(found.devno) is not found:
+        return {}
+    namespaces = {int(place.namespace) for place in found.mounts}
+
+    def look() -> dict[int, str]:
+        files = openfiles.held(found.devno, namespaces)
+        return {f.inode: f.inside for f in files if f.inode and f.inside and not f.deleted}
+
+    return await asyncio.to_thread(look)
+
+
+def beyond(step: FsckStep, done: Cure, approved: Mapping[str, Any] | None) -> str | None:
+    """Why the step does not permit this by itself; None where it does.
+
+    `approved` is what somebody has seen and approved: what loses no more files than that, and
+    changes about as much, is permitted too.
+    """
+    lost, changes = done.lost_files, done.findings.changes
+    if approved and lost <= approved["lost_files"] and changes <= 2 * approved["changes"]:
+        return None
+    reasons = []
+    if step.max_lost_files is not None and lost > step.max_lost_files:
+        size = f" ({show_size(done.names.size_bytes)})" if done.names.unnamed else ""
+        reasons.append(f"{lost} files would be lost{size}, max_lost_files is {step.max_lost_files}")
+    if step.max_changes is not None and changes > step.max_changes:
+        reasons.append(f"{changes} changes, max_changes is {step.max_changes}")
+    return "; ".join(reasons) or None

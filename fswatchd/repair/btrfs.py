@@ -11,6 +11,7 @@ import re
 
 from fswatchd import process
 from fswatchd.repair.check import CheckResult
+from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
 
 NAME = "btrfs check"
@@ -33,16 +34,22 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
     return CheckResult(returncode=0, output="", duration_s=0.0, clean=True, tool=NAME)
 
 
-async def check(path: str, timeout_s: float) -> CheckResult:
+async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check all metadata, change nothing."""
+    del on_progress  # what it prints is for people
     argv = ("btrfs", "check", "--readonly", path)
     sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s)
     return interpret(await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox))
 
 
-async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
+async def repair(
+    path: str,
+    timeout_s: float,
+    undo_file: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> CheckResult:
     """Only check: what is damaged stays so, and is told."""
-    del undo_file
+    del undo_file, on_progress
     return await check(path, timeout_s)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -115,7 +115,9 @@ async def share(image: ImageFile, path: str) -> Clone:
     return await asyncio.to_thread(_share, image, path)
 
 
-async def copy(image: ImageFile, path: str) -> Clone:
+async def copy(
+    image: ImageFile, path: str, on_progress: Callable[[float], None] | None = None
+) -> Clone:
     """Clone by copying what is not a hole; only of what stands still. Raises OSError."""
     with _opened(image) as source, _created(path) as target:
         # cp finds holes by SEEK_HOLE, and is a process that can be ended.
@@ -127,13 +129,25 @@ async def copy(image: ImageFile, path: str) -> Clone:
             f"/proc/self/fd/{source}",
             f"/proc/self/fd/{target}",
         )
-        done = await process.run(
-            argv, timeout_s=_COPY_TIMEOUT_S, heavy=True, pass_fds=(source, target)
-        )
+        watching = asyncio.create_task(_watch(source, target, on_progress))
+        try:
+            done = await process.run(
+                argv, timeout_s=_COPY_TIMEOUT_S, heavy=True, pass_fds=(source, target)
+            )
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
         if not done.succeeded:
             raise OSError(errno.EIO, done.describe(), path)
         await asyncio.to_thread(_settle, source, target)
         return _finished(target, path, shared=False)
+
+
+async def _watch(source: int, target: int, on_progress: Callable[[float], None] | None) -> None:
+    """Tell how much of the image's blocks the copy has."""
+    while on_progress is not None:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        on_progress(os.fstat(target).st_blocks / max(os.fstat(source).st_blocks, 1))
 
 
 def _share(image: ImageFile, path: str) -> Clone:

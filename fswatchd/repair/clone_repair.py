@@ -23,10 +23,21 @@ from fswatchd.devno import Devno
 from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import block
-from fswatchd.repair import clone, condition, preview, salvage, scope, swap, ve_control, verify
+from fswatchd.repair import (
+    clone,
+    condition,
+    consent,
+    preview,
+    progress,
+    salvage,
+    scope,
+    swap,
+    ve_control,
+    verify,
+)
 from fswatchd.repair.clone import Clone
 from fswatchd.repair.condition import Condition
-from fswatchd.repair.cure import Cure, beyond, cure, open_files
+from fswatchd.repair.cure import cure, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal, describe_file
@@ -149,19 +160,8 @@ class CloneRepair:
             left = seen.cure.proof.summary() if seen.cure else seen.check.summary()
             raise self._not_curable(left)
         self._context.note(f"preview: {seen.would_do}; it took {show_duration(seen.seconds)}")
-        await self._within_bounds(seen.cure, seen.seconds)
+        await consent.within_bounds(self._context, self._step, seen.cure, seen.seconds)
         return seen.seconds * 1.3 + 0.2
-
-    async def _within_bounds(self, done: Cure, seconds: float) -> None:
-        """What the step permits by itself, or somebody has seen and approved. Raises StepEnded."""
-        await self._context.journal(preview={**done.document(), "seconds": round(seconds, 3)})
-        approved = self._context.record.journal.get("asked_about")
-        known = approved if self._approved() and isinstance(approved, dict) else None
-        over = beyond(self._step, done, known)
-        if over is not None:
-            await self._context.journal(asked_about=done.document())
-            text = f"{over}. A repair would do: {done.summary()}"
-            raise StepEnded(StepResult(next=Next.ASK, result="beyond bounds", detail=text))
 
     async def _only_data_lost(self, target: Target) -> StepEnded:
         """What a device or a checksum has taken from files no repair of the filesystem brings back.
@@ -188,14 +188,14 @@ class CloneRepair:
         )
         if pause_s is None or pause_s > self._step.max_write_pause:
             stop_first = stop_first or self._step.on_long_pause == "offline"
-            if not stop_first and not self._approved():
-                raise self._ask(target, pause_s)
+            if not stop_first and not consent.approved(self._context):
+                raise consent.long_pause(self._step, target, pause_s)
         if stop_first:
             await self._stop(target, gently=True)
             return Condition.STOPPED
         superblock = _mounted(target)
         deadline_s = self._step.max_write_pause + _FREEZE_MARGIN_S
-        if self._approved():
+        if consent.approved(self._context):
             deadline_s = self._timeout_s
         await self._freeze.prepare()
         await self._context.journal(frozen=freeze_mark(superblock))
@@ -210,18 +210,6 @@ class CloneRepair:
         except (HelperError, OSError) as error:
             raise refuse("cannot freeze", f"writers cannot be held: {error}") from None
         return Condition.FROZEN
-
-    def _approved(self) -> bool:
-        journal = RepairJournal.read(self._context.record.journal)
-        return journal.asked and self._context.incident.approved_by is not None
-
-    def _ask(self, target: Target, pause_s: float | None) -> StepEnded:
-        how_long = "an unknown time" if pause_s is None else f"about {show_duration(pause_s)}"
-        text = (
-            f"{target.ve.ve_id} could not write for {how_long}, more than max_write_pause "
-            f"({show_duration(self._step.max_write_pause)}) allows"
-        )
-        return StepEnded(StepResult(next=Next.ASK, result="long pause", detail=text))
 
     async def _prepare_clone(self, target: Target) -> None:
         """Clone what no longer changes, repair and prove the clone."""
@@ -346,7 +334,8 @@ class CloneRepair:
                 self._clone = await clone.share(image, path)
             except clone.NotShareableError:
                 clone.check_room(image, settings, shared=False)
-                self._clone = await clone.copy(image, path)
+                on_progress = progress.begin(self._context, "copying the image")
+                self._clone = await clone.copy(image, path, on_progress)
         except OSError as error:
             raise refuse("cannot clone", f"no clone can be made: {error}") from None
         await self._context.journal(clone=describe_file(self._clone.file))
@@ -365,7 +354,7 @@ class CloneRepair:
             image=self._image_path,
             timeout_s=self._timeout_s,
             open_files=self._open_files,
-            say=lambda text: self._context.progress(None, text),
+            begin=lambda text: progress.begin(self._context, text),
         )
         if not done.repaired.usable:
             raise refuse("cannot check", done.repaired.summary())
@@ -373,7 +362,7 @@ class CloneRepair:
         self._context.note(f"{tools.name} on the clone: {self._findings}")
         if not done.proof.clean:
             raise self._not_curable(done.proof.summary())
-        await self._within_bounds(done, done.seconds)
+        await consent.within_bounds(self._context, self._step, done, done.seconds)
         await asyncio.to_thread(clone.sync, path)
 
     async def _prove(self) -> None:

@@ -18,6 +18,7 @@ from fswatchd.repair import findings, names_back
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.findings import Findings
 from fswatchd.repair.names_back import NamesBack
+from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
 from fswatchd.units import show_size
@@ -70,25 +71,26 @@ async def cure(
     image: str,
     timeout_s: float,
     open_files: Mapping[int, str],
-    say: Callable[[str], None],
+    begin: Callable[[str], OnProgress],
 ) -> Cure:
-    """Repair and prove the clone at `path` of `image`; the caller judges what came of it."""
+    """Repair and prove the clone at `path` of `image`; the caller judges what came of it.
+
+    `begin` is told of each phase, as `progress.begin`.
+    """
     started = time.monotonic()
-    say("repairing the clone")
-    repaired = await tools.repair(path, timeout_s)
+    repaired = await tools.repair(path, timeout_s, on_progress=begin("repairing the clone"))
     done = Cure(repaired=repaired, proof=repaired)
     if not repaired.usable:
         return done
     done = replace(done, findings=findings.of(tools.name, repaired.output))
     if tools.salvages and done.findings.moved:
-        say("looking for names of what went to lost+found")
+        begin("looking for names of what went to lost+found")
         names = await names_back.restore(path, repaired.output, image=image, open_files=open_files)
         done = replace(done, names=names)
         if names.named or names.problem:
             # A directory that has moved has another parent now, and links to count.
             await tools.repair(path, timeout_s)
-    say("proving the clone")
-    proof = await tools.check(path, timeout_s)
+    proof = await tools.check(path, timeout_s, begin("proving the clone"))
     return replace(done, proof=proof, seconds=time.monotonic() - started)
 
 

@@ -14,7 +14,9 @@ from dataclasses import replace
 
 from fswatchd import process
 from fswatchd.kernel import extfs
+from fswatchd.repair import progress
 from fswatchd.repair.check import CheckResult
+from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
 
 FIXED = 1
@@ -54,26 +56,45 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
     return result
 
 
-async def check(path: str, timeout_s: float) -> CheckResult:
+async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check everything, change nothing."""
-    return await _run(("-fn",), path, timeout_s)
+    return await _run(("-fn",), path, timeout_s, on_progress=on_progress)
 
 
-async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
+async def repair(
+    path: str,
+    timeout_s: float,
+    undo_file: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> CheckResult:
     """Check everything and fix what can be fixed; with `undo_file`, so that e2undo can undo it."""
     undo = ("-z", undo_file) if undo_file else ()
-    return await _run(("-fy", "-E", "fixes_only", *undo), path, timeout_s, undo_file)
+    return await _run(("-fy", "-E", "fixes_only", *undo), path, timeout_s, undo_file, on_progress)
 
 
 async def _run(
-    options: Sequence[str], path: str, timeout_s: float, undo_file: str | None = None
+    options: Sequence[str],
+    path: str,
+    timeout_s: float,
+    undo_file: str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> CheckResult:
     sandbox = Sandbox(
         device=path, directory=os.path.dirname(undo_file) if undo_file else None, cpu_s=timeout_s
     )
-    ended = await process.run(
-        ("e2fsck", *options, path), timeout_s=timeout_s, heavy=True, sandbox=sandbox
-    )
+    if on_progress is None:
+        argv = ("e2fsck", *options, path)
+        ended = await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox)
+        return interpret(ended)
+    async with progress.of_e2fsck(on_progress) as fd:
+        ended = await process.run(
+            ("e2fsck", *options, "-C", str(fd), path),
+            timeout_s=timeout_s,
+            heavy=True,
+            sandbox=sandbox,
+            pass_fds=(fd,),
+            on_start=lambda _: os.close(fd),
+        )
     return interpret(ended)
 
 

@@ -38,6 +38,8 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("inode", r"\binode|i_blocks|i_size|extent|multiply-claimed|illegal block"),
     )
 )
+# What any mounted filesystem has on its disk until it is unmounted.
+_NO_DAMAGE = ("counters", "orphan list")
 _ENTRY = re.compile(r"Entry '(.*)' in (.*?) \((\d+)\) has .*?(?:inode |\()(\d+)?")
 _UNATTACHED = re.compile(r"(?:Unattached inode|Unconnected directory inode) (\d+)")
 _INODE = re.compile(r"\bInode (\d+)")
@@ -54,7 +56,8 @@ XFS_ROUTINE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """`changes` is how many things are put right, `kinds` how many of each.
+    """`changes` is how many things are put right, `kinds` how many of each. Counters in the
+    superblock and the list of orphans are not counted: they are no damage.
 
     `dropped` are the files that are gone afterwards, by name where one is known; `moved` the inodes
     that go to lost+found, whatever becomes of them there.
@@ -150,6 +153,8 @@ def _kind(said: str) -> str:
 
 
 def _findings(kinds: Counter[str], dropped: dict[int, str], moved: dict[int, None]) -> Findings:
+    for kind in _NO_DAMAGE:
+        del kinds[kind]
     return Findings(
         changes=sum(kinds.values()),
         kinds=tuple(kinds.most_common()),

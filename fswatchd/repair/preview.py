@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fswatchd.kernel import block
-from fswatchd.repair import clone, scope
+from fswatchd.repair import clone, progress, scope
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.cure import Cure, cure, open_files
 from fswatchd.repair.scope import ImageFile, Target
@@ -68,10 +68,10 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
     copy = await clone.share(image, path)
 
     async def examine() -> Preview:
-        context.progress(None, "preview: checking the clone")
         replayed = await tools.replay(path, timeout_s)
         cloned_s = time.monotonic() - started
-        check = await tools.check(path, timeout_s)
+        on_progress = progress.begin(context, "preview: checking the clone")
+        check = await tools.check(path, timeout_s, on_progress)
         if not replayed.usable or not check.usable:
             raise refuse("cannot check", f"no verdict: {check.what or replayed.what}")
         if check.clean:
@@ -82,7 +82,7 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
             image=image.path,
             timeout_s=timeout_s,
             open_files=held,
-            say=lambda text: context.progress(None, f"preview: {text}"),
+            begin=lambda text: progress.begin(context, f"preview: {text}"),
         )
         return Preview(check=check, cure=done, seconds=cloned_s + done.seconds)
 

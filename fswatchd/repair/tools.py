@@ -14,6 +14,7 @@ from typing import Protocol
 
 from fswatchd.repair import btrfs, e2fsck, xfs
 from fswatchd.repair.check import CheckResult
+from fswatchd.repair.progress import OnProgress
 
 CLONE = "clone"
 OFFLINE = "offline"
@@ -29,7 +30,9 @@ class Replay(Protocol):
 class Check(Protocol):
     """Check everything, change nothing: the preview of a repair, and the proof after it."""
 
-    async def __call__(self, path: str, timeout_s: float) -> CheckResult: ...
+    async def __call__(
+        self, path: str, timeout_s: float, on_progress: OnProgress | None = None
+    ) -> CheckResult: ...
 
 
 class Repair(Protocol):
@@ -39,7 +42,11 @@ class Repair(Protocol):
     """
 
     async def __call__(
-        self, path: str, timeout_s: float, undo_file: str | None = None
+        self,
+        path: str,
+        timeout_s: float,
+        undo_file: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> CheckResult: ...
 
 
@@ -73,8 +80,13 @@ def _again(repair: Repair, check: Check) -> Repair:
     there is one run: that file is of one.
     """
 
-    async def run(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
-        result = await repair(path, timeout_s, undo_file)
+    async def run(
+        path: str,
+        timeout_s: float,
+        undo_file: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> CheckResult:
+        result = await repair(path, timeout_s, undo_file, on_progress)
         for _ in range(_RUNS - 1):
             if undo_file is not None or not result.fixed or (await check(path, timeout_s)).clean:
                 break

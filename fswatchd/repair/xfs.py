@@ -17,6 +17,7 @@ from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.repair import scratch
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.findings import XFS_ROUTINE
+from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
 
 NAME = "xfs_repair"
@@ -74,13 +75,20 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
     )
 
 
-async def check(path: str, timeout_s: float) -> CheckResult:
+async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check everything, change nothing."""
+    del on_progress  # xfs_repair tells only every quarter of an hour
     return interpret_check(await _run(("-n",), path, timeout_s))
 
 
-async def repair(path: str, timeout_s: float, undo_file: str | None = None) -> CheckResult:
+async def repair(
+    path: str,
+    timeout_s: float,
+    undo_file: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> CheckResult:
     """Check everything and fix what can be fixed. Cannot be undone: always on a copy."""
+    del on_progress
     if undo_file is not None:
         raise ValueError("xfs_repair has no undo")
     return interpret_repair(await _run(("-e",), path, timeout_s))

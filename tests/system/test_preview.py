@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fswatchd.kernel import cgroup
+from fswatchd.repair import e2fsck
 from tests.system import rules
 from tests.system.conftest import fswatch, wait_until
 
@@ -81,7 +82,7 @@ def test_the_repair_does_what_the_preview_says_and_names_come_back(daemon, damag
     did = next(s for s in incident["steps"] if s["do"] == "fsck")["preview"]
     for key in ("changes", "kinds", "dropped_files", "named_files", "unnamed_files"):
         assert did[key] == shown[key], key
-    names = {Path(a["path"]).name for a in ve.ask("manifest") if "journaled" in a["path"]}
+    names = {Path(a["path"]).name for a in ve.ask("manifest") if "journaled" in a.get("path", "")}
     assert len(names) == 40
 
 
@@ -107,3 +108,15 @@ def test_beyond_its_bound_the_step_asks_with_the_preview(daemon, make_ve) -> Non
     daemon.client.post(f"/v1/incidents/{incident['id']}/approve")
     wait_until(lambda: ve.inode != before, 60, "the repair")
     assert daemon.wait_for_incident("closed", "needs-operator")["outcome"] == "repaired"
+
+
+async def test_e2fsck_tells_how_far_it_is_from_inside_of_its_sandbox(work) -> None:
+    image = work / "image"
+    with image.open("xb") as file:
+        file.truncate(256 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True)
+    shares: list[float] = []
+    checked = await e2fsck.check(str(image), 60, shares.append)
+    assert checked.clean, checked.output
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.9

@@ -1,0 +1,41 @@
+"""What a step does by itself, and what it asks somebody about first.
+
+An approval is for what was shown: a repair that turns out to lose more is asked about again.
+"""
+
+from __future__ import annotations
+
+from fswatchd.repair.cure import Cure, beyond
+from fswatchd.repair.journal import RepairJournal
+from fswatchd.repair.scope import Target
+from fswatchd.rules import FsckStep
+from fswatchd.steps import ActionContext, Next, StepEnded, StepResult
+from fswatchd.units import show_duration
+
+
+def approved(context: ActionContext) -> bool:
+    """Whether this step has asked, and somebody has said yes."""
+    journal = RepairJournal.read(context.record.journal)
+    return journal.asked and context.incident.approved_by is not None
+
+
+def long_pause(step: FsckStep, target: Target, pause_s: float | None) -> StepEnded:
+    """The question whether writers may wait so long (None: nobody knows how long)."""
+    how_long = "an unknown time" if pause_s is None else f"about {show_duration(pause_s)}"
+    text = (
+        f"{target.ve.ve_id} could not write for {how_long}, more than max_write_pause "
+        f"({show_duration(step.max_write_pause)}) allows"
+    )
+    return StepEnded(StepResult(next=Next.ASK, result="long pause", detail=text))
+
+
+async def within_bounds(context: ActionContext, step: FsckStep, done: Cure, took_s: float) -> None:
+    """Keep the preview with the step. Raises StepEnded with the question where it is too much."""
+    await context.journal(preview={**done.document(), "seconds": round(took_s, 3)})
+    seen = context.record.journal.get("asked_about")
+    known = seen if approved(context) and isinstance(seen, dict) else None
+    over = beyond(step, done, known)
+    if over is not None:
+        await context.journal(asked_about=done.document())
+        text = f"{over}. A repair would do: {done.summary()}"
+        raise StepEnded(StepResult(next=Next.ASK, result="beyond bounds", detail=text))

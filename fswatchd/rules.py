@@ -170,6 +170,11 @@ class FsckStep(_Step):
     salvage_max: Size = 1 << 30
     max_lost_files: int | None = Field(default=None, ge=0)
     max_changes: int | None = Field(default=None, ge=0)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it does some repairs only after a question."""
+        return self.max_lost_files is not None or self.max_changes is not None
     keep_original: Duration = 7 * 86400.0  # see engine.retention
 
 
@@ -320,6 +325,8 @@ def _unavailable(file: str, rule: Rule) -> list[RuleProblem]:
         message = ""
         if isinstance(step, FsckStep) and step.strategy == "online":
             message = 'this version has no online strategy; write "clone" or "offline"'
+        elif isinstance(step, FsckStep) and step.strategy != "clone" and step.is_bounded:
+            message = "max_lost_files and max_changes need a preview: only clone has one"
         if message:
             key = f"step[{index + 1}]"
             problems.append(RuleProblem(file=file, rule=rule.name, key=key, message=message))

@@ -107,6 +107,8 @@ class CloneRepair:
             pause_s = await self._look_first(target)
             target = await self._lock(target)
             state = await self._hold_writers(target, pause_s)
+        elif state in {Condition.SHUTDOWN, Condition.STOPPED} and self._step.is_bounded:
+            await self._look_before_the_stop(target)
         self._context.note(f"{target.filesystem.device or image.path}: {state.value}")
         fresh = False
         if state is not Condition.STOPPED:
@@ -162,6 +164,17 @@ class CloneRepair:
         self._context.note(f"preview: {seen.would_do}; it took {show_duration(seen.seconds)}")
         await consent.within_bounds(self._context, self._step, seen.cure, seen.seconds)
         return seen.seconds * 1.3 + 0.2
+
+    async def _look_before_the_stop(self, target: Target) -> None:
+        """Its clone is made of an image that nobody uses: what is asked is asked before that."""
+        try:
+            seen = await preview.look(self._context, target, require_image(target))
+        except clone.NotShareableError:
+            return
+        except OSError as error:
+            raise refuse("cannot clone", f"no clone can be made: {error}") from None
+        if seen.cure is not None:
+            await consent.within_bounds(self._context, self._step, seen.cure, seen.seconds)
 
     async def _only_data_lost(self, target: Target) -> StepEnded:
         """What a device or a checksum has taken from files no repair of the filesystem brings back.

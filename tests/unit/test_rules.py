@@ -80,6 +80,8 @@ def test_wrong_values_are_refused(line: str, key: str) -> None:
         ('do = "fsck"\nto = ["ops"]', "step[1].to"),
         ('do = "notify"\non_failure = "explode"', "step[1].on_failure"),
         ('strategy = "clone"', "step[1].do"),
+        ('do = "fsck"\nstrategy = "offline"\nmax_lost_files = 0', "step[1]"),
+        ('do = "fsck"\nmax_changes = -1', "step[1].max_changes"),
         ('do = "exec"\nrun = ["relative"]', "step[1].run"),
     ],
 )

@@ -82,7 +82,7 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
             image=image.path,
             timeout_s=timeout_s,
             open_files=held,
-            begin=lambda text: progress.begin(context, f"preview: {text}"),
+            begin=lambda _: progress.begin(context, "preview: trying the repair"),
         )
         return Preview(check=check, cure=done, seconds=cloned_s + done.seconds)
 

@@ -170,12 +170,12 @@ class FsckStep(_Step):
     salvage_max: Size = 1 << 30
     max_lost_files: int | None = Field(default=None, ge=0)
     max_changes: int | None = Field(default=None, ge=0)
+    keep_original: Duration = 7 * 86400.0  # see engine.retention
 
     @property
     def is_bounded(self) -> bool:
         """Whether it does some repairs only after a question."""
         return self.max_lost_files is not None or self.max_changes is not None
-    keep_original: Duration = 7 * 86400.0  # see engine.retention
 
 
 class ContainStep(_Step):

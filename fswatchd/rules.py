@@ -206,6 +206,11 @@ class RuleSet:
         return dict(self.origin)
 
     @cached_property
+    def has_shadows(self) -> bool:
+        """Whether a rule only watches."""
+        return any(rule.mode == "shadow" for rule in self.rules)
+
+    @cached_property
     def windows(self) -> tuple[Window, ...]:
         """The times of day that rules ask for: at their borders another rule may apply."""
         asked = [window for rule in self.rules for one in groups(rule.match) for window in one.during]

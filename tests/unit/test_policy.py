@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fswatchd.cause import Layer, blame
 from fswatchd.events import Health
 from fswatchd.guards import refused_scope
+from fswatchd.incidents import Load
 from fswatchd.policy import Decision, Verdict, decide, for_request
 from fswatchd.rules import RuleSet
 from fswatchd.situation import Disarm, RunningRepair
@@ -66,8 +67,8 @@ def test_a_confirmed_fault_in_one_ve_is_repaired() -> None:
 def test_every_guard_that_was_asked_leaves_its_answer() -> None:
     asked = [answer.guard for answer in ask().answers]
     assert asked == [
-        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "armed", "cause", "mode",
-        "asked", "cooldown", "budget",
+        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "armed", "storm", "cause",
+        "mode", "asked", "copies", "flap", "cooldown", "budget",
     ]  # fmt: skip
 
 
@@ -264,7 +265,7 @@ def test_another_volumes_cooldown_does_not_matter() -> None:
 
 def test_the_nodes_budget() -> None:
     def running(count: int) -> Any:
-        runs = [RunningRepair(incident_id=f"i{n}", devices=("9:9",)) for n in range(count)]
+        runs = [RunningRepair(incident_id=f"i{n}", load=Load(devices=("9:9",))) for n in range(count)]
         return policy_state(running=tuple(runs))
 
     assert ask(state=running(1)).verdict is Verdict.ACT
@@ -272,13 +273,13 @@ def test_the_nodes_budget() -> None:
 
 
 def test_one_repair_on_a_backing_device_at_a_time() -> None:
-    run = RunningRepair(incident_id="other", devices=("8:1",))
+    run = RunningRepair(incident_id="other", load=Load(devices=("8:1",)))
     assert ask(state=policy_state(running=(run,))).waiting_for == "budget"
 
 
 def test_the_incidents_own_plan_does_not_use_up_its_budget() -> None:
     found = incident(event(count=2))
-    run = RunningRepair(incident_id=found.incident_id, devices=("8:1",))
+    run = RunningRepair(incident_id=found.incident_id, load=Load(devices=("8:1",)))
     assert ask(found, state=policy_state(running=(run,))).verdict is Verdict.ACT
 
 
@@ -352,7 +353,7 @@ def test_nothing_acts_without_permission(
     state = policy_state(
         mode=mode,
         disarms=(Disarm(target="node", reason="x", by="y"),) if disarmed else (),
-        running=tuple(RunningRepair(incident_id=str(n), devices=()) for n in range(running)),
+        running=tuple(RunningRepair(incident_id=str(n)) for n in range(running)),
     )
     who = scope(foreign_users=("somebody",) if foreign else ())
     decision = ask(found, who, state)

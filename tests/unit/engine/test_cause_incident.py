@@ -66,7 +66,12 @@ class Engine:
         self.decider = Decider(
             self.book,
             cast("Any", SimpleNamespace(view=view, refresh=refresh)),
-            cast("Any", SimpleNamespace(current_disarms=tuple, last_action_ns={})),
+            cast(
+                "Any",
+                SimpleNamespace(
+                    current_disarms=tuple, last_action_ns={}, failures={}, repaired_ns={}
+                ),
+            ),
             "observe",
             submit=lambda *_: None,
             running=tuple,

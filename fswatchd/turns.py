@@ -1,0 +1,62 @@
+"""Whose turn it is when more wait for a repair than may run at once. Pure.
+
+In order: whose VE has not been repaired for the longest time, then who has waited longest. So a VE
+with a thousand faults does not keep another's one fault waiting.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+from fswatchd.incidents import Incident, Load
+from fswatchd.rules import Budget
+from fswatchd.situation import Turn, Waiting
+
+
+class Turns:
+    """Those that wait for a budget, by their turn; finding and changing one costs little."""
+
+    def __init__(self) -> None:
+        self.begun_ns: dict[str, int] = {}
+        self._queue: list[Waiting] = []
+        self._waiting: dict[str, Waiting] = {}
+        self._of_ve: dict[str, set[str]] = {}
+
+    @property
+    def queue(self) -> Sequence[Waiting]:
+        """All that wait, the next first."""
+        return self._queue
+
+    def waits(self, incident: Incident, ve: str, budget: Budget, load: Load) -> None:
+        """The incident waits for room in this budget; its VE is named `ve`."""
+        self.gone(incident.incident_id)
+        turn = (self.begun_ns.get(ve, 0), incident.opened_ns, incident.incident_id)
+        self._add(Waiting(turn=turn, ve=ve, budget=budget, load=load))
+
+    def gone(self, incident_id: str) -> None:
+        """The incident does not wait for a budget any more."""
+        known = self._waiting.pop(incident_id, None)
+        if known is not None:
+            del self._queue[bisect_left(self._queue, known.turn, key=_turn)]
+            self._of_ve[known.ve].discard(incident_id)
+            if not self._of_ve[known.ve]:
+                del self._of_ve[known.ve]
+
+    def begun(self, ve: str, now_ns: int) -> None:
+        """A repair of the VE begins at `now_ns` (CLOCK_BOOTTIME): its others come later."""
+        self.begun_ns[ve] = now_ns
+        for incident_id in list(self._of_ve.get(ve, ())):
+            known = self._waiting[incident_id]
+            self.gone(incident_id)
+            turn = (now_ns, *known.turn[1:])
+            self._add(Waiting(turn=turn, ve=ve, budget=known.budget, load=known.load))
+
+    def _add(self, waiting: Waiting) -> None:
+        insort(self._queue, waiting, key=_turn)
+        self._waiting[waiting.incident_id] = waiting
+        self._of_ve.setdefault(waiting.ve, set()).add(waiting.incident_id)
+
+
+def _turn(waiting: Waiting) -> Turn:
+    return waiting.turn

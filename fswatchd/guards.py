@@ -19,6 +19,7 @@ NS = 1_000_000_000
 _BUSY_RETRY_S = 30.0
 # Whose turn it is may find out that it waits for something else: then nobody would go on.
 _TURN_RETRY_S = 5.0
+_COPIES_RETRY_S = 60.0
 # Repairs of one volume within a rule's `flap`: the next is asked about, the one after is refused.
 _FLAPS_ASKED = 1
 _FLAPS_REFUSED = 2
@@ -199,15 +200,32 @@ def _guard_threshold(
     if incident.reached_threshold_of == rule.name:
         # Most filesystems report no more once they have stopped: waiting is no all-clear.
         return _yes("threshold", "reached at an earlier decision")
-    since = now_ns - wanted.window_s * NS
-    seen: dict[str, int] = {}
-    for when, source, count in incident.recent:
-        if when >= since:
-            seen[source] = seen.get(source, 0) + count
-    # Every source tells of the same errors; one that has only seen the consequence still saw one.
-    errors = max(max(seen.values()), 1) if seen else 0
+    errors = _most_errors(incident, wanted.window_s, now_ns)
     text = f"{errors} errors in {show_duration(wanted.window_s)}, the rule wants {wanted.count}"
     return _yes("threshold", text) if errors >= wanted.count else _no("threshold", text)
+
+
+def _most_errors(incident: Incident, window_s: float, now_ns: int) -> int:
+    """The most errors that one source has told of within a window, whenever that was.
+
+    Every source tells of the same errors, and one that has only seen the consequence still saw one.
+    A window that is past counts: most filesystems report no more once they have stopped, and who
+    waits for a backup to end does not become well by that.
+    """
+    by_source: dict[str, list[tuple[int, int]]] = {}
+    for when, source, count in incident.recent:
+        if when <= now_ns:
+            by_source.setdefault(source, []).append((when, count))
+    most = 1 if by_source else 0
+    for entries in by_source.values():
+        first, errors = 0, 0
+        for when, count in entries:
+            errors += count
+            while entries[first][0] < when - window_s * NS:
+                errors -= entries[first][1]
+                first += 1
+            most = max(most, errors)
+    return most
 
 
 def _guard_denied(
@@ -267,7 +285,9 @@ def _guard_storm(
     if state.storm is None:
         return _yes("storm", "no storm")
     if incident.requested_by or is_scratch(scope):
-        return _yes("storm", f"there is a storm ({state.storm.incident_id}), but this was asked for")
+        return _yes(
+            "storm", f"there is a storm ({state.storm.incident_id}), but this was asked for"
+        )
     return _later("storm", f"{state.storm.text} ({state.storm.incident_id})")
 
 
@@ -283,7 +303,9 @@ def _guard_copies(
         return _yes("copies", f"the last one of its copies, requested by {incident.requested_by}")
     text = f"no other copy is well where {rule.copies} is {known.value}: {_some([*known.others])}"
     approved, why = _approved(rule, incident, now_ns)
-    return _yes("copies", f"{text}; {why}") if approved else _later("approval", f"{text}; {why}")
+    if approved:
+        return _yes("copies", f"{text}; {why}")
+    return _later("approval", f"{text}; {why}", _COPIES_RETRY_S)
 
 
 def _guard_flap(

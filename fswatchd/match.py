@@ -267,7 +267,7 @@ def is_literal(pattern: str) -> bool:
 def _regex(pattern: str) -> Callable[[str], object]:
     text = pattern.removeprefix(REGEX)
     try:
-        import re2  # noqa: PLC0415 - only where a rule needs it
+        import re2
     except ImportError:
         raise ValueError(f"{pattern!r} needs the Python package google-re2") from None
     options = re2.Options()

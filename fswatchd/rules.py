@@ -213,7 +213,9 @@ class RuleSet:
     @cached_property
     def windows(self) -> tuple[Window, ...]:
         """The times of day that rules ask for: at their borders another rule may apply."""
-        asked = [window for rule in self.rules for one in groups(rule.match) for window in one.during]
+        asked = [
+            window for rule in self.rules for one in groups(rule.match) for window in one.during
+        ]
         return tuple(dict.fromkeys(asked))
 
     @cached_property

@@ -7,7 +7,7 @@ with a thousand faults does not keep another's one fault waiting.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fswatchd.incidents import Incident, Load
 from fswatchd.rules import Budget
@@ -15,10 +15,13 @@ from fswatchd.situation import Turn, Waiting
 
 
 class Turns:
-    """Those that wait for a budget, by their turn; finding and changing one costs little."""
+    """Those that wait for a budget, by their turn; finding and changing one costs little.
 
-    def __init__(self) -> None:
-        self.begun_ns: dict[str, int] = {}
+    `begun_ns` is when a repair of each VE last began (CLOCK_BOOTTIME), as others keep it.
+    """
+
+    def __init__(self, begun_ns: Mapping[str, int]) -> None:
+        self._begun_ns = begun_ns
         self._queue: list[Waiting] = []
         self._waiting: dict[str, Waiting] = {}
         self._of_ve: dict[str, set[str]] = {}
@@ -31,7 +34,7 @@ class Turns:
     def waits(self, incident: Incident, ve: str, budget: Budget, load: Load) -> None:
         """The incident waits for room in this budget; its VE is named `ve`."""
         self.gone(incident.incident_id)
-        turn = (self.begun_ns.get(ve, 0), incident.opened_ns, incident.incident_id)
+        turn = (self._begun_ns.get(ve, 0), incident.opened_ns, incident.incident_id)
         self._add(Waiting(turn=turn, ve=ve, budget=budget, load=load))
 
     def gone(self, incident_id: str) -> None:
@@ -43,13 +46,12 @@ class Turns:
             if not self._of_ve[known.ve]:
                 del self._of_ve[known.ve]
 
-    def begun(self, ve: str, now_ns: int) -> None:
-        """A repair of the VE begins at `now_ns` (CLOCK_BOOTTIME): its others come later."""
-        self.begun_ns[ve] = now_ns
+    def begun(self, ve: str) -> None:
+        """A repair of the VE has begun: its others come later."""
         for incident_id in list(self._of_ve.get(ve, ())):
             known = self._waiting[incident_id]
             self.gone(incident_id)
-            turn = (now_ns, *known.turn[1:])
+            turn = (self._begun_ns.get(ve, 0), *known.turn[1:])
             self._add(Waiting(turn=turn, ve=ve, budget=known.budget, load=known.load))
 
     def _add(self, waiting: Waiting) -> None:

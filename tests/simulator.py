@@ -1,13 +1,14 @@
 """A node without a kernel: plays a scenario against the policy, with a clock of its own.
 
-A scenario is a TOML file: what is expected in prose and as the log of all decisions (`log`), the
-rules, a node with VEs and disks, and what happens when. Decisions, history, turns and storms are the
+A scenario is a table in a TOML file: what is expected in prose and as the log of all decisions
+(`log`), the rules, a node with VEs and disks, and what happens when. Decisions, history, turns and storms are the
 daemon's own code; what the simulator adds is time, faults, and plans that take a while.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import fnmatch
 import heapq
 import itertools
@@ -43,7 +44,7 @@ from fswatchd.units import parse_duration
 NS = 1_000_000_000
 DAY_S = 86400
 _INCIDENT = TypeAdapter(Incident)
-_KEYS = {"expect", "rules", "node", "do", "log"}
+_KEYS = {"name", "expect", "rules", "node", "do", "log"}
 
 
 @dataclass
@@ -115,7 +116,7 @@ class Simulator:
     def __init__(self, document: dict[str, Any]) -> None:
         unknown = document.keys() - _KEYS
         assert not unknown, unknown
-        said = dict(document.get("node", {}))
+        said = copy.deepcopy(document.get("node", {}))
         self.clock = Clock(local_s=_time_of_day(said.pop("local", "12:00")))
         repair = parse_duration(said.pop("repair", "10m"))
         self.node = Node(disks=said.pop("disk", {"sda": ["a"]}), repair_s=repair, **said)
@@ -160,7 +161,10 @@ class Simulator:
         for number in range(times):
             for name in self._ves(who):
                 when = self.clock.now_s + number * parse_duration(every)
-                self._schedule(when, lambda name=name: self._fault(name, **more))
+                if when == self.clock.now_s:
+                    self._fault(name, **more)
+                else:
+                    self._schedule(when, lambda name=name: self._fault(name, **more))
 
     def _fault(
         self,
@@ -215,7 +219,11 @@ class Simulator:
     def do_request(self, who: str, *, force: bool = False) -> None:
         found = self._find(who, "root", EventClass.CORRUPTION)
         found = found or self._open(who, "root", EventClass.CORRUPTION, None)
-        self._put(replace(found, requested_by="root", forced=force, state=State.OPEN, denied_by=None))
+        if found.state in {State.ACTING, State.VERIFYING}:
+            return
+        self._put(
+            replace(found, requested_by="root", forced=force, state=State.OPEN, denied_by=None)
+        )
         self._decide(found.incident_id)
 
     def do_ack(self, who: str) -> None:
@@ -223,7 +231,14 @@ class Simulator:
             self._end_storm()
             return
         for found in [i for i in self.incidents.values() if self._name(i) == who]:
-            self._close(found, "dismissed")
+            if found.state is State.NEEDS_OPERATOR:
+                self._close(found, "dismissed")
+
+    def do_gone(self, who: str) -> None:
+        """Its volume is not mounted any more."""
+        for found in [i for i in self.incidents.values() if self._name(i) == who]:
+            if found.state is not State.ACTING:
+                self._close(found, "dismissed")
 
     def do_disarm(self, who: str, **more: str) -> None:
         until = None
@@ -350,7 +365,7 @@ class Simulator:
             last_action_ns=self.history.last_action_ns,
             failures=self.history.failures,
             repaired_ns=self.history.repaired_ns,
-            begun_ns=self.turns.begun_ns,
+            begun_ns=self.history.begun_ns,
             queue=self.turns.queue,
             storm=self.storm,
             local_s=self.clock.local(),
@@ -396,7 +411,10 @@ class Simulator:
 
     def _ask_again(self, incident_id: str, delay_s: float) -> None:
         when = self.clock.now_s + max(min(delay_s, 3600.0), 0.001)
-        if self._due.get(incident_id, when + 1) <= when and self._due[incident_id] > self.clock.now_s:
+        if (
+            self._due.get(incident_id, when + 1) <= when
+            and self._due[incident_id] > self.clock.now_s
+        ):
             return
         self._due[incident_id] = when
 
@@ -414,7 +432,8 @@ class Simulator:
     # --- plans ----------------------------------------------------------------------------------
 
     def _act(self, found: Incident, decision: Decision, load: Load) -> None:
-        self.turns.begun(found.ves[0], self.clock.boottime_ns())
+        self.history.begun(found.ves[0])
+        self.turns.begun(found.ves[0])
         steps = [step.do for step in decision.steps if step.do != "notify"]
         self._put(replace(found, state=State.ACTING, load=load, attempts=found.attempts + 1))
         plan = self.plans[found.incident_id] = Plan(found.incident_id, steps)
@@ -497,7 +516,7 @@ class Simulator:
     def _start(self) -> None:
         self.history = History(cast("Any", self.facts), cast("Any", self.clock))
         asyncio.run(self.history.load())
-        self.turns = Turns()
+        self.turns = Turns(self.history.begun_ns)
 
     def _schedule(self, when_s: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (when_s, next(self._order), what))
@@ -568,9 +587,11 @@ class Simulator:
         )
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A scenario's document."""
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def load(path: Path) -> list[dict[str, Any]]:
+    """The scenarios in a file; rules and node of the file are those of each that has none."""
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    usual = {key: document[key] for key in ("rules", "node") if key in document}
+    return [{**usual, **scenario} for scenario in document["scenario"]]
 
 
 def wanted(document: dict[str, Any]) -> list[str]:

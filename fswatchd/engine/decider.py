@@ -71,7 +71,7 @@ class Decider:
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._next_look: asyncio.Task[None] | None = None
-        self._turns = Turns()
+        self._turns = Turns(history.begun_ns)
         self._storms = Storms(book, self.poke, self.poke_all)
         self._rules = RuleSet()
         self.mode: Mode = mode
@@ -136,7 +136,7 @@ class Decider:
             last_action_ns=self._history.last_action_ns,
             failures=self._history.failures,
             repaired_ns=self._history.repaired_ns,
-            begun_ns=self._turns.begun_ns,
+            begun_ns=self._history.begun_ns,
             queue=self._turns.queue,
             storm=self._storms.state(),
             local_s=min(local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec, DAY_S - 1),
@@ -223,7 +223,6 @@ class Decider:
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
         if "decided" not in incident.timeline and not is_scratch(scope):
             self._storms.failed(incident, len(self._inventory.view.ves))
-            incident = self._book.get(incident.incident_id) or incident
         decision = policy.decide(rules, incident, scope, self.policy_state(), boottime_ns())
         self._queue(rules, incident, scope, decision)
         new = "decided" not in incident.timeline or incident.untold
@@ -235,7 +234,8 @@ class Decider:
             self._on_decided(incident)
         if decision.verdict is Verdict.ACT:
             for ve in scope.ves:
-                self._turns.begun(ve.ve_id, boottime_ns())
+                self._history.begun(ve.ve_id)
+                self._turns.begun(ve.ve_id)
             self._submit(incident.incident_id, decision, scope)
             return
         if decision.retry_after_s is not None:
@@ -247,9 +247,7 @@ class Decider:
         else:
             self._cause_looks.pop(incident.incident_id, None)
 
-    def _queue(
-        self, rules: RuleSet, incident: Incident, scope: Scope, decision: Decision
-    ) -> None:
+    def _queue(self, rules: RuleSet, incident: Incident, scope: Scope, decision: Decision) -> None:
         """What waits for a budget waits for its turn from then on, and only that."""
         rule = next((rule for rule in rules.rules if rule.name == decision.rule), None)
         if decision.waiting_for == "budget" and rule is not None:

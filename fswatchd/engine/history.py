@@ -1,5 +1,5 @@
 """What decisions remember across restarts: disarms, when rules last acted on which volume and how
-often that failed, and when it was repaired.
+often that failed, when it was repaired, and when a repair of a VE last began.
 
 Times are CLOCK_BOOTTIME, which no clock change touches; beside each the boot id and the wall clock
 are kept, so that after a reboot the time that passed is estimated instead of forgotten.
@@ -14,7 +14,6 @@ from typing import Any
 from fswatchd.kernel import proc
 from fswatchd.situation import Disarm
 from fswatchd.store import Store
-
 
 _REPAIRS_KEPT = 8
 
@@ -48,6 +47,7 @@ class History:
         self.last_action_ns: dict[tuple[str, str], int] = {}
         self.failures: dict[tuple[str, str], int] = {}
         self.repaired_ns: dict[str, tuple[int, ...]] = {}
+        self.begun_ns: dict[str, int] = {}
         self.disarms: dict[str, Disarm] = {}
 
     async def load(self) -> None:
@@ -59,6 +59,8 @@ class History:
         for key, value in (await self._store.facts("repaired:")).items():
             times = tuple(self._here(stamp) for stamp in value)
             self.repaired_ns[key.removeprefix("repaired:")] = times
+        for key, value in (await self._store.facts("begun:")).items():
+            self.begun_ns[key.removeprefix("begun:")] = self._here(value)
         for key, value in (await self._store.facts("disarm:")).items():
             target = key.removeprefix("disarm:")
             until = value.get("until")
@@ -68,6 +70,11 @@ class History:
                 by=value["by"],
                 until_ns=self._here(until) if until else None,
             )
+
+    def begun(self, ve: str) -> None:
+        """A repair of the VE begins now."""
+        self.begun_ns[ve] = self._clock.boottime_ns()
+        self._store.set_fact(f"begun:{ve}", self._stamp(self.begun_ns[ve]))
 
     def acted(self, rule: str, volume: str, *, failed: bool = False) -> None:
         """A plan of `rule` on `volume` has ended now."""

@@ -3,7 +3,6 @@ class Options:
     max_mem: int
 
 class error(Exception): ...
-
 class _Match: ...
 
 class _Regexp:

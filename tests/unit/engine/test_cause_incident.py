@@ -69,7 +69,11 @@ class Engine:
             cast(
                 "Any",
                 SimpleNamespace(
-                    current_disarms=tuple, last_action_ns={}, failures={}, repaired_ns={}
+                    current_disarms=tuple,
+                    last_action_ns={},
+                    failures={},
+                    repaired_ns={},
+                    begun_ns={},
                 ),
             ),
             "observe",

@@ -42,7 +42,9 @@ def cancelled(attempts: int, disarmed: str | None = None) -> tuple[Incident, lis
     """What becomes of an incident whose plan was cancelled, and when it is decided about again."""
     nothing = cast("Any", SimpleNamespace(adjust=[]))
     book, again = Book(), []
-    history = cast("Any", SimpleNamespace(why_disarmed=lambda _: disarmed, acted=lambda *_, **__: None))
+    history = cast(
+        "Any", SimpleNamespace(why_disarmed=lambda _: disarmed, acted=lambda *_, **__: None)
+    )
     executor = Executor(
         cast("Any", book),
         nothing,

@@ -187,7 +187,7 @@ def _windows(value: object) -> tuple[Window, ...]:
                 f'{term!r} is no time of day; write it like "02:00-06:00" or "22:00-06:00"'
             )
         begin_s, end_s = hours[0] * 3600 + hours[1] * 60, hours[2] * 3600 + hours[3] * 60
-        if begin_s == end_s or max(begin_s, end_s) > DAY_S or begin_s == DAY_S:
+        if begin_s in (end_s, DAY_S) or max(begin_s, end_s) > DAY_S:
             raise ValueError(f"{term!r} is empty; a whole day needs no `during`")
         windows.append(Window(begin_s, end_s))
     if not windows:

@@ -83,7 +83,8 @@ class Budget(_Table):
 
 class Storm(_Table):
     """`[storm]`: nothing is repaired while more VEs fail in a `window` than `ves`, or than the
-    `share` of all. It ends when nothing failed for `resume` seconds; None: when an operator says."""
+    `share` of all. It ends when nothing failed for `resume` seconds, or, where that is None, when
+    an operator says so."""
 
     ves: int | None = Field(default=None, ge=1)
     share: Annotated[float, BeforeValidator(_percent)] | None = None

@@ -13,6 +13,23 @@ from fswatchd.rules import MODES, Budget, Mode
 WISH = "fswatch"
 
 
+def wish(labels: Mapping[str, str]) -> Mode | None:
+    """The widest mode that the owner of a VE with these labels wants, None where he says nothing.
+
+    What is no mode is a mistake, and taken for the most careful one.
+    """
+    said = labels.get(WISH)
+    if said is None:
+        return None
+    return next((mode for mode in MODES if mode == said.strip().lower()), MODES[0])
+
+
+def joined_labels(labels: Mapping[str, str], *others: Mapping[str, str]) -> dict[str, str]:
+    """The labels with the most careful of what all of these wish."""
+    wishes = [found for one in (labels, *others) if (found := wish(one)) is not None]
+    return {**labels, **({WISH: min(wishes, key=MODES.index)} if wishes else {})}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VeFacts:
     """What rules may ask about a VE. `scratch` is true only for ids the daemon made itself; to
@@ -30,11 +47,8 @@ class VeFacts:
 
     @property
     def wish(self) -> Mode | None:
-        """The widest mode that its owner wants; what is no mode is the narrowest."""
-        said = self.labels.get(WISH)
-        if said is None:
-            return None
-        return next((mode for mode in MODES if mode == said.strip().lower()), MODES[0])
+        """The widest mode that its owner wants."""
+        return wish(self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +107,7 @@ class RunningRepair:
     """A plan that is being carried out, and what it keeps busy."""
 
     incident_id: str
-    load: Load = Load()
+    load: Load = field(default_factory=Load)
 
 
 Turn = tuple[int, int, str]

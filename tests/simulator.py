@@ -1,8 +1,8 @@
 """A node without a kernel: plays a scenario against the policy, with a clock of its own.
 
 A scenario is a table in a TOML file: what is expected in prose and as the log of all decisions
-(`log`), the rules, a node with VEs and disks, and what happens when. Decisions, history, turns and storms are the
-daemon's own code; what the simulator adds is time, faults, and plans that take a while.
+(`log`), the rules, a node with VEs and disks, and what happens when. Decisions, history and turns
+are the daemon's own code; the simulator adds time, faults, and plans that take a while.
 """
 
 from __future__ import annotations

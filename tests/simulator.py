@@ -128,7 +128,6 @@ class Simulator:
         self.elsewhere: dict[str, str] = {}
         self.busy: dict[str, str] = {}
         self.facts = Facts()
-        self.failed_ns: dict[str, int] = {}
         self.storm: StormState | None = None
         self.plans: dict[str, Plan] = {}
         self._number = itertools.count(1)
@@ -484,14 +483,15 @@ class Simulator:
         settings, now = self.rules.storm, self.clock.boottime_ns()
         if found.requested_by:
             return
-        self.failed_ns[found.ves[0]] = now
+        self.history.failed(found.ves[0])
         if settings is None:
             return
-        failing = storm.failing(settings, self.failed_ns, now)
+        failing = storm.failing(settings, self.history.failed_ns, now)
         total = sum(len(ves) for ves in self.node.disks.values())
         if self.storm is None and storm.breaks_out(settings, len(failing), total):
             self.storm = StormState(incident_id="storm", text="a storm")
             self._line(f"storm begins: {len(failing)} VEs")
+            self._schedule(self.clock.now_s, self._decide_all)
         if self.storm is not None:
             self._look_at_storm()
 
@@ -499,7 +499,7 @@ class Simulator:
         settings = self.rules.storm
         if settings is None or self.storm is None:
             return
-        left_s = storm.over_after_s(settings, self.failed_ns, self.clock.boottime_ns())
+        left_s = storm.over_after_s(settings, self.history.failed_ns, self.clock.boottime_ns())
         if left_s == 0:
             self._end_storm()
         elif left_s is not None:
@@ -507,7 +507,7 @@ class Simulator:
 
     def _end_storm(self) -> None:
         self.storm = None
-        self.failed_ns.clear()
+        self.history.forget_failures(*self.history.failed_ns)
         self._line("storm ends")
         self._decide_all()
 

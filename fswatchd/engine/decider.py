@@ -72,7 +72,7 @@ class Decider:
         self._looking = asyncio.Lock()
         self._next_look: asyncio.Task[None] | None = None
         self._turns = Turns(history.begun_ns)
-        self._storms = Storms(book, self.poke, self.poke_all)
+        self._storms = Storms(book, history, self.poke, self.poke_all)
         self._rules = RuleSet()
         self.mode: Mode = mode
         # Closes an incident that only waited for room, when that was all; set by the daemon.

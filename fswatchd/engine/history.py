@@ -1,5 +1,5 @@
 """What decisions remember across restarts: disarms, when rules last acted on which volume and how
-often that failed, when it was repaired, and when a repair of a VE last began.
+often that failed, when it was repaired, when a repair of a VE last began, and when it failed.
 
 Times are CLOCK_BOOTTIME, which no clock change touches; beside each the boot id and the wall clock
 are kept, so that after a reboot the time that passed is estimated instead of forgotten.
@@ -16,6 +16,7 @@ from fswatchd.situation import Disarm
 from fswatchd.store import Store
 
 _REPAIRS_KEPT = 8
+_FAILED_KEPT = 4096
 
 
 def boottime_ns() -> int:
@@ -48,6 +49,7 @@ class History:
         self.failures: dict[tuple[str, str], int] = {}
         self.repaired_ns: dict[str, tuple[int, ...]] = {}
         self.begun_ns: dict[str, int] = {}
+        self.failed_ns: dict[str, int] = {}
         self.disarms: dict[str, Disarm] = {}
 
     async def load(self) -> None:
@@ -61,6 +63,8 @@ class History:
             self.repaired_ns[key.removeprefix("repaired:")] = times
         for key, value in (await self._store.facts("begun:")).items():
             self.begun_ns[key.removeprefix("begun:")] = self._here(value)
+        for key, value in (await self._store.facts("failed:")).items():
+            self.failed_ns[key.removeprefix("failed:")] = self._here(value)
         for key, value in (await self._store.facts("disarm:")).items():
             target = key.removeprefix("disarm:")
             until = value.get("until")
@@ -75,6 +79,20 @@ class History:
         """A repair of the VE begins now."""
         self.begun_ns[ve] = self._clock.boottime_ns()
         self._store.set_fact(f"begun:{ve}", self._stamp(self.begun_ns[ve]))
+
+    def failed(self, ve: str) -> None:
+        """A filesystem of the VE has failed now, by itself as far as is known."""
+        self.failed_ns.pop(ve, None)
+        self.failed_ns[ve] = self._clock.boottime_ns()
+        self._store.set_fact(f"failed:{ve}", self._stamp(self.failed_ns[ve]))
+        if len(self.failed_ns) > _FAILED_KEPT:
+            self.forget_failures(next(iter(self.failed_ns)))
+
+    def forget_failures(self, *ves: str) -> None:
+        """The failures of these VEs are settled."""
+        for ve in ves:
+            if self.failed_ns.pop(ve, None) is not None:
+                self._store.set_fact(f"failed:{ve}", None)
 
     def acted(self, rule: str, volume: str, *, failed: bool = False) -> None:
         """A plan of `rule` on `volume` has ended now."""

@@ -9,15 +9,13 @@ from dataclasses import replace
 
 from fswatchd import storm
 from fswatchd.book import IncidentBook
-from fswatchd.engine.history import boottime_ns
+from fswatchd.engine.history import History, boottime_ns
 from fswatchd.events import Domain, Severity
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
 from fswatchd.rules import Storm
 from fswatchd.situation import StormState
 from fswatchd.summary import names
 from fswatchd.units import show_duration
-
-_FAILED_KEPT = 10_000
 
 
 class Storms:
@@ -27,13 +25,16 @@ class Storms:
     """
 
     def __init__(
-        self, book: IncidentBook, poke: Callable[[str], None], poke_all: Callable[[], None]
+        self,
+        book: IncidentBook,
+        history: History,
+        poke: Callable[[str], None],
+        poke_all: Callable[[], None],
     ) -> None:
         self._book = book
+        self._history = history
         self._poke = poke
         self._poke_all = poke_all
-        self._failed_ns: dict[str, int] = {}
-        self._incidents: dict[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.settings: Storm | None = None
         book.subscribe(self._changed)
@@ -52,16 +53,11 @@ class Storms:
             return
         if incident.requested_by and not incident.counts:
             return  # nothing has failed: somebody has asked
-        now = boottime_ns()
         for ve in incident.direct_ves:
-            self._failed_ns.pop(ve, None)
-            self._failed_ns[ve] = now
-            self._incidents[ve] = incident.incident_id
-        while len(self._failed_ns) > _FAILED_KEPT:
-            self._forget(next(iter(self._failed_ns)))
+            self._history.failed(ve)
         if self.settings is None:
             return
-        ves = storm.failing(self.settings, self._failed_ns, now)
+        ves = storm.failing(self.settings, self._history.failed_ns, boottime_ns())
         known = self._incident()
         if known is not None:
             self._grow(known, ves)
@@ -117,12 +113,14 @@ class Storms:
         return self._book.find_key("name:::", Domain.STORM)
 
     def _incidents_of(self, ves: tuple[str, ...]) -> list[Incident]:
-        ids = dict.fromkeys(self._incidents[ve] for ve in ves if ve in self._incidents)
-        return [found for one in ids if (found := self._book.get(one)) is not None]
-
-    def _forget(self, ve: str) -> None:
-        self._failed_ns.pop(ve, None)
-        self._incidents.pop(ve, None)
+        wanted = set(ves)
+        return [
+            one
+            for one in self._book.open_incidents()
+            if one.domain is Domain.DAMAGE
+            and one.part_of is None
+            and not wanted.isdisjoint(one.direct_ves)
+        ]
 
     def _look_later(self) -> None:
         """Look when it may be over."""
@@ -133,7 +131,7 @@ class Storms:
             return
         left_s = 0.0
         if self.settings is not None:
-            after_s = storm.over_after_s(self.settings, self._failed_ns, boottime_ns())
+            after_s = storm.over_after_s(self.settings, self._history.failed_ns, boottime_ns())
             if after_s is None:
                 return
             left_s = after_s
@@ -146,7 +144,7 @@ class Storms:
             return
         text = "the rules know no storms any more"
         if self.settings is not None:
-            after_s = storm.over_after_s(self.settings, self._failed_ns, boottime_ns())
+            after_s = storm.over_after_s(self.settings, self._history.failed_ns, boottime_ns())
             left_s = 1.0 if after_s is None else after_s
             text = f"no further VE has failed for {show_duration(self.settings.resume or 0.0)}"
         if left_s > 0:
@@ -156,15 +154,12 @@ class Storms:
 
     def _changed(self, before: Incident | None, after: Incident) -> None:
         if after.part_of is not None and (before is None or before.part_of is None):
-            for ve in after.direct_ves:
-                if self._incidents.get(ve) == after.incident_id:
-                    self._forget(ve)
+            self._history.forget_failures(*after.direct_ves)
         if after.domain is not Domain.STORM:
             return
         if after.state is State.CLOSED:
             # Those that have failed until now are settled: the next storm needs others.
-            self._failed_ns.clear()
-            self._incidents.clear()
+            self._history.forget_failures(*self._history.failed_ns)
             asyncio.get_running_loop().call_soon(self._poke_all)
         elif after.state is State.OPEN and "decided" in after.timeline and self._needs_operator():
             asyncio.get_running_loop().call_soon(self._hand_over, after.incident_id)

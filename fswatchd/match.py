@@ -20,6 +20,7 @@ from fswatchd.events import EventClass, Severity
 
 REGEX = "re:"
 DAY_S = 86400
+CLASSES = tuple(klass.value for klass in EventClass)
 CAUSES = ("device", "filesystem", "space", "ve", "none")
 # Deeper groups than this say nothing that a person could read.
 MAX_DEPTH = 8
@@ -55,6 +56,7 @@ class Subject:
     ves: Sequence[VeNames]
 
 
+Token = tuple[str, str]
 Test = Callable[[Subject, VeNames | None], bool]
 
 
@@ -87,13 +89,13 @@ def _one_table(value: object) -> object:
 def _known(patterns: object, known: Sequence[str], what: str) -> object:
     patterns = one_or_many(patterns)
     for pattern in patterns if isinstance(patterns, list) else ():
-        if isinstance(pattern, str) and not any(fnmatch.filter(known, pattern)):
+        if isinstance(pattern, str) and pattern not in known and not fnmatch.filter(known, pattern):
             raise ValueError(f"no {what} is called {pattern!r}{did_you_mean(pattern, known)}")
     return patterns
 
 
 def _classes(value: object) -> object:
-    return _known(value, [klass.value for klass in EventClass], "class")
+    return _known(value, CLASSES, "class")
 
 
 def _causes(value: object) -> object:
@@ -107,8 +109,10 @@ class SeverityRange:
     accepted: frozenset[Severity]
 
 
+_EVERY_SEVERITY = SeverityRange(frozenset(Severity))
 _COMPARE = re.compile(r"(>=|<=|>|<|=)?\s*([a-z]+)")
 _COUNT = re.compile(r"(>=|<=|>|<|=)?\s*(\d{1,6})")
+_PREFIX = re.compile(r"[^*?[]+")
 _WINDOW = re.compile(r"(\d\d):(\d\d)\s*-\s*(\d\d):(\d\d)")
 
 
@@ -201,6 +205,10 @@ ClassPatterns = Annotated[list[str], BeforeValidator(_classes), Field(min_length
 CausePatterns = Annotated[list[str], BeforeValidator(_causes), Field(min_length=1)]
 
 
+def _every() -> list[str]:
+    return ["*"]
+
+
 class Match(BaseModel):
     """What an incident must be for the rule to apply; every key given must agree."""
 
@@ -208,17 +216,17 @@ class Match(BaseModel):
         extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True
     )
 
-    klass: ClassPatterns = Field(default=["*"], alias="class")
-    severity: Annotated[SeverityRange, BeforeValidator(_severities)] = SeverityRange(
-        frozenset(Severity)
+    klass: ClassPatterns = Field(default_factory=_every, alias="class")
+    severity: Annotated[SeverityRange, BeforeValidator(_severities)] = Field(
+        default_factory=lambda: _EVERY_SEVERITY
     )
-    fstype: NamePatterns = ["*"]
-    ve: NamePatterns = ["*"]
-    platform: NamePatterns = ["*"]
-    node: NamePatterns = ["*"]
-    label: dict[str, NamePatterns] = {}
+    fstype: NamePatterns = Field(default_factory=_every)
+    ve: NamePatterns = Field(default_factory=_every)
+    platform: NamePatterns = Field(default_factory=_every)
+    node: NamePatterns = Field(default_factory=_every)
+    label: dict[str, NamePatterns] = Field(default_factory=dict)
     role: Literal["rootfs", "data"] | None = None
-    cause: CausePatterns = ["*"]
+    cause: CausePatterns = Field(default_factory=_every)
     ves: Annotated[CountRange, BeforeValidator(_count)] | None = None
     during: Annotated[tuple[Window, ...], BeforeValidator(_windows)] = ()
     confirmed: bool | None = None
@@ -262,6 +270,47 @@ def names(patterns: list[str]) -> Callable[[str], bool] | None:
 def is_literal(pattern: str) -> bool:
     """Whether the pattern is a name itself."""
     return not pattern.startswith(REGEX) and not any(sign in pattern for sign in "*?[")
+
+
+def tokens(match: Match) -> list[Token] | None:
+    """What a VE must have one of for the table to match it; None where that cannot be said.
+
+    `("ve", NAME)`, `("prefix", what its name begins with)`, `("label KEY", VALUE)`.
+    """
+    if "*" not in match.ve and (found := _name_tokens(match.ve)) is not None:
+        return found
+    for key, patterns in match.label.items():
+        if all(pattern and is_literal(pattern) for pattern in patterns):
+            return [(f"label {key}", pattern) for pattern in patterns]
+    for one in match.all_of or ():
+        if (found := tokens(one)) is not None:
+            return found
+    parts = [tokens(one) for one in match.any_of or ()]
+    if parts and None not in parts:
+        return [token for part in parts for token in part or ()]
+    return None
+
+
+def tokens_of(ve: VeNames) -> list[Token]:
+    """All that `tokens` could name of this VE."""
+    names = (ve.ve_id, ve.name)
+    found = [("ve", name) for name in names]
+    found += [("prefix", name[:end]) for name in names for end in range(1, len(name) + 1)]
+    found += [(f"label {key}", value) for key, value in ve.labels.items()]
+    return found
+
+
+def _name_tokens(patterns: list[str]) -> list[Token] | None:
+    found: list[Token] = []
+    for pattern in patterns:
+        begin = _PREFIX.match(pattern)
+        if is_literal(pattern):
+            found.append(("ve", pattern))
+        elif begin and not pattern.startswith(REGEX):
+            found.append(("prefix", begin[0]))
+        else:
+            return None
+    return found
 
 
 def _regex(pattern: str) -> Callable[[str], object]:

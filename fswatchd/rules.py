@@ -59,6 +59,7 @@ def _resume(value: object) -> object:
     return None if value == "operator" else _duration(value)
 
 
+_USUAL_THRESHOLD = Threshold(1, 60.0)
 _PERCENT = re.compile(r"(\d{1,3})\s*%")
 Duration = Annotated[float, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
@@ -78,7 +79,7 @@ class Budget(_Table):
     node: int = Field(default=1, ge=0)
     device: int = Field(default=1, ge=0)
     filesystem: int | None = Field(default=None, ge=0)
-    label: dict[str, Annotated[int, Field(ge=0)]] = {}
+    label: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class Storm(_Table):
@@ -101,7 +102,7 @@ class NotifyStep(_Step):
     """Tell these channels of the incident from here on."""
 
     do: Literal["notify"]
-    to: Patterns = ["*"]
+    to: Patterns = Field(default_factory=lambda: ["*"])
     on_failure: Literal["quarantine", "continue", "rollback"] = "continue"
 
 
@@ -159,14 +160,16 @@ class Rule(_Table):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
-    match: Match = Match()
-    threshold: Annotated[Threshold, BeforeValidator(_threshold)] = Threshold(1, 60.0)
+    match: Match = Field(default_factory=Match)
+    threshold: Annotated[Threshold, BeforeValidator(_threshold)] = Field(
+        default_factory=lambda: _USUAL_THRESHOLD
+    )
     mode: RuleMode = "observe"
     approval: Duration = 4 * 3600.0
     cooldown: Duration = 1800.0
     backoff: Duration = 86400.0
     flap: Duration = 86400.0
-    budget: Budget = Budget()
+    budget: Budget = Field(default_factory=Budget)
     copies: Annotated[str, Field(min_length=1)] | None = None
     healthy: Duration = 60.0
     carry_on: bool = Field(default=False, alias="continue")

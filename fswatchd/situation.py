@@ -147,7 +147,8 @@ class PolicyState:
     `last_action_ns` maps (rule name, volume) to the end of its last plan, `failures` to how many of
     its last plans in a row have failed. `repaired_ns` maps a volume to the times at which it was
     repaired. `begun_ns` maps a VE to when a repair of it last began, `queue` are those that wait
-    for a budget, by their turn. `local_s` is the node's local time, in seconds of its day.
+    for a budget and would be next on their disks, by their turn (see `turns`). `local_s` is the
+    node's local time, in seconds of its day.
     """
 
     mode: Mode = "observe"

@@ -7,6 +7,7 @@ described for admins in fswatchd.rules(5), which a test holds against these mode
 from __future__ import annotations
 
 import re
+import reprlib
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,11 @@ def _resume(value: object) -> object:
     return None if value == "operator" else _duration(value)
 
 
+_DOTS = 64
+_QUOTED = re.compile(r'"[^"]*"' + r"|'[^']*'|#.*")
+_BETWEEN_KEYS = re.compile(r"[=,{}\[\]]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 _USUAL_THRESHOLD = Threshold(1, 60.0)
 _PERCENT = re.compile(r"(\d{1,3})\s*%")
 Duration = Annotated[float, BeforeValidator(_duration)]
@@ -210,6 +216,11 @@ class RuleSet:
         return dict(self.origin)
 
     @cached_property
+    def by_name(self) -> dict[str, Rule]:
+        """Each by its name."""
+        return {rule.name: rule for rule in self.rules}
+
+    @cached_property
     def has_shadows(self) -> bool:
         """Whether a rule only watches."""
         return any(rule.mode == "shadow" for rule in self.rules)
@@ -236,6 +247,8 @@ def parse_file(name: str, text: str) -> tuple[list[Rule], list[RuleProblem]]:
 
 def _parse(name: str, text: str) -> tuple[list[Rule], Storm | None, list[RuleProblem]]:
     try:
+        if _is_too_deep(text):
+            raise RecursionError
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         message = "too many tables in each other" if isinstance(error, RecursionError) else error
@@ -273,6 +286,12 @@ def _parse(name: str, text: str) -> tuple[list[Rule], Storm | None, list[RulePro
             rules.append(rule)
             problems += _unavailable(name, rule)
     return rules, storm, problems
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether a key has so many dots that the parser would take for ever over it, or fall over."""
+    lines = (_QUOTED.sub("", line) for line in text.splitlines() if line.count(".") > _DOTS)
+    return any(part.count(".") > _DOTS for line in lines for part in _BETWEEN_KEYS.split(line))
 
 
 def _parse_storm(name: str, table: object) -> tuple[Storm | None, list[RuleProblem]]:
@@ -380,7 +399,7 @@ def _problem(file: str, rule: str, detail: Any, model: type[BaseModel]) -> RuleP
         message = f'"{last}" is missing'
     elif kind == "literal_error":
         wanted = detail["ctx"]["expected"].replace("'", '"')
-        message = f"expected {wanted}, not {detail['input']!r}"
+        message = f"expected {wanted}, not {_SHORT.repr(detail['input'])}"
         hint = did_you_mean(str(detail["input"]), re.findall(r'"([^"]*)"', wanted)).lstrip("; ")
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
         key = f"{key}.do"
@@ -390,7 +409,7 @@ def _problem(file: str, rule: str, detail: Any, model: type[BaseModel]) -> RuleP
             f"steps: {', '.join(_STEP_MODELS)}"
         )
     elif kind != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {detail['input']!r}"
+        message = f"{message[0].lower()}{message[1:]}, not {_SHORT.repr(detail['input'])}"
     return RuleProblem(file=file, rule=rule, key=key, message=message, hint=hint)
 
 

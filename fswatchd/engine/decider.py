@@ -249,7 +249,7 @@ class Decider:
 
     def _queue(self, rules: RuleSet, incident: Incident, scope: Scope, decision: Decision) -> None:
         """What waits for a budget waits for its turn from then on, and only that."""
-        rule = next((rule for rule in rules.rules if rule.name == decision.rule), None)
+        rule = rules.by_name.get(decision.rule or "")
         if decision.waiting_for == "budget" and rule is not None:
             self._turns.waits(incident, scope.ves[0].ve_id, rule.budget, scope.load)
         else:

@@ -51,7 +51,7 @@ def likely_cause(incidents: Sequence[Incident]) -> str:
     devices: Counter[str] = Counter()
     for incident in incidents:
         names = (str(layer["device"]) for layer in incident.stack[1:] if layer.get("device"))
-        devices.update(dict.fromkeys(names))
+        devices.update([*dict.fromkeys(names)])
     # Of what lies beneath all of them the nearest says most; disks come last in every stack.
     for name, number in devices.most_common(1):
         if number >= wanted:

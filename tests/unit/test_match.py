@@ -92,6 +92,7 @@ def test_a_name_that_would_keep_a_backtracking_matcher_for_ever_is_no_match_at_o
 TIME = st.integers(0, DAY_S - 1)
 
 
+@settings(deadline=None)
 @given(begin=TIME, end=TIME, now=TIME)
 def test_a_window_changes_at_its_next_border_and_not_before(begin: int, end: int, now: int) -> None:
     if begin == end:

@@ -73,7 +73,7 @@ def test_of_what_the_owner_wishes_the_most_careful_counts() -> None:
     assert found.labels == {"fswatch": "observe"}
     (found,) = merged([lxc, ve("declared", "x", 7, labels={"fswatch": "auto"})]).values()
     assert found.labels == careful
-    (found,) = merged([lxc, ve("declared", "x", 7, labels={"fswatch": "aprove"})]).values()
+    (found,) = merged([lxc, ve("declared", "x", 7, labels={"fswatch": "sometimes"})]).values()
     assert found.labels == careful
     (found,) = merged([ve("lxc", "101", 7), ve("declared", "x", 7, labels=careful)]).values()
     assert found.labels == careful

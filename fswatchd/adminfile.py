@@ -38,8 +38,15 @@ def read(path: Path, *, trusted: bool = False) -> str:
             raise AdminFileError(f"is owned by user {status.st_uid}, not by root", hint=_OWNER_HINT)
         if not trusted and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise AdminFileError("can be written by others than root", hint=_OWNER_HINT)
-        return os.read(fd, _MAX_BYTES + 1).decode("utf-8")
+        content = os.read(fd, _MAX_BYTES + 1)
+        if len(content) != status.st_size or _stamp(os.fstat(fd)) != _stamp(status):
+            raise AdminFileError("was written while it was read", hint="try again")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise AdminFileError(f"is not UTF-8 (byte {error.start})") from None
     finally:
         os.close(fd)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fswatchd.devno import Devno
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
+from fswatchd.kernel import proc
 from fswatchd.store import Store
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class IncidentBook:
     def __init__(self, store: Store, node: str) -> None:
         self._store = store
         self._node = node
+        self._boot = proc.boot_id()
         self._open: dict[str, Incident] = {}
         self._by_key: dict[tuple[str, Domain], str] = {}
         self._devices: dict[str, set[Devno]] = {}
@@ -51,8 +53,12 @@ class IncidentBook:
     async def load(self) -> list[Incident]:
         """Take in what an earlier run of the daemon left open."""
         for incident in await self._store.open_incidents():
-            self._remember(incident)
+            self._remember(incident.on_clock(*self.clock()))
         return list(self._open.values())
+
+    def clock(self) -> tuple[str, int]:
+        """The boot, and what CLOCK_REALTIME is ahead of CLOCK_BOOTTIME, in ns."""
+        return self._boot, time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def subscribe(self, listener: Listener) -> None:
         """Be told of every change, as (before or None, after)."""
@@ -121,6 +127,7 @@ class IncidentBook:
             opened_ns=now,
             updated_ns=now,
             ves=ves,
+            clock=self.clock(),
         )
 
     def put(self, incident: Incident, *, durable: bool = False) -> Awaitable[None] | None:

@@ -71,6 +71,7 @@ class Domain(enum.StrEnum):
     SPACE = "space"
     QUOTA = "quota"
     REMOTE = "remote"
+    STORM = "storm"  # of no filesystem: too many VEs have failed at once
 
 
 # The cause before its consequences: a failing device produces damage, damage a read-only

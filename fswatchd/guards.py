@@ -9,14 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fswatchd.cause import blame
-from fswatchd.incidents import Incident
-from fswatchd.rules import MODES, Mode, Rule
-from fswatchd.situation import PolicyState, Scope
+from fswatchd.incidents import Incident, Load
+from fswatchd.rules import MODES, Budget, Mode, Rule
+from fswatchd.situation import PolicyState, RunningRepair, Scope, Waiting
 from fswatchd.units import show_duration
 
 NS = 1_000_000_000
 # No event tells that a backup or a migration has ended.
 _BUSY_RETRY_S = 30.0
+# Whose turn it is may find out that it waits for something else: then nobody would go on.
+_TURN_RETRY_S = 5.0
+_COPIES_RETRY_S = 60.0
+# Repairs of one volume within a rule's `flap`: the next is asked about, the one after is refused.
+_FLAPS_ASKED = 1
+_FLAPS_REFUSED = 2
 _NAMES_SHOWN = 8
 # Steps that work on a volume, and not on the VE as a whole.
 _ON_THE_VOLUME = frozenset({"contain", "fsck", "remount", "scrub", "snapshot", "trim"})
@@ -77,10 +83,37 @@ def is_scratch(scope: Scope) -> bool:
 
 
 def widest_mode(rule: Rule, scope: Scope, state: PolicyState) -> Mode:
-    """The narrower of rule and node; scratch VEs of a drill answer to their rule alone."""
+    """The narrowest of rule, node and what the VEs' owners want; scratch VEs of a drill answer to
+    their rule alone."""
+    ruled: Mode = "observe" if rule.mode == "shadow" else rule.mode
     if is_scratch(scope):
-        return rule.mode
-    return MODES[min(MODES.index(rule.mode), MODES.index(state.mode))]
+        return ruled
+    wishes = [ve.wish for ve in scope.ves if ve.wish is not None]
+    return min((ruled, state.mode, *wishes), key=MODES.index)
+
+
+def full(budget: Budget, load: Load, running: list[RunningRepair]) -> str | None:
+    """Why there is no room for a repair with this load beside those that run; None where there is.
+
+    What has not this many may begin: a budget of 1 lets one repair run.
+    """
+    if len(running) >= budget.node:
+        return f"{len(running)} repairs run on this node, the rule allows {budget.node}"
+    on_filesystem = budget.device if budget.filesystem is None else budget.filesystem
+    for kind, limit, wanted in (
+        ("devices", budget.device, load.devices),
+        ("filesystems", on_filesystem, load.filesystems),
+    ):
+        for one in wanted:
+            used = sum(one in getattr(run.load, kind) for run in running)
+            if used >= limit:
+                return f"{used} repairs run on {one}, the rule allows {limit}"
+    for key, value in load.labels:
+        allowed = budget.label.get(key)
+        used = sum((key, value) in run.load.labels for run in running)
+        if allowed is not None and used >= allowed:
+            return f"{used} repairs run where {key} is {value}, the rule allows {allowed}"
+    return None
 
 
 def _some(names: list[str]) -> str:
@@ -92,8 +125,8 @@ def _yes(guard: str, text: str) -> GuardAnswer:
     return GuardAnswer(guard=guard, passed=True, text=text)
 
 
-def _no(guard: str, text: str) -> GuardAnswer:
-    return GuardAnswer(guard=guard, passed=False, text=text)
+def _no(guard: str, text: str, retry_after_s: float | None = None) -> GuardAnswer:
+    return GuardAnswer(guard=guard, passed=False, text=text, retry_after_s=retry_after_s)
 
 
 def _later(guard: str, text: str, retry_after_s: float | None = None) -> GuardAnswer:
@@ -175,15 +208,32 @@ def _guard_threshold(
     if incident.reached_threshold_of == rule.name:
         # Most filesystems report no more once they have stopped: waiting is no all-clear.
         return _yes("threshold", "reached at an earlier decision")
-    since = now_ns - wanted.window_s * NS
-    seen: dict[str, int] = {}
-    for when, source, count in incident.recent:
-        if when >= since:
-            seen[source] = seen.get(source, 0) + count
-    # Every source tells of the same errors; one that has only seen the consequence still saw one.
-    errors = max(max(seen.values()), 1) if seen else 0
+    errors = _most_errors(incident, wanted.window_s, now_ns)
     text = f"{errors} errors in {show_duration(wanted.window_s)}, the rule wants {wanted.count}"
     return _yes("threshold", text) if errors >= wanted.count else _no("threshold", text)
+
+
+def _most_errors(incident: Incident, window_s: float, now_ns: int) -> int:
+    """The most errors that one source has told of within a window, whenever that was.
+
+    Every source tells of the same errors, and one that has only seen the consequence still saw one.
+    A window that is past counts: most filesystems report no more once they have stopped, and who
+    waits for a backup to end does not become well by that.
+    """
+    by_source: dict[str, list[tuple[int, int]]] = {}
+    for when, source, count in incident.recent:
+        if when <= now_ns:
+            by_source.setdefault(source, []).append((when, count))
+    most = 1 if by_source else 0
+    for entries in by_source.values():
+        first, errors = 0, 0
+        for when, count in entries:
+            errors += count
+            while entries[first][0] < when - window_s * NS:
+                errors -= entries[first][1]
+                first += 1
+            most = max(most, errors)
+    return most
 
 
 def _guard_denied(
@@ -194,63 +244,153 @@ def _guard_denied(
     return _yes("denied", "nobody has denied it")
 
 
+def _approved(rule: Rule, incident: Incident, now_ns: int) -> tuple[bool, str]:
+    """Whether somebody has approved what the rule would do, and that still counts."""
+    if not incident.approved_by:
+        return False, "nobody has approved yet"
+    if incident.approved_for not in {None, rule.name}:
+        return False, f"{incident.approved_by} has approved rule {incident.approved_for}, not this"
+    if incident.approved_ns is not None:
+        passed_s = max((now_ns - incident.approved_ns) / NS, 0.0)
+        if passed_s >= rule.approval:
+            held = show_duration(rule.approval)
+            return False, f"the approval by {incident.approved_by} held {held}, and is over"
+    return True, f"approved by {incident.approved_by}"
+
+
 def _guard_asked(
-    _rule: Rule, incident: Incident, _scope: Scope, _state: PolicyState, _now_ns: int
+    rule: Rule, incident: Incident, _scope: Scope, _state: PolicyState, now_ns: int
 ) -> GuardAnswer:
     if not incident.asks:
         return _yes("asked", "no step has asked for anything")
-    if incident.approved_by:
-        return _yes("asked", f"approved by {incident.approved_by}: {incident.asks}")
+    approved, text = _approved(rule, incident, now_ns)
+    if approved:
+        return _yes("asked", f"{text}: {incident.asks}")
     return _later("approval", incident.asks)
 
 
 def _guard_mode(
-    rule: Rule, incident: Incident, scope: Scope, state: PolicyState, _now_ns: int
+    rule: Rule, incident: Incident, scope: Scope, state: PolicyState, now_ns: int
 ) -> GuardAnswer:
     if incident.requested_by:
         return _yes("mode", f"requested by {incident.requested_by}, which is the approval")
     mode = widest_mode(rule, scope, state)
-    text = f"rule {rule.mode}, node {state.mode}: {mode}"
+    wishes = "".join(f", {ve.ve_id} wants {ve.wish}" for ve in scope.ves if ve.wish is not None)
+    text = f"rule {rule.mode}, node {state.mode}{wishes}: {mode}"
     if is_scratch(scope):
         text = f"rule {rule.mode} for scratch VEs that the daemon made for a drill"
     if mode == "observe":
         return _no("mode", text)
     if mode == "auto":
         return _yes("mode", text)
-    if incident.approved_by:
-        return _yes("mode", f"{text}; approved by {incident.approved_by}")
-    return _later("approval", f"{text}; nobody has approved yet")
+    approved, why = _approved(rule, incident, now_ns)
+    return _yes("mode", f"{text}; {why}") if approved else _later("approval", f"{text}; {why}")
+
+
+def _guard_storm(
+    _rule: Rule, incident: Incident, scope: Scope, state: PolicyState, _now_ns: int
+) -> GuardAnswer:
+    if state.storm is None:
+        return _yes("storm", "no storm")
+    if incident.requested_by or is_scratch(scope):
+        return _yes(
+            "storm", f"there is a storm ({state.storm.incident_id}), but this was asked for"
+        )
+    return _later("storm", f"{state.storm.text} ({state.storm.incident_id})")
+
+
+def _guard_copies(
+    rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, now_ns: int
+) -> GuardAnswer:
+    known = scope.copies.get(rule.copies) if rule.copies is not None else None
+    if known is None or not known.others:
+        return _yes("copies", "it is no copy of anything")
+    if known.healthy:
+        return _yes("copies", f"{_some(list(known.healthy))} is a healthy copy of it")
+    if incident.requested_by:
+        return _yes("copies", f"the last one of its copies, requested by {incident.requested_by}")
+    text = f"no other copy is well where {rule.copies} is {known.value}: {_some([*known.others])}"
+    approved, why = _approved(rule, incident, now_ns)
+    if approved:
+        return _yes("copies", f"{text}; {why}")
+    return _later("approval", f"{text}; {why}", _COPIES_RETRY_S)
+
+
+def _guard_flap(
+    rule: Rule, incident: Incident, _scope: Scope, state: PolicyState, now_ns: int
+) -> GuardAnswer:
+    since = now_ns - rule.flap * NS
+    repaired = state.repaired_ns.get(incident.filesystem.volume_key, ())
+    recent = [when for when in repaired if when > since]
+    window = show_duration(rule.flap)
+    if len(recent) < _FLAPS_ASKED:
+        return _yes("flap", f"not repaired within {window}")
+    text = f"this volume was repaired {len(recent)} times within {window}"
+    if incident.forced:
+        return _yes("flap", f"{text}; {incident.requested_by} wants it all the same")
+    if len(recent) >= _FLAPS_REFUSED:
+        left_s = (sorted(recent)[-_FLAPS_REFUSED] - since) / NS
+        return _no("flap", f"{text}: what breaks again and again is not repaired", left_s)
+    if incident.requested_by:
+        return _yes("flap", f"{text}; requested by {incident.requested_by}")
+    approved, why = _approved(rule, incident, now_ns)
+    return _yes("flap", f"{text}; {why}") if approved else _later("approval", f"{text}; {why}")
 
 
 def _guard_cooldown(
     rule: Rule, incident: Incident, _scope: Scope, state: PolicyState, now_ns: int
 ) -> GuardAnswer:
-    last = state.last_action_ns.get((rule.name, incident.filesystem.volume_key))
+    key = (rule.name, incident.filesystem.volume_key)
+    last = state.last_action_ns.get(key)
     if last is None or incident.requested_by:
         return _yes("cooldown", "no earlier action on this volume counts")
+    wanted_s, after = cooldown_s(rule, state.failures.get(key, 0)), ""
+    if state.failures.get(key):
+        after = f" after {state.failures[key]} failures"
     passed_s = max((now_ns - last) / NS, 0.0)
     text = (
         f"the rule last acted on this volume {show_duration(passed_s)} ago, "
-        f"cool-down is {show_duration(rule.cooldown)}"
+        f"cool-down is {show_duration(wanted_s)}{after}"
     )
-    if passed_s >= rule.cooldown:
+    if passed_s >= wanted_s:
         return _yes("cooldown", text)
-    return _later("cooldown", text, rule.cooldown - passed_s)
+    return _later("cooldown", text, wanted_s - passed_s)
+
+
+def cooldown_s(rule: Rule, failures: int) -> float:
+    """The rule's cool-down, twice as long after each failure in a row, up to its `backoff`."""
+    if not failures:
+        return rule.cooldown
+    return max(min(rule.cooldown * 2.0 ** min(failures, 64), rule.backoff), rule.cooldown)
 
 
 def _guard_budget(
     rule: Rule, incident: Incident, scope: Scope, state: PolicyState, _now_ns: int
 ) -> GuardAnswer:
     others = [run for run in state.running if run.incident_id != incident.incident_id]
-    if len(others) >= rule.budget.node:
-        text = f"{len(others)} repairs run on this node, the rule allows {rule.budget.node}"
-        return _later("budget", text)
-    for device in scope.devices:
-        used = sum(device in run.devices for run in others)
-        if used >= rule.budget.device:
-            text = f"{used} repairs run on {device}, the rule allows {rule.budget.device}"
-            return _later("budget", text)
+    no_room = full(rule.budget, scope.load, others)
+    if no_room is not None:
+        return _later("budget", no_room)
+    ahead = None if incident.requested_by else _ahead(incident, scope, state, others)
+    if ahead is not None:
+        text = f"it is the turn of {ahead.ve} ({ahead.incident_id}), which has waited longer"
+        return _later("budget", text, _TURN_RETRY_S)
     return _yes("budget", f"{len(others)} of {rule.budget.node} repairs run on this node")
+
+
+def _ahead(
+    incident: Incident, scope: Scope, state: PolicyState, running: list[RunningRepair]
+) -> Waiting | None:
+    """Whose turn it is instead: the first of the queue for which there is room, as for this."""
+    served = max((state.begun_ns.get(ve.ve_id, 0) for ve in scope.ves), default=0)
+    turn = (served, incident.opened_ns, incident.incident_id)
+    for waiting in state.queue:
+        if waiting.turn >= turn:
+            break
+        same = waiting.incident_id == incident.incident_id
+        if not same and full(waiting.budget, waiting.load, running) is None:
+            return waiting
+    return None
 
 
 _Guard = Callable[[Rule, Incident, Scope, PolicyState, int], GuardAnswer]
@@ -261,9 +401,12 @@ GUARDS: tuple[_Guard, ...] = (
     _guard_threshold,
     _guard_denied,
     _guard_armed,
+    _guard_storm,
     guard_cause,
     _guard_mode,
     _guard_asked,
+    _guard_copies,
+    _guard_flap,
     _guard_cooldown,
     _guard_budget,
 )

@@ -2,7 +2,8 @@
 
 One open incident exists per filesystem and domain (damage, space, quota, remote): the same fault
 heard by several sources, and a second fault on the same filesystem, are one incident. Its class
-and severity follow from the set of its events, not from their order.
+and severity follow from the set of its events, not from their order. A storm is about no
+filesystem.
 """
 
 from __future__ import annotations
@@ -118,6 +119,16 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a repair keeps busy, as budgets count it: block devices, filesystems that hold its
+    images, and the labels of its VEs."""
+
+    devices: tuple[str, ...] = ()
+    filesystems: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
     """One fault on one filesystem, from the first event to its end.
 
@@ -127,9 +138,13 @@ class Incident:
     they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
     for thresholds. `cursor` is that of the last event that joined. `log` is the prose of
     `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
-    `asks` is what a step wants approved before it goes on. `reached_threshold_of` names the rule
-    whose threshold was reached. `undo` is what `rollback` needs,
-    `evidence` where and when it was seen what the volume was like before the plan.
+    `asks` is what a step wants approved before it goes on. `approved_for` is the rule that was
+    approved, at `approved_ns` (CLOCK_BOOTTIME). `forced` says that a person wants the repair
+    although the volume was repaired again and again. `reached_threshold_of` names the rule
+    whose threshold was reached. `load` is what its plan keeps busy while it runs. `undo` is what
+    `rollback` needs, `evidence` where and when it was seen what the volume was like before the
+    plan. `clock` is the boot (its id) that times in CLOCK_BOOTTIME belong to, and what
+    CLOCK_REALTIME was ahead of that clock.
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
@@ -174,14 +189,19 @@ class Incident:
     log: tuple[tuple[int, str], ...] = ()
     asks: str = ""
     approved_by: str | None = None
+    approved_ns: int | None = None
+    approved_for: str | None = None
     denied_by: str | None = None
     requested_by: str | None = None
+    forced: bool = False
     acknowledged_by: str | None = None
     reached_threshold_of: str | None = None
     attempts: int = 0
     healthy_s: float = 60.0
+    load: Load = Load()
     undo: dict[str, object] | None = None
     evidence: dict[str, object] | None = None
+    clock: tuple[str, int] | None = None
 
     @property
     def klass(self) -> EventClass:
@@ -263,6 +283,22 @@ class Incident:
         """The incident with what is known of a file whose data were lost."""
         return replace(self, lost=_added(self.lost, file))
 
+    def on_clock(self, boot: str, ahead_ns: int) -> Incident:
+        """The incident with its times on the clock of this boot, which CLOCK_REALTIME is
+        `ahead_ns` ahead of.
+
+        What passed between two boots only the wall clock knows: it is an estimate.
+        """
+        if self.clock is None or self.clock[0] == boot:
+            return replace(self, clock=(boot, ahead_ns))
+        shift = self.clock[1] - ahead_ns
+        return replace(
+            self,
+            clock=(boot, ahead_ns),
+            recent=tuple((when + shift, source, count) for when, source, count in self.recent),
+            approved_ns=None if self.approved_ns is None else self.approved_ns + shift,
+        )
+
     def noted(self, time_ns: int, text: str) -> Incident:
         """The incident with one more line in its log; the oldest middle lines make room."""
         log = (*self.log, (time_ns, text))
@@ -294,7 +330,30 @@ def _added(lost: tuple[LostWrite, ...], more: LostWrite) -> tuple[LostWrite, ...
 def _counted(
     recent: tuple[tuple[int, str, int], ...], boottime_ns: int, source: str, count: int
 ) -> tuple[tuple[int, str, int], ...]:
-    """Events of one second share an entry, so that a storm does not push out older ones."""
-    if recent and recent[-1][1] == source and boottime_ns - recent[-1][0] < RECENT_MERGE_NS:
-        return (*recent[:-1], (recent[-1][0], source, recent[-1][2] + count))
-    return (*recent[-(RECENT_LIMIT - 1) :], (boottime_ns, source, count))
+    """Events of one source within a second share an entry, so that a storm does not push out older
+    ones, also where several sources take turns to tell of it."""
+    for place in range(len(recent) - 1, -1, -1):
+        when, other, known = recent[place]
+        if boottime_ns - when >= RECENT_MERGE_NS:
+            break
+        if other == source:
+            return (*recent[:place], (when, source, known + count), *recent[place + 1 :])
+    if len(recent) >= RECENT_LIMIT:
+        recent = _coarser(recent)
+    return (*recent, (boottime_ns, source, count))
+
+
+def _coarser(recent: tuple[tuple[int, str, int], ...]) -> tuple[tuple[int, str, int], ...]:
+    """Entries of the older half joined in pairs, each with the time of its older one: what counts
+    then leaves a threshold's window too early rather than too late."""
+    half = len(recent) // 2
+    joined: list[tuple[int, str, int]] = []
+    single: dict[str, int] = {}
+    for when, source, count in recent[:half]:
+        place = single.pop(source, None)
+        if place is None:
+            single[source] = len(joined)
+            joined.append((when, source, count))
+        else:
+            joined[place] = (joined[place][0], source, joined[place][2] + count)
+    return (*joined, *recent[half:])

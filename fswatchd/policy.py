@@ -11,12 +11,12 @@ Not here: whether the object is still what it was (`repair.scope`), and the ways
 from __future__ import annotations
 
 import enum
-import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fswatchd.cause import Cause, blame
 from fswatchd.guards import GUARDS, GuardAnswer, guard_cause, refused_scope
 from fswatchd.incidents import Incident
+from fswatchd.match import Subject
 from fswatchd.rules import NotifyStep, PlainStep, Rule, RuleSet, Step
 from fswatchd.situation import PolicyState, Scope
 
@@ -31,8 +31,18 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow:
+    """What a rule in mode shadow would have done if it, and the node, had been in mode auto."""
+
+    rule: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What is done. `waiting_for` names the guard; `retry_after_s` when to ask again.
+    """What is done. `waiting_for` names the guard; `retry_after_s` when to ask again, also where
+    another rule may apply then. `shadows` are the answers of rules that only watch.
 
     `cause` is what is to blame instead of the filesystem, also where nothing would be done.
     """
@@ -46,29 +56,32 @@ class Decision:
     retry_after_s: float | None = None
     cause: Cause | None = None
     answers: tuple[GuardAnswer, ...] = ()
+    shadows: tuple[Shadow, ...] = ()
 
 
 def decide(
     rules: RuleSet, incident: Incident, scope: Scope, state: PolicyState, now_ns: int
 ) -> Decision:
     """Decide about one incident at `now_ns` (CLOCK_BOOTTIME)."""
-    matching = _matching(rules, incident, scope)
     cause = blame(scope.beneath)
+    matching, watching = _matching(rules, incident, scope, state, cause)
+    shadows = tuple(_shadow(rule, incident, scope, state, now_ns) for rule in watching)
+    border_s = _next_border_s(rules, state)
     if not matching:
         answer = GuardAnswer(guard="rule", passed=False, text="no rule matches this incident")
-        return Decision(verdict=Verdict.NONE, cause=cause, answers=(answer,))
+        return Decision(
+            verdict=Verdict.NONE,
+            cause=cause,
+            answers=(answer,),
+            retry_after_s=border_s,
+            shadows=shadows,
+        )
     rule = next((rule for rule in matching if _acting_steps(rule)), matching[0])
-    origin = dict(rules.origin).get(rule.name, "?")
-    text = f"{rule.name} ({origin}) matches"
+    text = f"{rule.name} ({rules.files.get(rule.name, '?')}) matches"
     answers = [GuardAnswer(guard="rule", passed=True, text=text)]
     verdict = Verdict.NOTIFY
     if _acting_steps(rule):
-        verdict = Verdict.ACT
-        for guard in GUARDS:
-            answers.append(guard(rule, incident, scope, state, now_ns))
-            if not answers[-1].passed:
-                verdict = Verdict.WAIT if answers[-1].waits else Verdict.NOTIFY
-                break
+        verdict = _ask_guards(rule, incident, scope, state, now_ns, answers)
     if (
         cause is not None
         and verdict is Verdict.NOTIFY
@@ -78,6 +91,7 @@ def decide(
         # Nothing would be done now, but what is known will be another thing once that is well.
         answers.append(guard_cause(rule, incident, scope, state, now_ns))
         verdict = Verdict.WAIT
+    retries = [s for s in (answers[-1].retry_after_s, border_s) if s is not None]
     return Decision(
         verdict=verdict,
         rule=rule.name,
@@ -85,15 +99,16 @@ def decide(
         channels=_channels(matching),
         healthy_s=rule.healthy,
         waiting_for=answers[-1].guard if verdict is Verdict.WAIT else "",
-        retry_after_s=answers[-1].retry_after_s,
+        retry_after_s=min(retries) if retries and verdict is not Verdict.ACT else None,
         cause=cause,
         answers=tuple(answers),
+        shadows=shadows,
     )
 
 
 def for_request(rules: RuleSet) -> RuleSet:
     """The rules for a repair that a person asked for: those that repair, and one for the rest."""
-    repairing = [r for r in rules.rules if any(step.do == "fsck" for step in r.step)]
+    repairing = [r for r in rules.rules if r.mode != "shadow" and _repairs(r)]
     usual = Rule.model_validate(
         {
             "name": "operator-request",
@@ -103,38 +118,80 @@ def for_request(rules: RuleSet) -> RuleSet:
         }
     )
     origin = (*rules.origin, (usual.name, "built in"))
-    return RuleSet((*repairing, usual), origin)
+    return RuleSet((*repairing, usual), origin, rules.storm)
 
 
-def matches(rule: Rule, incident: Incident, scope: Scope) -> bool:
-    """Whether `rule` is about this incident; with several VEs, all of them must match."""
-    match = rule.match
-    if not _glob(incident.klass_of_its_own.value, match.klass):
-        return False
-    if incident.severity not in match.severity.accepted:
-        return False
-    if not _glob(incident.filesystem.fstype or "", match.fstype):
-        return False
-    if not _glob(incident.node, match.node):
-        return False
-    if not scope.ves:
-        return match.ve == ["*"] and match.platform == ["*"] and not match.label
-    return all(
-        any(_glob(name, match.ve) for name in (ve.ve_id, ve.name))
-        and _glob(ve.platform, match.platform)
-        and all(_glob(ve.labels.get(key, ""), wanted) for key, wanted in match.label.items())
-        for ve in scope.ves
+def _ask_guards(
+    rule: Rule,
+    incident: Incident,
+    scope: Scope,
+    state: PolicyState,
+    now_ns: int,
+    answers: list[GuardAnswer],
+) -> Verdict:
+    """Adds the guards' answers, up to the first that does not pass."""
+    for guard in GUARDS:
+        answers.append(guard(rule, incident, scope, state, now_ns))
+        if not answers[-1].passed:
+            return Verdict.WAIT if answers[-1].waits else Verdict.NOTIFY
+    return Verdict.ACT
+
+
+def _shadow(
+    rule: Rule, incident: Incident, scope: Scope, state: PolicyState, now_ns: int
+) -> Shadow:
+    steps = ", ".join(step.do for step in rule.step)
+    if not _acting_steps(rule):
+        return Shadow(rule=rule.name, verdict=Verdict.NOTIFY, text=f"would have done: {steps}")
+    answers: list[GuardAnswer] = []
+    awake = rule.model_copy(update={"mode": "auto"})
+    verdict = _ask_guards(awake, incident, scope, replace(state, mode="auto"), now_ns, answers)
+    text = f"would have done: {steps}"
+    if verdict is not Verdict.ACT:
+        held = "waited" if verdict is Verdict.WAIT else "only told"
+        text = f"would have {held}: {answers[-1].guard}: {answers[-1].text}"
+    return Shadow(rule=rule.name, verdict=verdict, text=text)
+
+
+def _matching(
+    rules: RuleSet, incident: Incident, scope: Scope, state: PolicyState, cause: Cause | None
+) -> tuple[list[Rule], list[Rule]]:
+    """The rules that decide, and those in mode shadow that would have been asked beside them."""
+    subject = Subject(
+        klass=incident.klass_of_its_own.value,
+        severity=incident.severity,
+        fstype=incident.filesystem.fstype or "",
+        node=incident.node,
+        role=scope.role,
+        cause=cause.kind if cause is not None else "none",
+        confirmed=incident.confirmed,
+        ve_count=len(incident.ves),
+        local_s=state.local_s,
+        ves=scope.ves,
     )
-
-
-def _matching(rules: RuleSet, incident: Incident, scope: Scope) -> list[Rule]:
     found: list[Rule] = []
-    for rule in rules.rules:
-        if matches(rule, incident, scope):
+    watching: list[Rule] = []
+    decided = False
+    for place in rules.index.matching(subject):
+        rule = rules.rules[place]
+        if rule.mode == "shadow":
+            watching.append(rule)
+        elif not decided:
             found.append(rule)
-            if not rule.carry_on:
-                break
-    return found
+            decided = not rule.carry_on
+        if decided and not rules.has_shadows:
+            break
+    return found, watching
+
+
+def _next_border_s(rules: RuleSet, state: PolicyState) -> float | None:
+    if state.local_s is None or not rules.windows:
+        return None
+    return float(min(window.next_border_s(state.local_s) for window in rules.windows))
+
+
+def _repairs(rule: Rule) -> bool:
+    return any(step.do == "fsck" for step in rule.step)
 
 
 def _acting_steps(rule: Rule) -> list[Step]:
@@ -144,10 +201,6 @@ def _acting_steps(rule: Rule) -> list[Step]:
         if not isinstance(step, NotifyStep)
         and not (isinstance(step, PlainStep) and step.do == "quarantine")
     ]
-
-
-def _glob(text: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
 
 
 def _channels(matching: list[Rule]) -> tuple[str, ...]:

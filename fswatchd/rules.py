@@ -6,11 +6,11 @@ described for admins in fswatchd.rules(5), which a test holds against these mode
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import re
+import reprlib
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -23,15 +23,13 @@ from pydantic import (
     ValidationError,
 )
 
-from fswatchd.events import EventClass, Severity
+from fswatchd.match import MAX_DEPTH, Match, Patterns, Window, depth, did_you_mean, groups
+from fswatchd.ruleindex import RuleIndex
 from fswatchd.units import Threshold, parse_duration, parse_size, parse_threshold
 
 Mode = Literal["observe", "approve", "auto"]
 MODES: tuple[Mode, ...] = ("observe", "approve", "auto")
-
-
-def _one_or_many(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+RuleMode = Literal["observe", "approve", "auto", "shadow"]
 
 
 def _duration(value: object) -> object:
@@ -58,54 +56,26 @@ def _absolute_program(value: list[str]) -> list[str]:
     return value
 
 
-def _classes(value: object) -> object:
-    patterns = _one_or_many(value)
-    if isinstance(patterns, list):
-        known = [klass.value for klass in EventClass]
-        for pattern in patterns:
-            if isinstance(pattern, str) and not any(fnmatch.filter(known, pattern)):
-                raise ValueError(f"no class is called {pattern!r}{_did_you_mean(pattern, known)}")
-    return patterns
+def _percent(value: object) -> object:
+    match = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not 0 < int(match[1]) <= 100:
+        raise ValueError('expected a share of the VEs in quotes, like "25%"')
+    return int(match[1]) / 100
 
 
-Patterns = Annotated[list[str], BeforeValidator(_one_or_many), Field(min_length=1)]
-ClassPatterns = Annotated[list[str], BeforeValidator(_classes), Field(min_length=1)]
+def _resume(value: object) -> object:
+    return None if value == "operator" else _duration(value)
+
+
+_DOTS = 64
+_QUOTED = re.compile(r'"[^"]*"' + r"|'[^']*'|#.*")
+_BETWEEN_KEYS = re.compile(r"[=,{}\[\]]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_USUAL_THRESHOLD = Threshold(1, 60.0)
+_PERCENT = re.compile(r"(\d{1,3})\s*%")
 Duration = Annotated[float, BeforeValidator(_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
-
-
-@dataclass(frozen=True, slots=True)
-class SeverityRange:
-    """The severities a rule matches."""
-
-    accepted: frozenset[Severity]
-
-
-_COMPARE = re.compile(r"(>=|<=|>|<|=)?\s*([a-z]+)")
-
-
-def _severities(value: object) -> SeverityRange:
-    accepted: set[Severity] = set()
-    terms = _one_or_many(value)
-    if not isinstance(terms, list) or not terms:
-        raise ValueError('expected a severity, like ">= error" or ["warning", "error"]')
-    for term in terms:
-        match = _COMPARE.fullmatch(term) if isinstance(term, str) else None
-        labels = [severity.label for severity in Severity]
-        if not match or match[2] not in labels:
-            word = match[2] if match else str(term)
-            raise ValueError(
-                f'expected a severity, like ">= error", not {term!r}{_did_you_mean(word, labels)}'
-            )
-        bound = Severity.parse(match[2])
-        compare = {
-            ">=": bound.__le__,
-            "<=": bound.__ge__,
-            ">": bound.__lt__,
-            "<": bound.__gt__,
-        }.get(match[1] or "=", bound.__eq__)
-        accepted |= {severity for severity in Severity if compare(severity)}
-    return SeverityRange(frozenset(accepted))
 
 
 class _Table(BaseModel):
@@ -114,25 +84,26 @@ class _Table(BaseModel):
     )
 
 
-class Match(_Table):
-    """What an incident must be for the rule to apply; every key given must agree."""
-
-    klass: ClassPatterns = Field(default=["*"], alias="class")
-    severity: Annotated[SeverityRange, BeforeValidator(_severities)] = SeverityRange(
-        frozenset(Severity)
-    )
-    fstype: Patterns = ["*"]
-    ve: Patterns = ["*"]
-    platform: Patterns = ["*"]
-    node: Patterns = ["*"]
-    label: dict[str, Patterns] = {}
-
-
 class Budget(_Table):
-    """How many repairs may run at once, on the node and on one backing device."""
+    """How many repairs may run at once: on the node, on one backing device, on one filesystem that
+    holds images (without a number of its own: as on a device), and among VEs that have the same
+    value of a label."""
 
     node: int = Field(default=1, ge=0)
     device: int = Field(default=1, ge=0)
+    filesystem: int | None = Field(default=None, ge=0)
+    label: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+
+
+class Storm(_Table):
+    """`[storm]`: nothing is repaired while more VEs fail in a `window` than `ves`, or than the
+    `share` of all. It ends when nothing failed for `resume` seconds, or, where that is None, when
+    an operator says so."""
+
+    ves: int | None = Field(default=None, ge=1)
+    share: Annotated[float, BeforeValidator(_percent)] | None = None
+    window: Duration = 600.0
+    resume: Annotated[float | None, BeforeValidator(_resume)] = None
 
 
 class _Step(_Table):
@@ -144,7 +115,7 @@ class NotifyStep(_Step):
     """Tell these channels of the incident from here on."""
 
     do: Literal["notify"]
-    to: Patterns = ["*"]
+    to: Patterns = Field(default_factory=lambda: ["*"])
     on_failure: Literal["quarantine", "continue", "rollback"] = "continue"
 
 
@@ -221,15 +192,21 @@ Step = Annotated[
 
 
 class Rule(_Table):
-    """One `[[rule]]`."""
+    """One `[[rule]]`; durations in seconds."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
-    match: Match = Match()
-    threshold: Annotated[Threshold, BeforeValidator(_threshold)] = Threshold(1, 60.0)
-    mode: Mode = "observe"
+    match: Match = Field(default_factory=Match)
+    threshold: Annotated[Threshold, BeforeValidator(_threshold)] = Field(
+        default_factory=lambda: _USUAL_THRESHOLD
+    )
+    mode: RuleMode = "observe"
+    approval: Duration = 4 * 3600.0
     cooldown: Duration = 1800.0
-    budget: Budget = Budget()
+    backoff: Duration = 86400.0
+    flap: Duration = 86400.0
+    budget: Budget = Field(default_factory=Budget)
+    copies: Annotated[str, Field(min_length=1)] | None = None
     healthy: Duration = 60.0
     carry_on: bool = Field(default=False, alias="continue")
     step: list[Step] = Field(min_length=1)
@@ -250,57 +227,132 @@ class RuleProblem:
         return f"{place}: {self.message}" + (f"\n    {self.hint}" if self.hint else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RuleSet:
     """All rules in the order in which they are tried; `origin` maps a rule's name to its file."""
 
     rules: tuple[Rule, ...] = ()
     origin: tuple[tuple[str, str], ...] = ()
+    storm: Storm | None = None
+
+    @cached_property
+    def index(self) -> RuleIndex:
+        """Finds those that an incident matches."""
+        return RuleIndex([rule.match for rule in self.rules])
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """`origin`, for looking up."""
+        return dict(self.origin)
+
+    @cached_property
+    def by_name(self) -> dict[str, Rule]:
+        """Each by its name."""
+        return {rule.name: rule for rule in self.rules}
+
+    @cached_property
+    def has_shadows(self) -> bool:
+        """Whether a rule only watches."""
+        return any(rule.mode == "shadow" for rule in self.rules)
+
+    @cached_property
+    def windows(self) -> tuple[Window, ...]:
+        """The times of day that rules ask for: at their borders another rule may apply."""
+        asked = [
+            window for rule in self.rules for one in groups(rule.match) for window in one.during
+        ]
+        return tuple(dict.fromkeys(asked))
+
+    @cached_property
+    def copy_labels(self) -> tuple[str, ...]:
+        """The labels whose values name groups of copies."""
+        return tuple(dict.fromkeys(rule.copies for rule in self.rules if rule.copies))
 
 
 def parse_file(name: str, text: str) -> tuple[list[Rule], list[RuleProblem]]:
     """The rules in one file's text, and everything wrong with it."""
+    rules, _, problems = _parse(name, text)
+    return rules, problems
+
+
+def _parse(name: str, text: str) -> tuple[list[Rule], Storm | None, list[RuleProblem]]:
     try:
+        if _is_too_deep(text):
+            raise RecursionError
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        return [], [RuleProblem(file=name, rule="", key="", message=f"not valid TOML: {error}")]
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        message = "too many tables in each other" if isinstance(error, RecursionError) else error
+        problem = RuleProblem(file=name, rule="", key="", message=f"not valid TOML: {message}")
+        return [], None, [problem]
     problems = [
         RuleProblem(
             file=name,
             rule="",
             key=key,
             message="unknown key",
-            hint="a rule file holds only [[rule]] tables",
+            hint=did_you_mean(key, ["rule", "storm"]).lstrip("; ")
+            or "a rule file holds only [[rule]] tables and [storm]",
         )
         for key in document
-        if key != "rule"
+        if key not in {"rule", "storm"}
     ]
+    storm = None
+    if "storm" in document:
+        storm, wrong = _parse_storm(name, document["storm"])
+        problems += wrong
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         hint = "write [[rule]] with two brackets"
         problem = RuleProblem(file=name, rule="", key="rule", message="not a list", hint=hint)
-        return [], [*problems, problem]
+        return [], storm, [*problems, problem]
     rules: list[Rule] = []
     for number, table in enumerate(tables, 1):
         label = str(table.get("name") or f"rule {number}")
         try:
             rule = Rule.model_validate(table)
         except ValidationError as error:
-            problems += [_problem(name, label, detail) for detail in error.errors()]
+            problems += [_problem(name, label, detail, Rule) for detail in error.errors()]
         else:
             rules.append(rule)
             problems += _unavailable(name, rule)
-    return rules, problems
+    return rules, storm, problems
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether a key has so many dots that the parser would take for ever over it, or fall over."""
+    lines = (_QUOTED.sub("", line) for line in text.splitlines() if line.count(".") > _DOTS)
+    return any(part.count(".") > _DOTS for line in lines for part in _BETWEEN_KEYS.split(line))
+
+
+def _parse_storm(name: str, table: object) -> tuple[Storm | None, list[RuleProblem]]:
+    try:
+        storm = Storm.model_validate(table)
+    except ValidationError as error:
+        return None, [_problem(name, "storm", detail, Storm) for detail in error.errors()]
+    if storm.ves is None and storm.share is None:
+        message = "neither `ves` nor `share` says how many failing VEs are a storm"
+        hint = 'write ves = 10, or share = "25%", or leave the table out'
+        return None, [RuleProblem(file=name, rule="storm", key="", message=message, hint=hint)]
+    return storm, []
 
 
 def assemble(files: list[tuple[str, str]]) -> tuple[RuleSet, list[RuleProblem]]:
     """One set from `(file name, text)` in the order given; any problem makes the set empty."""
     rules: list[Rule] = []
     origin: dict[str, str] = {}
+    storm: tuple[Storm, str] | None = None
     problems: list[RuleProblem] = []
     for name, text in files:
-        found, wrong = parse_file(name, text)
+        found, found_storm, wrong = _parse(name, text)
         problems += wrong
+        if found_storm is not None and storm is not None:
+            message = f"there is a [storm] in {storm[1]} already"
+            hint = "a file of the same name in a later directory replaces that one"
+            problems.append(
+                RuleProblem(file=name, rule="storm", key="", message=message, hint=hint)
+            )
+        elif found_storm is not None:
+            storm = (found_storm, name)
         for rule in found:
             if rule.name in origin:
                 message = f"the name is taken by a rule in {origin[rule.name]}"
@@ -310,7 +362,9 @@ def assemble(files: list[tuple[str, str]]) -> tuple[RuleSet, list[RuleProblem]]:
                 )
             origin.setdefault(rule.name, name)
             rules.append(rule)
-    return (RuleSet() if problems else RuleSet(tuple(rules), tuple(origin.items()))), problems
+    if problems:
+        return RuleSet(), problems
+    return RuleSet(tuple(rules), tuple(origin.items()), storm[0] if storm else None), []
 
 
 def step_from_options(options: dict[str, object]) -> Step:
@@ -321,6 +375,9 @@ def step_from_options(options: dict[str, object]) -> Step:
 
 def _unavailable(file: str, rule: Rule) -> list[RuleProblem]:
     problems = []
+    if depth(rule.match) > MAX_DEPTH:
+        message = f"more than {MAX_DEPTH} groups in each other"
+        problems.append(RuleProblem(file=file, rule=rule.name, key="match", message=message))
     for index, step in enumerate(rule.step):
         message = ""
         if isinstance(step, FsckStep) and step.strategy == "online":
@@ -343,14 +400,16 @@ _STEP_MODELS: dict[str, type[BaseModel]] = {
     "exec": ExecStep,
     "evacuate": EvacuateStep,
 }
-_MODELS: dict[str, type[BaseModel]] = {"match": Match, "budget": Budget}
+_MODELS: dict[str, type[BaseModel]] = {
+    **dict.fromkeys(("match", "any", "all", "not"), Match),
+    "budget": Budget,
+}
 
 
-def _problem(file: str, rule: str, detail: Any) -> RuleProblem:
+def _problem(file: str, rule: str, detail: Any, model: type[BaseModel]) -> RuleProblem:
     """A pydantic error in the words of an admin."""
     place = list(detail["loc"])
     kind, message, hint = detail["type"], detail["msg"].removeprefix("Value error, "), ""
-    model: type[BaseModel] = Rule
     parts: list[str] = []
     for part in place:
         if isinstance(part, int):
@@ -364,31 +423,26 @@ def _problem(file: str, rule: str, detail: Any) -> RuleProblem:
     last = str(place[-1]) if place else ""
     if kind == "extra_forbidden":
         message = f'unknown key "{last}"'
-        hint = _did_you_mean(last, _keys(model)).lstrip("; ") or (
+        hint = did_you_mean(last, _keys(model)).lstrip("; ") or (
             f"known here: {', '.join(sorted(_keys(model)))}"
         )
     elif kind == "missing":
         message = f'"{last}" is missing'
     elif kind == "literal_error":
         wanted = detail["ctx"]["expected"].replace("'", '"')
-        message = f"expected {wanted}, not {detail['input']!r}"
-        hint = _did_you_mean(str(detail["input"]), re.findall(r'"([^"]*)"', wanted)).lstrip("; ")
+        message = f"expected {wanted}, not {_SHORT.repr(detail['input'])}"
+        hint = did_you_mean(str(detail["input"]), re.findall(r'"([^"]*)"', wanted)).lstrip("; ")
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
         key = f"{key}.do"
         given = detail["input"].get("do") if isinstance(detail["input"], dict) else detail["input"]
         message = f"no step is called {given!r}" if given else 'a step needs "do"'
-        hint = _did_you_mean(str(given), list(_STEP_MODELS)).lstrip("; ") or (
+        hint = did_you_mean(str(given), list(_STEP_MODELS)).lstrip("; ") or (
             f"steps: {', '.join(_STEP_MODELS)}"
         )
     elif kind != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {detail['input']!r}"
+        message = f"{message[0].lower()}{message[1:]}, not {_SHORT.repr(detail['input'])}"
     return RuleProblem(file=file, rule=rule, key=key, message=message, hint=hint)
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f'; did you mean "{close[0]}"?' if close else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fswatchd.events import EventClass, printable
+from fswatchd.events import Domain, EventClass, printable
 from fswatchd.incidents import Incident, Outcome, State
 
 _NAMES_SHOWN = 8
@@ -51,6 +51,9 @@ def sentences(found: Incident) -> list[str]:
 
 
 def _what(found: Incident) -> str:
+    if found.domain is Domain.STORM:
+        failed = _count(len(found.ves), "VE has", "VEs have")
+        return f"{failed} failed at once ({names(found.ves)}): nothing is repaired until it ends."
     filesystem = found.filesystem
     what = _BROKEN.get(found.klass, "has a fault")
     layer = found.stack[0] if found.stack else {}
@@ -64,7 +67,7 @@ def _what(found: Incident) -> str:
 
 
 def _whom(found: Incident) -> list[str]:
-    if not found.through:
+    if not found.through or found.domain is Domain.STORM:
         return []
     said = [f"{_count(len(found.through), 'VE rests', 'VEs rest')} on it: {names(found.through)}."]
     if found.consequences:
@@ -112,6 +115,8 @@ def _lost(found: Incident) -> list[str]:
 def _next(found: Incident) -> list[str]:
     if found.state is State.CLOSED and found.outcome is not None:
         return [_ENDED[found.outcome]]
+    if found.domain is Domain.STORM:
+        return [f"It ends by itself or with fswatch ack {found.incident_id}."]
     if found.state is State.NEEDS_OPERATOR:
         return ["It needs you: fswatch why says what was tried."]
     if found.state is State.WAITING and found.waiting_for == "approval":

@@ -162,7 +162,8 @@ class _Api:
         target = _text(body, "target")
         if body.get("dry_run"):
             return web.json_response(await self._daemon.operator.preview(target))
-        incident = await self._daemon.operator.repair(target, by.name)
+        force = body.get("force") is True
+        incident = await self._daemon.operator.repair(target, by.name, force=force)
         return web.json_response(views.incident(incident), status=202)
 
     async def rollback(self, request: web.Request) -> web.Response:

@@ -134,7 +134,11 @@ def rules_check(arguments: argparse.Namespace, client: Client) -> int:
 
 def repair(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch repair TARGET`"""
-    body = {"target": arguments.target, "dry_run": arguments.dry_run}
+    body = {
+        "target": arguments.target,
+        "dry_run": arguments.dry_run,
+        "force": arguments.force,
+    }
     document = client.post("/v1/repair", body)
     if not arguments.dry_run:
         return _follow(arguments, client, document)

@@ -83,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     repair = add("repair", commands.repair, "repair the filesystem of a VE")
     repair.add_argument("target", metavar="TARGET", help="a VE, a device or a mount point")
     repair.add_argument("--dry-run", action="store_true", help="show what it would find and do")
+    repair.add_argument(
+        "--force", action="store_true", help="also a volume that was repaired again and again"
+    )
 
     rollback = add("rollback", commands.rollback, "put the volume from before a repair in place")
     rollback.add_argument("id", metavar="INCIDENT")

@@ -11,19 +11,20 @@ from dataclasses import replace
 from fswatchd import policy, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Cause, Layer, blame
-from fswatchd.devno import Devno
+from fswatchd.engine import scoping
 from fswatchd.engine.attribution import of_server
 from fswatchd.engine.history import History, boottime_ns
+from fswatchd.engine.storms import Storms
 from fswatchd.engine.substrate import Substrate
-from fswatchd.events import Domain, printable
+from fswatchd.guards import is_scratch
 from fswatchd.incidents import Incident, State
-from fswatchd.inventory import bases, ownership
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock, VeId
 from fswatchd.inventory.view import NodeView
+from fswatchd.match import DAY_S
 from fswatchd.policy import Decision, Verdict
 from fswatchd.rules import Mode, RuleSet
-from fswatchd.situation import PolicyState, RunningRepair, Scope, VeFacts
+from fswatchd.situation import PolicyState, RunningRepair, Scope
+from fswatchd.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,22 @@ class Decider:
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._next_look: asyncio.Task[None] | None = None
+        self._turns = Turns(history.begun_ns)
+        self._storms = Storms(book, history, self.poke, self.poke_all)
+        self._rules = RuleSet()
         self.mode: Mode = mode
-        self.rules = RuleSet()
         # Closes an incident that only waited for room, when that was all; set by the daemon.
         self.look_for_recovery: Callable[[str], Awaitable[None]] = _nothing
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules that decide."""
+        return self._rules
+
+    @rules.setter
+    def rules(self, rules: RuleSet) -> None:
+        self._rules = rules
+        self._storms.follow(rules.storm)
 
     def poke(self, incident_id: str, delay_s: float = _SETTLE_S) -> None:
         """Decide about the incident soon; a decision that is due earlier stays."""
@@ -111,60 +124,22 @@ class Decider:
     def scope(self, incident: Incident) -> Scope:
         """Whom the incident's filesystem belongs to, as the node is now."""
         view = self._inventory.view
-        devno = incident.filesystem.devno
-        superblock = view.superblocks.get(devno) if devno else None
-        ves: tuple[str, ...] = incident.ves
-        foreign: tuple[str, ...] = ()
-        devices: tuple[str, ...] = ()
-        dependents: tuple[str, ...] = ()
-        children: tuple[str, ...] = ()
-        if superblock is not None:
-            users = view.users[superblock.devno]
-            ves, foreign = users.ves, users.foreign
-            through = view.dependents(superblock.devno)
-            dependents = (*through.foreign, *through.ves)
-            devices = self._devices(superblock)
-            children = bases.children(view, superblock.devno)
-        elif devno is not None and devno in view.devices:
-            # Nothing is mounted from it: those whose filesystems rest on it, and who swaps to it.
-            through = view.dependents(devno)
-            ves, foreign = tuple(dict.fromkeys((*ves, *through.ves))), through.foreign
-            if (own := view.own.get(devno)) is not None:
-                foreign = (own, *foreign)
-        elif devno is None and incident.filesystem.image is not None:
-            foreign = view.own_image(incident.filesystem.image)
-        if superblock is None and (image := incident.filesystem.image_inode) is not None:
-            children = bases.children_of_image(view, (Devno.parse(image[0]), image[1]))
-        facts = [
-            VeFacts(
-                ve_id=ve.ve_id,
-                name=ve.name,
-                platform=ve.platform,
-                labels=ve.labels,
-                busy=ve.busy,
-                scratch=ve.scratch,
-                hands_off=ve.hands_off,
-                unrepairable=ve.unrepairable,
-            )
-            for name in ves
-            if (ve := view.ves.get(VeId(name))) is not None
-        ]
-        return Scope(
-            ves=tuple(facts),
-            foreign_users=foreign,
-            dependents=dependents,
-            children=tuple(printable(name) for name in children),
-            devices=devices,
-            shared_with=_shared_with(view, incident),
-        )
+        return scoping.scope(view, self._book, incident, self._rules.copy_labels)
 
     def policy_state(self) -> PolicyState:
         """Everything outside an incident that a decision depends on."""
+        local = time.localtime()
         return PolicyState(
             mode=self.mode,
             disarms=self._history.current_disarms(),
             running=self._running(),
             last_action_ns=self._history.last_action_ns,
+            failures=self._history.failures,
+            repaired_ns=self._history.repaired_ns,
+            begun_ns=self._history.begun_ns,
+            queue=self._turns.queue,
+            storm=self._storms.state(),
+            local_s=min(local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec, DAY_S - 1),
         )
 
     def _ring(self, incident_id: str) -> None:
@@ -246,7 +221,10 @@ class Decider:
         cause = blame(layers)
         incident = self._blamed(incident, cause)
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
+        if "decided" not in incident.timeline and not is_scratch(scope):
+            self._storms.failed(incident, len(self._inventory.view.ves))
         decision = policy.decide(rules, incident, scope, self.policy_state(), boottime_ns())
+        self._queue(rules, incident, scope, decision)
         new = "decided" not in incident.timeline or incident.untold
         incident = self._recorded(incident, decision)
         incident = replace(incident, untold=new and incident.part_of is not None)
@@ -255,9 +233,12 @@ class Decider:
         if new and not incident.untold:
             self._on_decided(incident)
         if decision.verdict is Verdict.ACT:
+            for ve in scope.ves:
+                self._history.begun(ve.ve_id)
+                self._turns.begun(ve.ve_id)
             self._submit(incident.incident_id, decision, scope)
             return
-        if decision.verdict is Verdict.WAIT and decision.retry_after_s is not None:
+        if decision.retry_after_s is not None:
             self.poke(incident.incident_id, min(decision.retry_after_s, _RETRY_MAX_S))
         if cause is not None:
             looks = self._cause_looks.get(incident.incident_id, 0)
@@ -265,6 +246,14 @@ class Decider:
             self.poke(incident.incident_id, min(2.0**looks, _CAUSE_RETRY_MAX_S))
         else:
             self._cause_looks.pop(incident.incident_id, None)
+
+    def _queue(self, rules: RuleSet, incident: Incident, scope: Scope, decision: Decision) -> None:
+        """What waits for a budget waits for its turn from then on, and only that."""
+        rule = rules.by_name.get(decision.rule or "")
+        if decision.waiting_for == "budget" and rule is not None:
+            self._turns.waits(incident, scope.ves[0].ve_id, rule.budget, scope.load)
+        else:
+            self._turns.gone(incident.incident_id)
 
     def _blamed(self, incident: Incident, cause: Cause | None) -> Incident:
         """The incident with what is to blame; that it is well again is kept with it."""
@@ -316,6 +305,8 @@ class Decider:
         worse = before is None or (before.device_errors == 0 and after.device_errors > 0)
         worse = worse or (before is not None and before.confirmed is not after.confirmed)
         closed = after.state is State.CLOSED
+        if after.state is not State.WAITING or after.waiting_for != "budget":
+            self._turns.gone(after.incident_id)
         if closed:
             self._cause_looks.pop(after.incident_id, None)
         devno = after.filesystem.devno
@@ -333,7 +324,12 @@ class Decider:
                 self.poke(incident.incident_id)
 
     def _recorded(self, incident: Incident, decision: Decision) -> Incident:
-        answers = tuple((a.guard, a.passed, a.text) for a in decision.answers)
+        asked = [(a.guard, a.passed, a.text) for a in decision.answers]
+        watched = [
+            ("shadow", one.verdict is Verdict.ACT, f"{one.rule} {one.text}")
+            for one in decision.shadows
+        ]
+        answers = (*asked, *watched)
         waiting = decision.verdict is Verdict.WAIT
         reached = any(a.guard == "threshold" and a.passed for a in decision.answers)
         told = replace(
@@ -351,12 +347,6 @@ class Decider:
             told = told.noted(time.time_ns(), f"decision: {decision.verdict.value} ({why.text})")
         return told
 
-    def _devices(self, superblock: Superblock) -> tuple[str, ...]:
-        found = [str(superblock.devno)]
-        if superblock.backing.image_devno is not None:
-            found.append(str(self._inventory.view.host(superblock.backing.image_devno)))
-        return tuple(found)
-
 
 def _with_those_served(view: NodeView, incident: Incident) -> Incident:
     known = incident.filesystem
@@ -364,19 +354,6 @@ def _with_those_served(view: NodeView, incident: Incident) -> Incident:
     new = tuple(ve for ve in now.ves if ve not in incident.ves)
     through = tuple(ve for ve in now.through if ve in new)
     return replace(incident, ves=(*incident.ves, *new), through=(*incident.through, *through))
-
-
-def _shared_with(view: NodeView, incident: Incident) -> str | None:
-    """Why another node may own what the incident is about; None where nothing says so."""
-    found = None
-    if incident.domain is Domain.REMOTE:
-        server = incident.filesystem.server or "another machine"
-        return f"{printable(server)} serves it: nothing of it can be repaired from here"
-    if incident.filesystem.devno is not None:
-        found = ownership.shared_with(view, incident.filesystem.devno)
-    elif incident.filesystem.image is not None:
-        found = ownership.shared_image(view, incident.filesystem.image)
-    return f"{found}; {ownership.WHAT_NOW}" if found else None
 
 
 def _channels(incident: Incident, decision: Decision) -> tuple[str, ...]:

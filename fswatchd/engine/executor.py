@@ -106,9 +106,10 @@ class Executor:
             waiting_for="",
             steps=steps,
             attempts=incident.attempts + 1,
+            load=scope.load,
         )
         self._book.put(incident)
-        self._begin(incident, scope.devices, resume=False)
+        self._begin(incident, resume=False)
 
     async def recover(self) -> None:
         """Take up what an earlier run of the daemon left half-way; thaw what it left frozen."""
@@ -125,7 +126,7 @@ class Executor:
         for incident in self._book.open_incidents():
             if incident.state is State.ACTING:
                 self._book.note(incident.incident_id, "the daemon was restarted in the middle")
-                self._begin(incident, (), resume=True)
+                self._begin(incident, resume=True)
 
     def begin_rollback(self, incident: Incident) -> None:
         """Undo what the incident's plan has changed (already checked and permitted)."""
@@ -138,7 +139,7 @@ class Executor:
             steps=(*incident.steps, record),
         )
         self._book.put(incident)
-        self._begin(incident, (), resume=False)
+        self._begin(incident, resume=False)
 
     async def stop(self) -> None:
         """Cancel what runs: a repair that is cut off is taken up by the next start.
@@ -161,9 +162,9 @@ class Executor:
             for record in incident.steps
         )
 
-    def _begin(self, incident: Incident, devices: tuple[str, ...], *, resume: bool) -> None:
+    def _begin(self, incident: Incident, *, resume: bool) -> None:
         incident_id = incident.incident_id
-        self._running[incident_id] = RunningRepair(incident_id=incident_id, devices=devices)
+        self._running[incident_id] = RunningRepair(incident_id=incident_id, load=incident.load)
         task = asyncio.create_task(self._carry_out(incident, resume=resume))
         self._tasks[incident_id] = task
         task.add_done_callback(lambda done: self._ended(incident_id, done))
@@ -343,11 +344,11 @@ class Executor:
             and incident.undo is not None
             and "original" in incident.undo
         ):
-            self._acted(incident)
+            self._acted(incident, failed=True)
             self._book.note(incident_id, f"rolling back: {result.detail}")
             asyncio.get_running_loop().call_soon(self._roll_back_after_failure, incident_id)
         else:
-            self._acted(incident)
+            self._acted(incident, failed=True)
             self._hand_over(incident, result.detail)
 
     def _cancelled(self, incident: Incident, why: str) -> None:
@@ -393,9 +394,13 @@ class Executor:
         incident = replace(incident, state=State.NEEDS_OPERATOR, waiting_for="")
         self._book.put(incident.noted(time.time_ns(), f"needs an operator: {why}"))
 
-    def _acted(self, incident: Incident) -> None:
+    def _acted(self, incident: Incident, *, failed: bool = False) -> None:
+        volume = incident.filesystem.volume_key
         if incident.rule:
-            self._history.acted(incident.rule, incident.filesystem.volume_key)
+            self._history.acted(incident.rule, volume, failed=failed)
+        done = [record for record in incident.steps if record.journal.get("changed")]
+        if done and done[-1].do != "rollback":
+            self._history.repaired(volume)
 
     # --- whatever was frozen --------------------------------------------------------------------
 

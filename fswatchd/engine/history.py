@@ -1,4 +1,5 @@
-"""What decisions remember across restarts: disarms, and when rules last acted on which volume.
+"""What decisions remember across restarts: disarms, when rules last acted on which volume and how
+often that failed, when it was repaired, when a repair of a VE last began, and when it failed.
 
 Times are CLOCK_BOOTTIME, which no clock change touches; beside each the boot id and the wall clock
 are kept, so that after a reboot the time that passed is estimated instead of forgotten.
@@ -14,19 +15,41 @@ from fswatchd.kernel import proc
 from fswatchd.situation import Disarm
 from fswatchd.store import Store
 
+_REPAIRS_KEPT = 8
+_FAILED_KEPT = 4096
+
 
 def boottime_ns() -> int:
     """CLOCK_BOOTTIME."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+class NodeClock:
+    """The clocks of this node, in nanoseconds, and which boot it is."""
+
+    def __init__(self) -> None:
+        self.boot = proc.boot_id()
+
+    def boottime_ns(self) -> int:
+        """CLOCK_BOOTTIME."""
+        return boottime_ns()
+
+    def wall_ns(self) -> int:
+        """CLOCK_REALTIME."""
+        return time.time_ns()
+
+
 class History:
     """See the module. `load` before use."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: NodeClock | None = None) -> None:
         self._store = store
-        self._boot = proc.boot_id()
+        self._clock = clock or NodeClock()
         self.last_action_ns: dict[tuple[str, str], int] = {}
+        self.failures: dict[tuple[str, str], int] = {}
+        self.repaired_ns: dict[str, tuple[int, ...]] = {}
+        self.begun_ns: dict[str, int] = {}
+        self.failed_ns: dict[str, int] = {}
         self.disarms: dict[str, Disarm] = {}
 
     async def load(self) -> None:
@@ -34,6 +57,14 @@ class History:
         for key, value in (await self._store.facts("action:")).items():
             rule, _, volume = key.removeprefix("action:").partition("\n")
             self.last_action_ns[rule, volume] = self._here(value)
+            self.failures[rule, volume] = int(value.get("failures", 0))
+        for key, value in (await self._store.facts("repaired:")).items():
+            times = tuple(self._here(stamp) for stamp in value)
+            self.repaired_ns[key.removeprefix("repaired:")] = times
+        for key, value in (await self._store.facts("begun:")).items():
+            self.begun_ns[key.removeprefix("begun:")] = self._here(value)
+        for key, value in (await self._store.facts("failed:")).items():
+            self.failed_ns[key.removeprefix("failed:")] = self._here(value)
         for key, value in (await self._store.facts("disarm:")).items():
             target = key.removeprefix("disarm:")
             until = value.get("until")
@@ -44,11 +75,38 @@ class History:
                 until_ns=self._here(until) if until else None,
             )
 
-    def acted(self, rule: str, volume: str) -> None:
+    def begun(self, ve: str) -> None:
+        """A repair of the VE begins now."""
+        self.begun_ns[ve] = self._clock.boottime_ns()
+        self._store.set_fact(f"begun:{ve}", self._stamp(self.begun_ns[ve]))
+
+    def failed(self, ve: str) -> None:
+        """A filesystem of the VE has failed now, by itself as far as is known."""
+        self.failed_ns.pop(ve, None)
+        self.failed_ns[ve] = self._clock.boottime_ns()
+        self._store.set_fact(f"failed:{ve}", self._stamp(self.failed_ns[ve]))
+        if len(self.failed_ns) > _FAILED_KEPT:
+            self.forget_failures(next(iter(self.failed_ns)))
+
+    def forget_failures(self, *ves: str) -> None:
+        """The failures of these VEs are settled."""
+        for ve in ves:
+            if self.failed_ns.pop(ve, None) is not None:
+                self._store.set_fact(f"failed:{ve}", None)
+
+    def acted(self, rule: str, volume: str, *, failed: bool = False) -> None:
         """A plan of `rule` on `volume` has ended now."""
-        now = boottime_ns()
-        self.last_action_ns[rule, volume] = now
-        self._store.set_fact(f"action:{rule}\n{volume}", self._stamp(now))
+        now, key = self._clock.boottime_ns(), (rule, volume)
+        self.last_action_ns[key] = now
+        self.failures[key] = self.failures.get(key, 0) + 1 if failed else 0
+        value = {**self._stamp(now), "failures": self.failures[key]}
+        self._store.set_fact(f"action:{rule}\n{volume}", value)
+
+    def repaired(self, volume: str) -> None:
+        """A plan that has changed `volume` has ended now, well or not."""
+        times = (*self.repaired_ns.get(volume, ()), self._clock.boottime_ns())[-_REPAIRS_KEPT:]
+        self.repaired_ns[volume] = times
+        self._store.set_fact(f"repaired:{volume}", [self._stamp(one) for one in times])
 
     async def disarm(self, disarm: Disarm) -> None:
         """Nobody acts on the target any more; returns when that is on the disk."""
@@ -65,7 +123,7 @@ class History:
 
     def current_disarms(self) -> tuple[Disarm, ...]:
         """All that hold now; those that have run out are forgotten."""
-        now = boottime_ns()
+        now = self._clock.boottime_ns()
         for target in [t for t, d in self.disarms.items() if d.until_ns and d.until_ns <= now]:
             del self.disarms[target]
             self._store.set_fact(f"disarm:{target}", None)
@@ -80,10 +138,10 @@ class History:
         return None
 
     def _stamp(self, moment_ns: int) -> dict[str, Any]:
-        wall_ns = time.time_ns() + moment_ns - boottime_ns()
-        return {"boot": self._boot, "boottime_ns": moment_ns, "wall_ns": wall_ns}
+        wall_ns = self._clock.wall_ns() + moment_ns - self._clock.boottime_ns()
+        return {"boot": self._clock.boot, "boottime_ns": moment_ns, "wall_ns": wall_ns}
 
     def _here(self, stamp: dict[str, Any]) -> int:
-        if stamp["boot"] == self._boot:
+        if stamp["boot"] == self._clock.boot:
             return int(stamp["boottime_ns"])
-        return boottime_ns() - (time.time_ns() - int(stamp["wall_ns"]))
+        return self._clock.boottime_ns() - (self._clock.wall_ns() - int(stamp["wall_ns"]))

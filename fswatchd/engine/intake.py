@@ -169,7 +169,7 @@ class Intake:
             incident = incident.reached("detected", event.mono_ns)
             if found.ves or found.superblock is not None:
                 incident = incident.reached("attributed", time.monotonic_ns())
-            self._book.put(_joined(incident, event, cursor))
+            self._book.put(self._joined(incident, event, cursor))
         return incident.incident_id
 
     def _is_from_before(self, event: FsEvent) -> bool:
@@ -196,12 +196,23 @@ class Intake:
         if incident is None:
             return  # closed in this very turn: the event is stored with it
         if incident.cursor < stored.cursor:
-            incident = _joined(incident, event, stored.cursor)
+            incident = self._joined(incident, event, stored.cursor)
             self._book.put(incident)
         if _is_older_than_repair(event, incident):
             return
         for callback in self._on_incident:
             callback(incident.incident_id)
+
+    def _joined(self, incident: Incident, event: FsEvent, cursor: int) -> Incident:
+        """The incident with the event in it, and in its story where that says something new."""
+        before = (incident.klass, incident.severity, incident.confirmed)
+        fresh = event.source not in incident.sources
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        incident = incident.joined(event, now, cursor).on_clock(*self._book.clock())
+        if fresh or before != (incident.klass, incident.severity, incident.confirmed):
+            confirms = " (confirms)" if event.confirms else ""
+            incident = incident.noted(event.time_ns, f"{event.source}: {event.detail}{confirms}")
+        return incident
 
     def _all_clear(self, event: FsEvent, found: Attribution) -> None:
         domain = Domain.QUOTA if event.source == "quota" else Domain.REMOTE
@@ -222,18 +233,6 @@ class Intake:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("an event could not be handled", exc_info=task.exception())
-
-
-def _joined(incident: Incident, event: FsEvent, cursor: int) -> Incident:
-    """The incident with the event in it, and in its story where that says something new."""
-    before = (incident.klass, incident.severity, incident.confirmed)
-    fresh = event.source not in incident.sources
-    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    incident = incident.joined(event, now, cursor)
-    if fresh or before != (incident.klass, incident.severity, incident.confirmed):
-        confirms = " (confirms)" if event.confirms else ""
-        incident = incident.noted(event.time_ns, f"{event.source}: {event.detail}{confirms}")
-    return incident
 
 
 def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:

@@ -89,8 +89,9 @@ class Operator:
         found = [await self._store.find_incidents(one) for one in incident.consequences[:limit]]
         return [self._book.get(one.incident_id) or one for (one, *_) in found if one]
 
-    async def repair(self, target: str, by: str) -> Incident:
-        """Begin to repair the filesystem of a VE, a device or a mount point."""
+    async def repair(self, target: str, by: str, *, force: bool = False) -> Incident:
+        """Begin to repair the filesystem of a VE, a device or a mount point; with `force` also one
+        that was repaired again and again."""
         filesystem, ves = await self.filesystem_of(target)
         self.refuse_if_disarmed(ves)
         self._refuse_if_not_repairable(filesystem, ves)
@@ -105,7 +106,13 @@ class Operator:
         if incident.state in _BUSY:
             raise ConflictError(f"{incident.incident_id} is {incident.state.value} already")
         incident = replace(
-            incident, state=State.OPEN, requested_by=by, steps=(), asks="", denied_by=None
+            incident,
+            state=State.OPEN,
+            requested_by=by,
+            forced=force,
+            steps=(),
+            asks="",
+            denied_by=None,
         )
         self._book.put(incident.noted(time.time_ns(), f"repair requested by {by}"))
         self._decider.poke(incident.incident_id, 0.0)
@@ -163,7 +170,13 @@ class Operator:
         incident = await self.find(text)
         if incident.state is not State.WAITING or incident.waiting_for != "approval":
             raise ConflictError(f"{incident.incident_id} does not wait for an approval")
-        incident = replace(incident, approved_by=by, denied_by=None)
+        incident = replace(
+            incident,
+            approved_by=by,
+            approved_ns=boottime_ns(),
+            approved_for=incident.rule,
+            denied_by=None,
+        )
         self._book.put(incident.noted(time.time_ns(), f"approved by {by}"))
         self._decider.poke(incident.incident_id, 0.0)
         return incident
@@ -179,12 +192,12 @@ class Operator:
         return incident
 
     async def acknowledge(self, text: str, by: str) -> Incident:
-        """Somebody has seen it; an incident that needs an operator ends with that."""
+        """Somebody has seen it; an incident that needs an operator ends with that, and a storm."""
         incident = await self.find(text)
         if incident.state is State.CLOSED:
             raise ConflictError(f"{incident.incident_id} is closed")
         incident = replace(incident, acknowledged_by=by)
-        if incident.state is State.NEEDS_OPERATOR:
+        if incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM:
             return self._book.close(incident, Outcome.DISMISSED, f"acknowledged by {by}")
         incident = incident.noted(time.time_ns(), f"acknowledged by {by}")
         self._book.put(incident)

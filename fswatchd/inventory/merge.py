@@ -2,7 +2,8 @@
 
 A Proxmox container is an LXC container too, a Docker container one of containerd. The driver that
 is asked first gives id, name and commands; the ids of the others stay as `aliases`. What is
-declared by hand completes what a driver has found, and never replaces it.
+declared by hand completes what a driver has found, and never replaces it. Of what they say of the
+mode that the VE's owner wants the most careful counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fswatchd.inventory.model import Ve, VeId
+from fswatchd.situation import joined_labels
 
 DECLARED = "declared"
 
@@ -51,6 +53,8 @@ def _without_aliases(ves: list[Ve]) -> list[Ve]:
     for ve in ves:
         if ve.ve_id in hidden:
             continue
+        aliases = (by_id[alias].labels for alias in ve.aliases if alias in by_id)
+        ve = replace(ve, labels=joined_labels(ve.labels, *aliases))
         running = next(
             (by_id[a] for a in ve.aliases if a in by_id and by_id[a].init_pid is not None), None
         )
@@ -70,7 +74,8 @@ def _without_aliases(ves: list[Ve]) -> list[Ve]:
 
 def _also_called(ve: Ve, other: Ve) -> Ve:
     aliases = dict.fromkeys((*ve.aliases, other.ve_id, *other.aliases))
-    return replace(ve, aliases=tuple(aliases), busy=ve.busy or other.busy)
+    labels = joined_labels(ve.labels, other.labels)
+    return replace(ve, aliases=tuple(aliases), busy=ve.busy or other.busy, labels=labels)
 
 
 def _with_the_same_volume(namesakes: Iterable[Ve], declared: Ve) -> VeId | None:
@@ -85,7 +90,7 @@ def _places(ve: Ve) -> set[str | None]:
 def _completed(ve: Ve, declared: Ve) -> Ve:
     return replace(
         ve,
-        labels={**ve.labels, **declared.labels},
+        labels=joined_labels({**ve.labels, **declared.labels}, ve.labels),
         volumes=declared.volumes or ve.volumes,
         serves=declared.serves or ve.serves,
         commands=replace(

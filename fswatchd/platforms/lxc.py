@@ -24,11 +24,13 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, NamespaceKey, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, mounts, proc
+from fswatchd.situation import WISH, joined_labels
 
 DEFAULT_PATH = "/var/lib/lxc"
 _SOCKET = re.compile(r"@(/.+)/([^/]+)/command$")
 _ROOTFS = re.compile(r"\s*lxc\.rootfs\.path\s*=\s*(?:loop:)?(/\S.*?)\s*$")
 _CGROUP = re.compile(r"\s*lxc\.cgroup\.(dir|dir\.container)\s*=\s*(\S+)\s*$")
+_WISH = re.compile(rf"\s*#\s*{WISH}\s*[:=]\s*(.*?)\s*$")
 _COMMAND_TIMEOUT_S = 5.0
 
 
@@ -93,6 +95,7 @@ class LxcPlatform:
             native_id=name,
             name=name,
             state=state,
+            labels=configured_labels(path, name),
             init_pid=init.pid if init else None,
             init_started=proc.start_time(init.pid) if init else None,
             namespace=NamespaceKey(inode) if inode is not None else None,
@@ -161,6 +164,16 @@ def configured_volumes(path: str, name: str) -> tuple[Volume, ...]:
     if match[1].startswith("/dev/"):
         return (Volume(device=match[1]),)
     return (Volume(image=match[1]),) if os.path.isfile(match[1]) else ()
+
+
+def configured_labels(path: str, name: str) -> dict[str, str]:
+    """What its owner wishes: `# fswatch: observe` in the configuration, the most careful where
+    there are several."""
+    try:
+        with open(os.path.join(path, name, "config"), encoding="utf-8", errors="replace") as file:
+            return joined_labels({}, *({WISH: m[1]} for line in file if (m := _WISH.match(line))))
+    except OSError:
+        return {}
 
 
 async def _init(path: str, name: str, *, alone: bool) -> Init | None:

@@ -43,6 +43,7 @@ from fswatchd.platforms import ploop, seen
 from fswatchd.platforms.declared import read_pid_file
 from fswatchd.platforms.seen import Seen
 from fswatchd.platforms.vzconf import DEFAULTS, UUID, Config, Container, describe, read_config
+from fswatchd.situation import WISH
 
 _CONFIG = "/etc/vz"
 _PID_FILES = "/var/run/ve"
@@ -241,6 +242,7 @@ class OpenvzPlatform:
             platform=self.name,
             native_id=one.ctid,
             name=one.name,
+            labels={} if one.wish is None else {WISH: one.wish},
             volumes=tuple(self._volumes(one, look)),
             commands=Commands(
                 start=("vzctl", "start", one.ctid),

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from fswatchd.inventory.model import Volume
+from fswatchd.situation import WISH, joined_labels
 
 _LINE = re.compile(r"([A-Za-z][A-Za-z0-9._-]*)\s*:\s*(.*?)\s*")
 _SECTION = re.compile(r"([a-z]+):\s*(\S+)\s*")
@@ -81,8 +82,11 @@ def read_volume(value: str, storages: dict[str, Storage], *, guest: bool = False
 
 
 def labels(config: dict[str, str]) -> dict[str, str]:
-    """Its tags, each a label without a value."""
-    return {tag: "" for tag in re.split(r"[;, ]+", config.get("tags", "")) if tag}
+    """Its tags, each a label without a value; `fswatch-observe` is what its owner wishes."""
+    tags = [tag for tag in re.split(r"[;, ]+", config.get("tags", "")) if tag]
+    prefix = f"{WISH}-"
+    wishes = [{WISH: tag.removeprefix(prefix)} for tag in tags if tag.startswith(prefix)]
+    return joined_labels({tag: "" for tag in tags if not tag.startswith(prefix)}, *wishes)
 
 
 def template(config: dict[str, str]) -> str | None:

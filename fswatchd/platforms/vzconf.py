@@ -35,6 +35,7 @@ class Container:
     """A configuration, with the paths in it made absolute.
 
     `private_is_nodes` is false where the private area is the container's own root filesystem.
+    `wish` is the variable FSWATCH, which is ours: the widest mode that its owner wants.
     """
 
     ctid: str
@@ -44,6 +45,7 @@ class Container:
     private_is_nodes: bool
     disks: tuple[Disk, ...] = ()
     uuid: str | None = None
+    wish: str | None = None
 
 
 def read_config(text: str) -> Config:
@@ -83,6 +85,7 @@ def describe(ctid: str, config: Config, node: Config, path: str) -> Container:
         private_is_nodes=nodes,
         disks=tuple(read_disks(config.get("DISK", ""), private, ctid)) if nodes else (),
         uuid=uuid if re.fullmatch(UUID, uuid) else None,
+        wish=config.get("FSWATCH"),
     )
 
 

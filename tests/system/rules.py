@@ -6,6 +6,7 @@ name = "repair"
 match.class = ["corruption", "readonly", "shutdown"]
 mode = "auto"
 cooldown = "0s"
+flap = "0s"
 budget = { node = 4, device = 4 }
 healthy = "500ms"
 [[rule.step]]

@@ -8,7 +8,12 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from typing import NoReturn
 
+import hypothesis
 import pytest
+
+# The machine is shared: how long one example takes says nothing.
+hypothesis.settings.register_profile("fswatchd", deadline=None)
+hypothesis.settings.load_profile("fswatchd")
 
 
 def _refused(*_: object, **__: object) -> NoReturn:

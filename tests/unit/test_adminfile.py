@@ -58,3 +58,24 @@ def test_what_is_no_text_or_too_much_of_it_is_refused(tmp_path: Path) -> None:
         adminfile.read(path, trusted=True)
     with pytest.raises(AdminFileError, match="cannot be read"):
         adminfile.read(tmp_path / "gone", trusted=True)
+
+
+def test_a_file_that_is_written_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a rule file may be right by itself, and mean something else."""
+    path = tmp_path / "ve.toml"
+    path.write_text(VE)
+    read = os.read
+
+    def written_meanwhile(fd: int, size: int) -> bytes:
+        content = read(fd, size)
+        with path.open("a") as file:
+            file.write(VE)
+        return content
+
+    monkeypatch.setattr(os, "read", written_meanwhile)
+    with pytest.raises(AdminFileError, match="while it was read"):
+        adminfile.read(path, trusted=True)
+    monkeypatch.undo()
+    assert adminfile.read(path, trusted=True) == VE * 2

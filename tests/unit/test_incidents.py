@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fswatchd.events import EventClass, Severity, worst_class
+from fswatchd.incidents import RECENT_LIMIT
 from tests.unit.builders import NOW_NS, event, filesystem, incident
 
 _PROBLEMS = [klass for klass in EventClass if klass.is_problem]
@@ -91,3 +92,23 @@ class TestKeys:
     def test_an_attached_volume_is_known_by_its_attachment(self) -> None:
         assert filesystem().key == filesystem(image=None, image_inode=None).key
         assert filesystem().key != filesystem(disk_sequence=43).key
+
+
+def test_sources_that_take_turns_do_not_push_out_what_was_before() -> None:
+    found = incident(event("fanotify", count=3))
+    for number in range(4 * RECENT_LIMIT):
+        source = ("kmsg", "state")[number % 2]
+        found = found.joined(event(source), NOW_NS + number * 1000)
+    assert len(found.recent) == 3
+    assert sum(count for _, source, count in found.recent if source == "fanotify") == 3
+
+
+def test_what_is_kept_has_an_end_and_no_error_is_lost_or_made_younger() -> None:
+    found = incident(event("fanotify"))
+    for number in range(1, 3 * RECENT_LIMIT):
+        found = found.joined(event("fanotify"), NOW_NS + number * 2_000_000_000)
+    assert len(found.recent) <= RECENT_LIMIT
+    assert sum(count for _, _, count in found.recent) == 3 * RECENT_LIMIT
+    assert found.recent[0][0] == NOW_NS
+    times = [when for when, _, _ in found.recent]
+    assert times == sorted(times)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
-from fswatchd import config, rules
+from fswatchd import config, match, rules
 from fswatchd.cli.main import parser
+from fswatchd.events import EventClass
 from fswatchd.platforms.declared import DeclaredVe, DeclaredVolume
+from fswatchd.units import parse_duration
 
 MAN = Path(__file__).parents[2] / "data" / "man"
 
@@ -23,11 +27,39 @@ def keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def section(text: str, title: str) -> str:
+    """A section of a page, to the next one."""
+    return text.split(f".SH {title}\n")[1].split("\n.SH ")[0]
+
+
+def named(text: str) -> set[str]:
+    """What stands in bold in the heads of a section's paragraphs (man(7), .TP)."""
+    heads = [part.split("\n")[0] for part in text.split(".TP\n")[1:]]
+    words = [word for head in heads for word in re.findall(r"[a-z_]+", head.split(" ", 1)[1])]
+    return set(words)
+
+
+@pytest.mark.parametrize(
+    ("model", "title"),
+    [(rules.Rule, "RULE KEYS"), (match.Match, "MATCHING"), (rules.Storm, "STORMS")],
+)
+def test_the_keys_of_rules_are_those_of_the_page(model: type[BaseModel], title: str) -> None:
+    """In both directions: what the page names and the code does not know is an error too."""
+    assert named(section(page("fswatchd.rules.5"), title)) == set(keys(model))
+
+
+def test_a_rules_defaults_are_those_of_the_page() -> None:
+    text = section(page("fswatchd.rules.5"), "RULE KEYS")
+    rule, _ = rules.parse_file("x", '[[rule]]\nname = "r"\n[[rule.step]]\ndo = "fsck"\n')
+    for key in ("approval", "cooldown", "backoff", "flap", "healthy"):
+        paragraph = text.split(f".TP\n.B {key}\n")[1].split(".TP\n")[0]
+        said = re.findall(r"Default: (\w+)", paragraph.replace("\n", " "))
+        assert [parse_duration(one) for one in said] == [getattr(rule[0], key)], key
+
+
 @pytest.mark.parametrize(
     "model",
     [
-        rules.Rule,
-        rules.Match,
         rules.Budget,
         rules.FsckStep,
         rules.NotifyStep,
@@ -36,10 +68,17 @@ def keys(model: type[BaseModel]) -> list[str]:
         rules.EvacuateStep,
     ],
 )
-def test_rule_keys_are_documented(model: type[BaseModel]) -> None:
+def test_other_rule_keys_are_documented(model: type[BaseModel]) -> None:
     text = page("fswatchd.rules.5")
     missing = [key for key in keys(model) if key not in text]
     assert not missing
+
+
+def test_values_of_rules_are_documented() -> None:
+    text = page("fswatchd.rules.5")
+    modes = get_args(rules.RuleMode)
+    problems = [klass.value for klass in EventClass if klass.is_problem]
+    assert not [word for word in (*modes, *match.CAUSES, *problems) if word not in text]
 
 
 def test_steps_are_documented() -> None:

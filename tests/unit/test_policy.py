@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fswatchd.cause import Layer, blame
 from fswatchd.events import Health
 from fswatchd.guards import refused_scope
+from fswatchd.incidents import Load
 from fswatchd.policy import Decision, Verdict, decide, for_request
 from fswatchd.rules import RuleSet
 from fswatchd.situation import Disarm, RunningRepair
@@ -66,8 +67,8 @@ def test_a_confirmed_fault_in_one_ve_is_repaired() -> None:
 def test_every_guard_that_was_asked_leaves_its_answer() -> None:
     asked = [answer.guard for answer in ask().answers]
     assert asked == [
-        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "armed", "cause", "mode",
-        "asked", "cooldown", "budget",
+        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "armed", "storm", "cause",
+        "mode", "asked", "copies", "flap", "cooldown", "budget",
     ]  # fmt: skip
 
 
@@ -168,10 +169,15 @@ def test_the_threshold_is_exact(count: int, acts: bool) -> None:
         assert guard(decision) == "threshold"
 
 
-def test_errors_outside_the_window_do_not_count() -> None:
+@pytest.mark.parametrize(("apart_ns", "acts"), [(600 * NS, True), (600 * NS + 1, False)])
+def test_errors_outside_the_window_do_not_count(apart_ns: int, acts: bool) -> None:
+    found = incident(event()).joined(event(), NOW_NS + apart_ns)
+    assert (ask(found, now_ns=NOW_NS + apart_ns).verdict is Verdict.ACT) is acts
+
+
+def test_a_window_that_is_past_still_counts_while_the_incident_is_open() -> None:
     found = incident(event(count=2))
-    assert ask(found, now_ns=NOW_NS + 600 * NS).verdict is Verdict.ACT
-    assert ask(found, now_ns=NOW_NS + 600 * NS + 1).verdict is Verdict.NOTIFY
+    assert ask(found, now_ns=NOW_NS + 86400 * NS).verdict is Verdict.ACT
 
 
 def test_witnesses_of_the_same_error_are_not_added_up_to_the_threshold() -> None:
@@ -204,9 +210,9 @@ def test_that_the_filesystem_has_stopped_is_no_further_error() -> None:
 
 def test_a_threshold_that_was_reached_stays_reached_while_the_incident_waits() -> None:
     later = NOW_NS + 3600 * NS
-    waited = incident(event(count=2), reached_threshold_of="repair", approved_by="root")
+    waited = incident(event(count=1), reached_threshold_of="repair", approved_by="root")
     assert ask(waited, now_ns=later).verdict is Verdict.ACT
-    other_rule = incident(event(count=2), reached_threshold_of="another", approved_by="root")
+    other_rule = incident(event(count=1), reached_threshold_of="another", approved_by="root")
     assert guard(ask(other_rule, now_ns=later)) == "threshold"
 
 
@@ -264,7 +270,9 @@ def test_another_volumes_cooldown_does_not_matter() -> None:
 
 def test_the_nodes_budget() -> None:
     def running(count: int) -> Any:
-        runs = [RunningRepair(incident_id=f"i{n}", devices=("9:9",)) for n in range(count)]
+        runs = [
+            RunningRepair(incident_id=f"i{n}", load=Load(devices=("9:9",))) for n in range(count)
+        ]
         return policy_state(running=tuple(runs))
 
     assert ask(state=running(1)).verdict is Verdict.ACT
@@ -272,13 +280,13 @@ def test_the_nodes_budget() -> None:
 
 
 def test_one_repair_on_a_backing_device_at_a_time() -> None:
-    run = RunningRepair(incident_id="other", devices=("8:1",))
+    run = RunningRepair(incident_id="other", load=Load(devices=("8:1",)))
     assert ask(state=policy_state(running=(run,))).waiting_for == "budget"
 
 
 def test_the_incidents_own_plan_does_not_use_up_its_budget() -> None:
     found = incident(event(count=2))
-    run = RunningRepair(incident_id=found.incident_id, devices=("8:1",))
+    run = RunningRepair(incident_id=found.incident_id, load=Load(devices=("8:1",)))
     assert ask(found, state=policy_state(running=(run,))).verdict is Verdict.ACT
 
 
@@ -352,7 +360,7 @@ def test_nothing_acts_without_permission(
     state = policy_state(
         mode=mode,
         disarms=(Disarm(target="node", reason="x", by="y"),) if disarmed else (),
-        running=tuple(RunningRepair(incident_id=str(n), devices=()) for n in range(running)),
+        running=tuple(RunningRepair(incident_id=str(n)) for n in range(running)),
     )
     who = scope(foreign_users=("somebody",) if foreign else ())
     decision = ask(found, who, state)

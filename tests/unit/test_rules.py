@@ -64,6 +64,30 @@ def test_hints_name_what_was_probably_meant() -> None:
         ('continue = "yes"', "continue"),
         ("carry_on = true", "carry_on"),
         ("match.label.tier = 3", "match.label.tier"),
+        ('match.role = "root"', "match.role"),
+        ('match.cause = "disk"', "match.cause"),
+        ("match.ves = 3", "match.ves"),
+        ('match.ves = "many"', "match.ves"),
+        ('match.during = "2am"', "match.during"),
+        ('match.during = "25:00-26:00"', "match.during"),
+        ('match.during = "02:00-02:00"', "match.during"),
+        ('match.confirmed = "yes"', "match.confirmed"),
+        ('match.any = { fstype = "ext4" }', "match.any"),
+        ("match.any = []", "match.any"),
+        ('match.any = [{ fstyp = "ext4" }]', "match.any[1].fstyp"),
+        ('match.not = { clas = "corruption" }', "match.not[1].clas"),
+        ('match.all = [{ not = { fstyp = "ext4" } }]', "match.all[1].not[1].fstyp"),
+        ('match.ve = "re:(a"', "match.ve"),
+        ('match.ve = "re:(?=a)"', "match.ve"),
+        ("match.ve = 're:(a)\\1'", "match.ve"),
+        ('mode = "automatic"', "mode"),
+        ('approval = "soon"', "approval"),
+        ("backoff = 10", "backoff"),
+        ('flap = "1 day"', "flap"),
+        ('budget = { label = "rack" }', "budget.label"),
+        ("budget = { label.rack = -1 }", "budget.label.rack"),
+        ("budget = { filesystems = 1 }", "budget.filesystems"),
+        ('copies = ""', "copies"),
     ],
 )
 def test_wrong_values_are_refused(line: str, key: str) -> None:
@@ -88,6 +112,48 @@ def test_wrong_values_are_refused(line: str, key: str) -> None:
 def test_wrong_steps_are_refused(step: str, key: str) -> None:
     text = f'[[rule]]\nname = "r"\n[[rule.step]]\n{step}\n'
     assert [p.key for p in problems(text)] == [key]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "part"),
+    [
+        ("[storm]\n", "", "neither"),
+        ("[storm]\nves = 0\n", "ves", "greater than or equal to 1"),
+        ('[storm]\nshare = "150%"\n', "share", '"25%"'),
+        ('[storm]\nves = 3\nresume = "later"\n', "resume", '"30s"'),
+        ("[storm]\nvess = 3\n", "vess", "unknown key"),
+        ("storm = 3\n", "", "dictionary"),
+        ("[strom]\nves = 3\n", "strom", "unknown key"),
+    ],
+)
+def test_wrong_storms_are_refused(text: str, key: str, part: str) -> None:
+    (found,) = problems(text)
+    assert found.key == key
+    assert part in found.message
+
+
+def test_there_is_one_storm_in_all_files() -> None:
+    text = '[storm]\nves = 3\nresume = "1h"\n'
+    ruleset, wrong = assemble([("a.toml", text)])
+    assert not wrong
+    assert ruleset.storm is not None
+    assert (ruleset.storm.ves, ruleset.storm.resume) == (3, 3600.0)
+    _, wrong = assemble([("a.toml", text), ("b.toml", text)])
+    assert [(p.file, p.rule) for p in wrong] == [("b.toml", "storm")]
+
+
+@pytest.mark.parametrize(
+    ("depth", "right"), [(8, True), (9, False), (200, False), (100_000, False)]
+)
+def test_groups_in_groups_have_an_end(depth: int, right: bool) -> None:
+    """Also one that no recursion would survive."""
+    for line in (
+        f"match.{'not.' * (depth - 1)}fstype = 'ext4'",
+        f"match.not = {'{ not = ' * (depth - 2)}{{ fstype = 'ext4' }}{' }' * (depth - 2)}",
+        f"match = {{ {'not.' * (depth - 1)}fstype = 'ext4' }}",
+    ):
+        found = problems(f'[[rule]]\nname = "r"\n{line}\n[[rule.step]]\ndo = "fsck"\n')
+        assert bool(found) is not right
 
 
 def test_broken_toml_is_one_problem_with_its_place() -> None:

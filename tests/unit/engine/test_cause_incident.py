@@ -66,7 +66,19 @@ class Engine:
         self.decider = Decider(
             self.book,
             cast("Any", SimpleNamespace(view=view, refresh=refresh)),
-            cast("Any", SimpleNamespace(current_disarms=tuple, last_action_ns={})),
+            cast(
+                "Any",
+                SimpleNamespace(
+                    current_disarms=tuple,
+                    last_action_ns={},
+                    failures={},
+                    repaired_ns={},
+                    begun_ns={},
+                    failed_ns={},
+                    failed=lambda _: None,
+                    forget_failures=lambda *_: None,
+                ),
+            ),
             "observe",
             submit=lambda *_: None,
             running=tuple,

@@ -23,7 +23,7 @@ async def test_the_end_of_a_plan_does_not_forget_the_rollback_that_has_begun() -
     rollback = asyncio.create_task(asyncio.sleep(0))
     await plan
     executor._tasks[ID] = rollback
-    executor._running[ID] = RunningRepair(incident_id=ID, devices=())
+    executor._running[ID] = RunningRepair(incident_id=ID)
     executor._ended(ID, plan)
     assert [repair.incident_id for repair in executor.running()] == [ID]
     await rollback
@@ -42,7 +42,9 @@ def cancelled(attempts: int, disarmed: str | None = None) -> tuple[Incident, lis
     """What becomes of an incident whose plan was cancelled, and when it is decided about again."""
     nothing = cast("Any", SimpleNamespace(adjust=[]))
     book, again = Book(), []
-    history = cast("Any", SimpleNamespace(why_disarmed=lambda _: disarmed, acted=lambda *_: None))
+    history = cast(
+        "Any", SimpleNamespace(why_disarmed=lambda _: disarmed, acted=lambda *_, **__: None)
+    )
     executor = Executor(
         cast("Any", book),
         nothing,

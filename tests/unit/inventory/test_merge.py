@@ -59,3 +59,21 @@ def test_a_stopped_one_is_known_by_name_and_volume() -> None:
     found = merged([lxc, same, other])
     assert list(found) == ["lxc:101", "declared:102"]
     assert found[VeId("lxc:101")].labels == {"tier": "gold"}
+
+
+def test_of_what_the_owner_wishes_the_most_careful_counts() -> None:
+    """A VE that two platforms know, and one that is declared by hand: nobody widens it."""
+    wish = {"fswatch": "auto"}
+    careful = {"fswatch": "observe", "tier": "gold"}
+    lxc = ve("lxc", "101", 7, labels=careful)
+    named = ve("proxmox", "101", aliases=(VeId("lxc:101"),), labels=wish)
+    (found,) = merged([named, lxc]).values()
+    assert found.labels == {"fswatch": "observe"}
+    (found,) = merged([ve("proxmox", "101", 7, labels=wish), lxc]).values()
+    assert found.labels == {"fswatch": "observe"}
+    (found,) = merged([lxc, ve("declared", "x", 7, labels={"fswatch": "auto"})]).values()
+    assert found.labels == careful
+    (found,) = merged([lxc, ve("declared", "x", 7, labels={"fswatch": "sometimes"})]).values()
+    assert found.labels == careful
+    (found,) = merged([ve("lxc", "101", 7), ve("declared", "x", 7, labels=careful)]).values()
+    assert found.labels == careful

@@ -487,6 +487,14 @@ async def test_without_openvz_there_is_nothing(tmp_path: Path) -> None:
 # --- the formats -----------------------------------------------------------------------------
 
 
+async def test_the_variable_fswatch_is_what_the_owner_wishes(node: Node) -> None:
+    node.add_6()
+    assert (await node.ve()).labels == {}
+    path = "etc/conf/101.conf"
+    node.write(path, (node.path / path).read_text() + 'FSWATCH="approve"\n')
+    assert (await node.ve()).labels == {"fswatch": "approve"}
+
+
 def test_lines_of_a_configuration() -> None:
     text = 'A=1\n B="x y"\nC=\'z\'\n#D=4\nE=\nF="open\nlower=1\nA=2\n'
     assert read_config(text) == {"A": "2", "B": "x y", "C": "z", "E": "", "F": '"open'}

@@ -8,7 +8,7 @@ import pytest
 
 from fswatchd.inventory.model import Volume
 from fswatchd.inventory.platform import PlatformError
-from fswatchd.platforms import proxmox
+from fswatchd.platforms import proxmox, proxmox_config
 from fswatchd.platforms.proxmox import ProxmoxPlatform
 from fswatchd.platforms.proxmox_config import read_storages, read_volume
 from fswatchd.repair.platform_lock import as_locked
@@ -165,3 +165,17 @@ async def test_what_an_ha_manager_starts_is_not_locked(config: Path) -> None:
     web, db = await ProxmoxPlatform(str(config)).list_ves()
     assert web.lock is not None
     assert db.lock is None
+
+
+@pytest.mark.parametrize(
+    ("tags", "wanted"),
+    [
+        ("gold;fswatch-approve", {"gold": "", "fswatch": "approve"}),
+        ("fswatch-auto;fswatch-observe", {"fswatch": "observe"}),
+        ("fswatch-atuo", {"fswatch": "observe"}),
+        ("fswatch", {"fswatch": "observe"}),
+        ("", {}),
+    ],
+)
+def test_a_tag_says_what_the_owner_wishes(tags: str, wanted: dict[str, str]) -> None:
+    assert proxmox_config.labels({"tags": tags}) == wanted

@@ -118,6 +118,27 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mute:
+    """Somebody wants to hear nothing more of the incident, as long as it does not get worse.
+
+    `until_ns` is CLOCK_REALTIME, for people; `expiry` is what the daemon goes by (see
+    `engine.history`). The rest is how the incident was when it was muted.
+    """
+
+    by: str
+    reason: str
+    since_ns: int
+    until_ns: int
+    expiry: dict[str, object]
+    klass: EventClass
+    severity: Severity
+    confirmed: bool
+    state: State
+    ves: tuple[str, ...]
+    lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
     """One fault on one filesystem, from the first event to its end.
 
@@ -127,7 +148,7 @@ class Incident:
     they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
     for thresholds. `cursor` is that of the last event that joined. `log` is the prose of
     `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
-    `asks` is what a step wants approved before it goes on. `reached_threshold_of` names the rule
+    `mute` says who wants to hear nothing of it. `asks` is what a step wants approved before it goes on. `reached_threshold_of` names the rule
     whose threshold was reached. `undo` is what `rollback` needs.
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
@@ -176,6 +197,7 @@ class Incident:
     denied_by: str | None = None
     requested_by: str | None = None
     acknowledged_by: str | None = None
+    mute: Mute | None = None
     reached_threshold_of: str | None = None
     attempts: int = 0
     healthy_s: float = 60.0
@@ -275,6 +297,24 @@ class Incident:
         steps = list(self.steps)
         steps[index] = step
         return replace(self, steps=tuple(steps))
+
+
+def worse_than_muted(found: Incident) -> str | None:
+    """What has got worse since the incident was muted, in words; None when nothing has."""
+    mute = found.mute
+    if mute is None:
+        return None
+    if found.state is State.NEEDS_OPERATOR and mute.state is not State.NEEDS_OPERATOR:
+        return "it needs an operator"
+    if found.severity > mute.severity:
+        return f"it is {found.severity.label} now, not {mute.severity.label}"
+    if found.klass is not mute.klass:  # classes are only added: another one is a worse one
+        return f"it is {found.klass.value} now, not {mute.klass.value}"
+    if found.confirmed and not mute.confirmed:
+        return "it is confirmed now"
+    if more := [ve for ve in found.ves if ve not in mute.ves]:
+        return f"it concerns {', '.join(more[:8])} now" + (" and others" if more[8:] else "")
+    return "more data was lost" if len(found.lost) > mute.lost else None
 
 
 def _added(lost: tuple[LostWrite, ...], more: LostWrite) -> tuple[LostWrite, ...]:

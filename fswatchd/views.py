@@ -76,11 +76,24 @@ def incident(found: Incident) -> dict[str, Any]:
         "approved_by": found.approved_by,
         "requested_by": found.requested_by,
         "acknowledged_by": found.acknowledged_by,
+        "muted": muted(found),
         "opened": timestamp(found.opened_ns),
         "updated": timestamp(found.updated_ns),
         "closed": timestamp(found.closed_ns),
         "timeline": dict(found.timeline),
         "can_roll_back": found.undo is not None and "original" in found.undo,
+    }
+
+
+def muted(found: Incident) -> dict[str, Any] | None:
+    """Who wants to hear nothing of the incident, why, and until when."""
+    if found.mute is None:
+        return None
+    return {
+        "by": found.mute.by,
+        "reason": found.mute.reason or None,
+        "since": timestamp(found.mute.since_ns),
+        "until": timestamp(found.mute.until_ns),
     }
 
 

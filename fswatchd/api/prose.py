@@ -67,6 +67,9 @@ def _head(incident: Incident) -> list[str]:
         lines.append(f"  Stack       {views.chain(incident.stack)}")
     if incident.through:
         lines.append(f"  Concerned   {_concerned(incident)}")
+    if (mute := views.muted(incident)) is not None:
+        why_muted = f": {mute['reason']}" if mute["reason"] else ""
+        lines.append(f"  Muted       by {mute['by']} until {mute['until']}{why_muted}")
     if incident.cause:
         lines.append(f"  Cause       {cause(incident.cause)}")
         if others := summary.others_of(incident.cause, incident):

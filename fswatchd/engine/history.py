@@ -7,7 +7,7 @@ are kept, so that after a reboot the time that passed is estimated instead of fo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fswatchd.kernel import proc
@@ -33,7 +33,7 @@ class History:
         """Read what is remembered."""
         for key, value in (await self._store.facts("action:")).items():
             rule, _, volume = key.removeprefix("action:").partition("\n")
-            self.last_action_ns[rule, volume] = self._here(value)
+            self.last_action_ns[rule, volume] = self.here(value)
         for key, value in (await self._store.facts("disarm:")).items():
             target = key.removeprefix("disarm:")
             until = value.get("until")
@@ -41,19 +41,19 @@ class History:
                 target=target,
                 reason=value["reason"],
                 by=value["by"],
-                until_ns=self._here(until) if until else None,
+                until_ns=self.here(until) if until else None,
             )
 
     def acted(self, rule: str, volume: str) -> None:
         """A plan of `rule` on `volume` has ended now."""
         now = boottime_ns()
         self.last_action_ns[rule, volume] = now
-        self._store.set_fact(f"action:{rule}\n{volume}", self._stamp(now))
+        self._store.set_fact(f"action:{rule}\n{volume}", self.stamp(now))
 
     async def disarm(self, disarm: Disarm) -> None:
         """Nobody acts on the target any more; returns when that is on the disk."""
         self.disarms[disarm.target] = disarm
-        until = None if disarm.until_ns is None else self._stamp(disarm.until_ns)
+        until = None if disarm.until_ns is None else self.stamp(disarm.until_ns)
         value = {"reason": disarm.reason, "by": disarm.by, "until": until}
         await self._store.set_fact(f"disarm:{disarm.target}", value, durable=True)
 
@@ -79,11 +79,13 @@ class History:
                 return f"{disarm.target} was disarmed by {disarm.by}: {disarm.reason}"
         return None
 
-    def _stamp(self, moment_ns: int) -> dict[str, Any]:
+    def stamp(self, moment_ns: int) -> dict[str, Any]:
+        """A moment of CLOCK_BOOTTIME in a form that can be kept over a reboot."""
         wall_ns = time.time_ns() + moment_ns - boottime_ns()
         return {"boot": self._boot, "boottime_ns": moment_ns, "wall_ns": wall_ns}
 
-    def _here(self, stamp: dict[str, Any]) -> int:
+    def here(self, stamp: Mapping[str, Any]) -> int:
+        """The moment (CLOCK_BOOTTIME of this boot) that `stamp` was made of."""
         if stamp["boot"] == self._boot:
             return int(stamp["boottime_ns"])
         return boottime_ns() - (time.time_ns() - int(stamp["wall_ns"]))

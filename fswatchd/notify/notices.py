@@ -46,7 +46,9 @@ class Notices:
     def send(
         self, incident: Incident, kind: str, channels: tuple[str, ...] | None = None
     ) -> list[str]:
-        """Tell the incident's channels, or those given; returns whom."""
+        """Tell the incident's channels, or those given; returns whom: nobody while it is muted."""
+        if incident.mute is not None:
+            return []
         wanted = incident.channels if channels is None else channels
         names = self._resolve(incident, wanted)
         ves = incident.direct_ves
@@ -84,6 +86,10 @@ class Notices:
     def _changed(self, before: Incident | None, after: Incident) -> None:
         if before is None or "decided" not in before.timeline:
             return  # nobody has been told that it exists
+        if before.mute is not None and after.mute is None and after.state is not State.CLOSED:
+            moved = after.state is not before.mute.state
+            self.send(after, _KIND.get(after.state, "updated") if moved else "updated")
+            return
         if before.untold or after.untold:
             # The incident of its cause has been told instead. Lost data is told all the same.
             if after.state is State.CLOSED and after.lost:

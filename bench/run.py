@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import classify, idle, latency, repair, scale, storm
+from bench import classify, idle, latency, repair, replay, scale, storm
 from bench.bench import PROJECT, machine
 
 
@@ -17,7 +17,9 @@ def main() -> int:
     """Run those that are named, or all."""
     parser = argparse.ArgumentParser(description="Benchmarks of fswatchd; need root.")
     parser.add_argument(
-        "names", nargs="*", help="latency, storm, idle, scale, repair, classify; default: all"
+        "names",
+        nargs="*",
+        help="latency, storm, idle, scale, repair, classify, replay; default: all",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     arguments = parser.parse_args()
@@ -29,6 +31,7 @@ def main() -> int:
         "scale": lambda: scale.run((10, 100), 10, 1) if quick else scale.run(),
         "repair": lambda: repair.run((("1G", 2000),) if quick else repair.SIZES),
         "classify": lambda: classify.run(100_000 if quick else 2_000_000),
+        "replay": lambda: replay.run(10_000 if quick else 100_000),
     }
     results: dict[str, object] = {"machine": machine()}
     texts = []

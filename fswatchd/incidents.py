@@ -130,7 +130,7 @@ class Mute:
     since_ns: int
     until_ns: int
     expiry: dict[str, object]
-    klass: EventClass
+    classes: frozenset[EventClass]
     severity: Severity
     confirmed: bool
     state: State
@@ -148,8 +148,10 @@ class Incident:
     they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
     for thresholds. `cursor` is that of the last event that joined. `log` is the prose of
     `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
-    `mute` says who wants to hear nothing of it. `asks` is what a step wants approved before it goes on. `reached_threshold_of` names the rule
-    whose threshold was reached. `undo` is what `rollback` needs.
+    `mute` says who wants to hear nothing of it. `asks` is what a step wants approved before it goes
+    on. `reached_threshold_of` names the rule whose threshold was reached. `undo` is what `rollback`
+    needs. `decided` is what came of the last decision, with the facts that it was made from (see
+    `engine.decider`).
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
@@ -191,6 +193,7 @@ class Incident:
     cursor: int = 0
     timeline: dict[str, int] = field(default_factory=dict)
     guards: tuple[tuple[str, bool, str], ...] = ()
+    decided: dict[str, object] | None = None
     log: tuple[tuple[int, str], ...] = ()
     asks: str = ""
     approved_by: str | None = None
@@ -308,8 +311,8 @@ def worse_than_muted(found: Incident) -> str | None:
         return "it needs an operator"
     if found.severity > mute.severity:
         return f"it is {found.severity.label} now, not {mute.severity.label}"
-    if found.klass is not mute.klass:  # classes are only added: another one is a worse one
-        return f"it is {found.klass.value} now, not {mute.klass.value}"
+    if new := sorted(k.value for k in found.classes - mute.classes if k.is_problem):
+        return f"it is {', '.join(new)} now too"
     if found.confirmed and not mute.confirmed:
         return "it is confirmed now"
     if more := [ve for ve in found.ves if ve not in mute.ves]:

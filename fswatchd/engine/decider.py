@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from fswatchd import policy, views
+from fswatchd import decisions, policy, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Cause, Layer, blame
 from fswatchd.devno import Devno
@@ -246,9 +246,11 @@ class Decider:
         cause = blame(layers)
         incident = self._blamed(incident, cause)
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
-        decision = policy.decide(rules, incident, scope, self.policy_state(), boottime_ns())
+        state = self.policy_state()
+        decision = policy.decide(rules, incident, scope, state, boottime_ns())
         new = "decided" not in incident.timeline or incident.untold
         incident = self._recorded(incident, decision)
+        incident = replace(incident, decided=decisions.facts(decision, scope, state))
         incident = replace(incident, untold=new and incident.part_of is not None)
         self._book.put(incident)
         self._add_to_cause(incident)

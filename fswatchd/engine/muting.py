@@ -1,7 +1,7 @@
-"""Incidents that somebody wants to hear nothing of: until when, and that it ends when they worsen.
+"""Mutes: incidents that somebody wants to hear nothing of, until a time or until they get worse.
 
-`notify.notices` holds back what is muted; here a mute begins and ends. It is kept with its incident,
-and so survives a restart.
+`notify.notices` holds back what is muted; here a mute begins and ends. It is kept with its
+incident, and so survives a restart.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Muting:
         if not 0 < for_s <= LONGEST_S:
             raise ValueError("an incident can be muted for more than nothing, and at most 30d")
         if incident.state is State.CLOSED:
-            raise ConflictError(f"{incident.incident_id} is closed")
+            raise ConflictError(f"{incident.incident_id} is closed", code="FSW-CONFLICT-CLOSED")
         now, span = time.time_ns(), int(for_s * _NS)
         mute = Mute(
             by=by,
@@ -47,7 +47,7 @@ class Muting:
             since_ns=now,
             until_ns=now + span,
             expiry=self._history.stamp(boottime_ns() + span),
-            klass=incident.klass,
+            classes=incident.classes,
             severity=incident.severity,
             confirmed=incident.confirmed,
             state=incident.state,
@@ -63,7 +63,7 @@ class Muting:
     def unmute(self, incident: Incident, by: str) -> Incident:
         """Tell of it again. Raises ConflictError when it is not muted."""
         if incident.mute is None or incident.state is State.CLOSED:
-            raise ConflictError(f"{incident.incident_id} is not muted")
+            raise ConflictError(f"{incident.incident_id} is not muted", code="FSW-CONFLICT-MUTED")
         return self._end(incident, f"unmuted by {by}")
 
     def stop(self) -> None:

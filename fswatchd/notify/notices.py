@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import time
+from typing import Any
 
 from fswatchd import views
 from fswatchd.book import IncidentBook
@@ -58,6 +59,15 @@ class Notices:
             self._outbox.send(name, kind, incident.incident_id, subject, data)
         return names
 
+    def tell_of_rules(self, kind: str, node: str, data: Any) -> None:
+        """Tell every channel what has become of the rule files."""
+        for name in self.channels():
+            self._outbox.send(name, kind, "", node, data, about="rules")
+
+    def channels(self) -> list[str]:
+        """Those that are configured, without those of drills."""
+        return [name for name in self._outbox.names if not name.startswith(f"{DRILL}:")]
+
     def add_scratch_channel(self, ve_id: str, url: str, secret: bytes | None) -> None:
         """Incidents of this scratch VE are told to this receiver."""
         name = f"{DRILL}:{ve_id}"
@@ -80,8 +90,9 @@ class Notices:
         # Not those through the stack: an error of the node's own disk is no drill's.
         if any(ve in self._scratch for ve in incident.direct_ves):
             return [self._scratch[ve] for ve in incident.direct_ves if ve in self._scratch]
-        regular = [name for name in self._outbox.names if not name.startswith(f"{DRILL}:")]
-        return [n for n in regular if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)]
+        return [
+            n for n in self.channels() if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)
+        ]
 
     def _changed(self, before: Incident | None, after: Incident) -> None:
         if before is None or "decided" not in before.timeline:

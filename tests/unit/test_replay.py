@@ -14,6 +14,7 @@ from fswatchd.store import StoredEvent
 from tests.unit.builders import (
     NOW_NS,
     event,
+    filesystem,
     incident,
     policy_state,
     rules,
@@ -122,13 +123,25 @@ def test_a_threshold_counts_the_events_of_its_window() -> None:
         assert one.under_rules.verdict == verdict, gaps
 
 
-def test_the_budget_and_the_cool_down_are_played() -> None:
-    first, second = numbered(1), numbered(2)
+def test_a_budget_is_waited_for_until_the_repair_before_has_ended() -> None:
+    first = numbered(1)
+    second = numbered(2, filesystem=filesystem(image="/vz/ve102.raw"))
     told = [{**recorded(one, AUTO), "took_s": 30.0} for one in (first, second)]
-    both = [document(first), document(second, 1)]
-    found = replay.replay(AUTO, both, told)
-    # The second waits for the first one's repair, then for the cool-down on the same volume.
+    found = replay.replay(AUTO, [document(first), document(second, 1)], told)
     assert [one.under_rules.verdict for one in found] == ["act", "act"]
+    soon = {**told[1], "took_s": None, "closed": views.timestamp(NOW_NS + 20 * NS)}
+    found = replay.replay(AUTO, [document(first), document(second, 1)], [told[0], soon])
+    assert [one.under_rules.waiting_for for one in found] == ["", "budget"]
+
+
+def test_a_cool_down_holds_for_the_same_volume() -> None:
+    first, second = numbered(1), numbered(2)
+    told = [
+        {**recorded(first, AUTO), "took_s": 30.0},
+        {**recorded(second, AUTO), "closed": views.timestamp(NOW_NS + 600 * NS)},
+    ]
+    found = replay.replay(AUTO, [document(first), document(second, 60)], told)
+    assert [one.under_rules.verdict for one in found] == ["act", "wait"]
 
 
 def test_what_had_ended_by_itself_is_not_repaired_afterwards() -> None:

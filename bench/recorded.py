@@ -22,6 +22,7 @@ from fswatchd.store import Store, StoredEvent
 
 NS = 1_000_000_000
 _DAY_NS = 86400 * NS
+DAY = "20261101"  # the ids of all begin with it
 _CLASSES = (EventClass.CORRUPTION, EventClass.CORRUPTION, EventClass.READONLY, EventClass.SPACE)
 _TIERS = ("gold", "silver", "bronze")
 
@@ -88,7 +89,7 @@ def _event(when: int, number: int, klass: EventClass) -> FsEvent:
 
 def _incident(number: int, when: int, ve: int) -> Incident:
     return Incident(
-        incident_id=f"20261101-{number:05}",
+        incident_id=f"{DAY}-{number:05}",
         node="hn1",
         domain=Domain.DAMAGE,
         filesystem=Filesystem(

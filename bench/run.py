@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import classify, idle, latency, repair, rules, scale, storm
+from bench import classify, idle, latency, repair, replay, rules, scale, storm
 from bench.bench import PROJECT, machine
 
 
@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument(
         "names",
         nargs="*",
-        help="latency, storm, idle, scale, repair, classify, rules; default: all",
+        help="latency, storm, idle, scale, repair, classify, rules, replay; default: all",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     arguments = parser.parse_args()
@@ -32,6 +32,7 @@ def main() -> int:
         "repair": lambda: repair.run((("1G", 2000),) if quick else repair.SIZES),
         "classify": lambda: classify.run(100_000 if quick else 2_000_000),
         "rules": lambda: rules.run(1000, 1000 if quick else 20_000),
+        "replay": lambda: replay.run(10_000 if quick else 100_000),
     }
     results: dict[str, object] = {"machine": machine()}
     texts = []

@@ -25,13 +25,19 @@ _CODE = {
 
 
 class ClientError(Exception):
-    """The daemon cannot be reached, or says no. `code` is the exit code that follows."""
+    """The daemon cannot be reached, or says no. `code` is the exit code that follows.
 
-    def __init__(self, message: str, hint: str, code: Exit) -> None:
+    `message_code` is what `fswatch explain` knows it by.
+    """
+
+    def __init__(
+        self, message: str, hint: str, code: Exit, message_code: str = "FSW-DAEMON"
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code
+        self.message_code = message_code
 
 
 class Message(NamedTuple):
@@ -156,4 +162,9 @@ def _refused(status: int, content: bytes) -> ClientError:
     except ValueError:
         document = {}
     message = document.get("error") or f"the daemon answered with HTTP {status}"
-    return ClientError(message, document.get("hint") or "", _CODE.get(status, Exit.CRITICAL))
+    return ClientError(
+        message,
+        document.get("hint") or "",
+        _CODE.get(status, Exit.CRITICAL),
+        document.get("code") or "FSW-DAEMON",
+    )

@@ -21,7 +21,7 @@ from typing import Any
 
 from systemd import daemon as systemd
 
-from fswatchd import __version__, config, doctor, logs, rulefiles, views
+from fswatchd import __version__, config, doctor, logs, views
 from fswatchd.actions.contain import ContainAction
 from fswatchd.actions.evacuate import EvacuateAction
 from fswatchd.actions.execute import ExecAction
@@ -51,11 +51,15 @@ from fswatchd.engine.freezer import Freezer
 from fswatchd.engine.history import History
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.listening import Listening
+from fswatchd.engine.muting import Muting
 from fswatchd.engine.naming import Naming
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.operator import Operator
+from fswatchd.engine.refusals import Refusals
+from fswatchd.engine.rehearsal import Rehearsal
 from fswatchd.engine.reserve import ReserveWatch
 from fswatchd.engine.retention import Retention
+from fswatchd.engine.rulekeeper import RuleKeeper
 from fswatchd.engine.scratch import ScratchVes
 from fswatchd.engine.snapshots import Snapshots
 from fswatchd.engine.stream import EventStream
@@ -82,6 +86,7 @@ from fswatchd.platforms.nspawn import NspawnPlatform
 from fswatchd.platforms.openvz import OpenvzPlatform
 from fswatchd.platforms.proxmox import ProxmoxPlatform
 from fswatchd.platforms.uml import UmlPlatform
+from fswatchd.rules import RuleSet
 from fswatchd.spool import Spool
 from fswatchd.steps import Action, ActionSettings
 from fswatchd.store import Store
@@ -150,12 +155,18 @@ class Daemon:
             settings.sources,
             settings.daemon.canary,
         )
-        self._outbox = Outbox(self.store, node, lambda delivery: self._notices.delivered(delivery))
-        self._notices = Notices(self._book, self._outbox)
+        self.outbox = Outbox(self.store, node, lambda delivery: self.notices.delivered(delivery))
+        self.notices = Notices(self._book, self.outbox)
         self._journal = JournalNotices(self._book, JournalSocket())
-        self._scratch = ScratchVes(self._drills, self.inventory, self._notices)
+        self._scratch = ScratchVes(self._drills, self.inventory, self.notices)
+        self.rules = RuleKeeper(
+            settings.daemon.rules,
+            self.store,
+            self._book,
+            lambda kind, data: self.notices.tell_of_rules(kind, node, data),
+        )
         self._make_engine()
-        self._rule_problems: list[str] = []
+        self.refusals = Refusals(self.store)
         self._runtime = RuntimeDirectory(settings.daemon.runtime_dir)
         self._endpoints = Endpoints()
         self._tasks: list[asyncio.Task[None]] = []
@@ -175,7 +186,7 @@ class Daemon:
             start_timeout_s=repair.start_timeout,
         )
         actions: dict[str, Action] = {
-            "notify": NotifyAction(self._notices),
+            "notify": NotifyAction(self.notices),
             "remount": RemountAction(),
             "snapshot": SnapshotAction(),
             "fsck": FsckAction(),
@@ -210,7 +221,7 @@ class Daemon:
             self._config.daemon.mode,
             submit=self._executor.submit,
             running=self._executor.running,
-            on_decided=self._notices.opened,
+            on_decided=self.notices.opened,
             substrate=substrate,
         )
         self._closer = Closer(
@@ -223,6 +234,9 @@ class Daemon:
         )
         self._decider.look_for_recovery = self._closer.look_after_room
         self._intake.naming = Naming(self._book, self.inventory)
+        self.rules.on_rules = self._take_rules
+        self.muting = Muting(self._book, self._history)
+        self.rehearsal = Rehearsal(self._book, self.inventory, self._decider, substrate)
         self._intake.subscribe(self._decider.poke)
         self._intake.subscribe(self._closer.event_joined)
         self.operator = Operator(
@@ -248,7 +262,7 @@ class Daemon:
             self.store, self.inventory, self.operator, self.freezer, self._operations
         )
         self._reserve = ReserveWatch(
-            self.store, self._book, settings, lambda told: self._notices.send(told, "updated")
+            self.store, self._book, settings, lambda told: self.notices.send(told, "updated")
         )
         self._status = StatusView(self.inventory, self._listening.state, self._book)
 
@@ -262,12 +276,15 @@ class Daemon:
         self.stream.begin()
         await self._history.load()
         await self._operations.load()
+        await self.refusals.load()
+        await self.rules.load()
         await self._listening.load_stored()
         self._intake.remember_records(await self.store.recent_records())
         await self._book.load()
         await self._intake.catch_up()
-        self.reload_rules()
-        await self._outbox.start(channels)
+        self.muting.resume()
+        await self.outbox.start(channels)
+        self.rules.read()
         self._watch.start()
         await self._listening.start()
         self.inventory.subscribe(on_vanished=lambda _: self._closer.wake())
@@ -285,6 +302,7 @@ class Daemon:
         if every_s := self._config.daemon.verify_bases:
             digests = BaseDigests(self.inventory, self.store, self._intake.report, every_s)
             self._run_forever("digests of bases", digests.run)
+        self._run_forever("rules", self.rules.watch)
         self._run_forever("hearing", self._listening.hearing.run)
         self._run_forever("watchdog", self._feed_watchdog)
         self._decider.poke_all()
@@ -317,6 +335,7 @@ class Daemon:
         self.stream.close()
         await self._endpoints.close()
         self._decider.stop()
+        self.muting.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -325,7 +344,7 @@ class Daemon:
         await self._listening.stop()
         await self._intake.settle()
         self._watch.stop()
-        await self._outbox.stop()
+        await self.outbox.stop()
         if unsent := self._journal.close():
             log.warning("the journal has not taken %d entries about incidents", unsent)
         self._book.flush()
@@ -335,27 +354,17 @@ class Daemon:
         await self.store.close()
         self._runtime.release()
 
-    def reload_rules(self) -> None:
-        """Read the rules again; where anything is wrong the last good set stays."""
-        rules, problems = rulefiles.load(self._config.daemon.rules)
-        self._rule_problems = [str(problem) for problem in problems]
-        if problems:
-            log.error(
-                "the rules have errors, the last good ones stay:\n%s",
-                "\n".join(self._rule_problems),
-            )
-            return
-        self._decider.rules = rules
-        log.info("%d rules", len(rules.rules))
-        self._decider.poke_all()
-
     def _reload(self) -> None:
         systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self.reload_rules()
+        self.rules.read()
         self._watch.poke()
         systemd.notify("READY=1")
 
     # --- what the parts tell each other ---------------------------------------------------------
+
+    def _take_rules(self, rules: RuleSet) -> None:
+        self._decider.rules = rules
+        self._decider.poke_all()
 
     def _plan_ended(self, _incident_id: str) -> None:
         self._closer.wake()
@@ -374,15 +383,13 @@ class Daemon:
             **self._listening.document(),
             "ves": self._status.ves(only),
             "incidents": self._status.incidents(only),
-            "rules": {
-                "count": len(self._decider.rules.rules),
-                "problems": self._rule_problems,
-            },
+            "rules": self.rules.status(),
+            "refused": self.refusals.latest(_OPERATIONS_SHOWN),
             "platforms": {"problems": self.inventory.problems},
             "disarmed": [disarm_document(d) for d in self._history.current_disarms()],
             "frozen": self.freezer.current(),
             "operations": self._operations.latest(_OPERATIONS_SHOWN),
-            "notices": {"waiting": self._outbox.waiting(), "failing": self._outbox.failures},
+            "notices": {"waiting": self.outbox.waiting(), "failing": self.outbox.failures},
             "journal": self._journal.status(),
             "reserve": {"low": self._reserve.low()},
             "store": {"problem": self.store.failed},

@@ -31,8 +31,9 @@ _NEEDED = {"e2fsck", "bwrap"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One answer: `level` is ok, warning or critical."""
+    """One answer: `level` is ok, warning or critical, `code` what `fswatch explain` knows it by."""
 
+    code: str
     name: str
     level: str
     text: str
@@ -41,6 +42,7 @@ class Finding:
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
+            "code": self.code,
             "name": self.name,
             "level": self.level,
             "text": self.text,
@@ -65,39 +67,61 @@ async def examine(
 
 def _root() -> list[Finding]:
     if os.geteuid() == 0:
-        return [Finding(name="root", level="ok", text="runs as root")]
+        return [Finding(code="FSW-DOCTOR-ROOT", name="root", level="ok", text="runs as root")]
     text = "not root: fanotify, foreign mount namespaces and every repair cannot work"
-    return [Finding(name="root", level="critical", text=text, remedy="run the daemon as root")]
+    return [
+        Finding(
+            code="FSW-DOCTOR-ROOT",
+            name="root",
+            level="critical",
+            text=text,
+            remedy="run the daemon as root",
+        )
+    ]
 
 
 def _source(status: SourceStatus, switch: Switch) -> Finding:
     name = f"source {status.name}"
     if status.state is SourceState.OK:
-        return Finding(name=name, level="ok", text=status.detail or "listens")
+        return Finding(
+            code="FSW-DOCTOR-SOURCE", name=name, level="ok", text=status.detail or "listens"
+        )
     if status.state is SourceState.OFF:
         return Finding(
-            name=name, level="warning", text="switched off", remedy="see [sources] in fswatchd.toml"
+            code="FSW-DOCTOR-SOURCE-OFF",
+            name=name,
+            level="warning",
+            text="switched off",
+            remedy="see [sources] in fswatchd.toml",
         )
     level = "critical" if status.name in {"kmsg", "state"} else "warning"
     if status.name in _OPTIONAL and switch == "auto":
         level = "ok"
-    return Finding(name=name, level=level, text=f"{status.state.value}: {status.detail}")
+    return Finding(
+        code="FSW-DOCTOR-SOURCE",
+        name=name,
+        level=level,
+        text=f"{status.state.value}: {status.detail}",
+    )
 
 
 def _mount_table(inventory: Inventory) -> list[Finding]:
     count = len(inventory.view.superblocks)
     text = f"{count} disk filesystems seen in all mount namespaces, by {inventory.scanner.name}"
-    return [Finding(name="mounts", level="ok", text=text)]
+    return [Finding(code="FSW-DOCTOR-MOUNTS", name="mounts", level="ok", text=text)]
 
 
 def _tools() -> list[Finding]:
     findings = []
     for tool, (package, why) in _TOOLS.items():
         if shutil.which(tool, path=process.ENVIRONMENT["PATH"]):
-            findings.append(Finding(name=f"tool {tool}", level="ok", text="found"))
+            findings.append(
+                Finding(code="FSW-DOCTOR-TOOL", name=f"tool {tool}", level="ok", text="found")
+            )
         else:
             findings.append(
                 Finding(
+                    code="FSW-DOCTOR-TOOL",
                     name=f"tool {tool}",
                     level="critical" if tool in _NEEDED else "warning",
                     text=f"not found: {why}",
@@ -116,6 +140,7 @@ async def _filesystems(inventory: Inventory) -> list[Finding]:
         if await _panics(superblock):
             findings.append(
                 Finding(
+                    code="FSW-DOCTOR-PANIC",
                     name=f"filesystem {superblock.device}",
                     level="critical",
                     text="errors=panic: an error in it takes the whole node down",
@@ -126,7 +151,11 @@ async def _filesystems(inventory: Inventory) -> list[Finding]:
         if len(devices) > 1:
             text = f"{', '.join(sorted(devices))} share the UUID {uuid} (copies of one image)"
             remedy = "tune2fs -U random on each while it is unmounted; fswatchd copes meanwhile"
-            findings.append(Finding(name="uuid", level="warning", text=text, remedy=remedy))
+            findings.append(
+                Finding(
+                    code="FSW-DOCTOR-UUID", name="uuid", level="warning", text=text, remedy=remedy
+                )
+            )
     return findings
 
 
@@ -149,24 +178,39 @@ def _ves(inventory: Inventory) -> list[Finding]:
         if _could_be_repaired(ve) and not ve.commands.start:
             text = "it has a volume and no start command: it could not be started after a repair"
             remedy = "give start, stop and kill in its ve.d file"
-            findings.append(Finding(name=ve.ve_id, level="warning", text=text, remedy=remedy))
+            findings.append(
+                Finding(
+                    code="FSW-DOCTOR-NO-START",
+                    name=ve.ve_id,
+                    level="warning",
+                    text=text,
+                    remedy=remedy,
+                )
+            )
     for what, count in Counter(filter(None, (ve.unrepairable for ve in known))).items():
         text = f"{count} reported, never repaired: each is {what}"
-        findings.append(Finding(name="ves", level="ok", text=text))
+        findings.append(Finding(code="FSW-DOCTOR-VES", name="ves", level="ok", text=text))
     for kind, count in Counter(_formats(known)).items():
         text = f"{count} in the format {kind}: errors are reported, and never repaired here"
-        findings.append(Finding(name="volumes", level="ok", text=text))
+        findings.append(Finding(code="FSW-DOCTOR-FORMAT", name="volumes", level="ok", text=text))
     for program in _missing_programs(inventory):
         text = f"{program} is not found: VEs that need it cannot be started or stopped"
-        findings.append(Finding(name=f"tool {program}", level="warning", text=text))
+        findings.append(
+            Finding(code="FSW-DOCTOR-TOOL", name=f"tool {program}", level="warning", text=text)
+        )
     for name, problem in inventory.problems.items():
-        findings.append(Finding(name=f"platform {name}", level="warning", text=problem))
+        findings.append(
+            Finding(
+                code="FSW-DOCTOR-PLATFORM", name=f"platform {name}", level="warning", text=problem
+            )
+        )
     counts = ", ".join(f"{count} {name}" for name, count in sorted(platforms.items()))
     if counts:
-        findings.append(Finding(name="ves", level="ok", text=counts))
+        findings.append(Finding(code="FSW-DOCTOR-VES", name="ves", level="ok", text=counts))
     else:
         findings.append(
             Finding(
+                code="FSW-DOCTOR-NO-VE",
                 name="ves",
                 level="warning",
                 text="no VE is known: faults would be reported, never repaired",
@@ -206,10 +250,15 @@ def _missing_programs(inventory: Inventory) -> list[str]:
 
 def _channels(config: Config, channels: list[str]) -> list[Finding]:
     if channels:
-        return [Finding(name="channels", level="ok", text=", ".join(channels))]
+        return [
+            Finding(
+                code="FSW-DOCTOR-CHANNELS", name="channels", level="ok", text=", ".join(channels)
+            )
+        ]
     del config
     return [
         Finding(
+            code="FSW-DOCTOR-CHANNELS",
             name="channels",
             level="warning",
             text="nobody would be told: there is no notification channel",

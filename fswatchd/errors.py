@@ -6,12 +6,18 @@ Every error says what, where, and what to do (`hint`). Results of actions are va
 
 
 class FswatchError(Exception):
-    """Base of all errors meant for the user: a message, and a hint what to do about it."""
+    """Base of all errors meant for the user: a message, and a hint what to do about it.
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    `code` is what `fswatch explain` knows it by; each class has a usual one.
+    """
+
+    code = "FSW-ERROR"
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code or self.code
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
@@ -20,14 +26,22 @@ class FswatchError(Exception):
 class ConfigError(FswatchError):
     """The configuration, a rule file or a VE file is wrong."""
 
+    code = "FSW-FILE"
+
 
 class UnknownTargetError(FswatchError):
     """A VE, device, mount point or incident that does not exist, or names several."""
+
+    code = "FSW-UNKNOWN"
 
 
 class RefusedError(FswatchError):
     """The request is understood and will not be done: the message names the guard."""
 
+    code = "FSW-REFUSED"
+
 
 class ConflictError(FswatchError):
     """The object is not in a state in which this can be done now."""
+
+    code = "FSW-CONFLICT"

@@ -129,6 +129,27 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mute:
+    """Somebody wants to hear nothing more of the incident, as long as it does not get worse.
+
+    `until_ns` is CLOCK_REALTIME, for people; `expiry` is what the daemon goes by (see
+    `engine.history`). The rest is how the incident was when it was muted.
+    """
+
+    by: str
+    reason: str
+    since_ns: int
+    until_ns: int
+    expiry: dict[str, object]
+    classes: frozenset[EventClass]
+    severity: Severity
+    confirmed: bool
+    state: State
+    ves: tuple[str, ...]
+    lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
     """One fault on one filesystem, from the first event to its end.
 
@@ -138,6 +159,8 @@ class Incident:
     they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
     for thresholds. `cursor` is that of the last event that joined. `log` is the prose of
     `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
+    `mute` says who wants to hear nothing of it. `decided` is what came of the last decision, with
+    the facts that it was made from (see `engine.decider`).
     `asks` is what a step wants approved before it goes on. `approved_for` is the rule that was
     approved, at `approved_ns` (CLOCK_BOOTTIME). `forced` says that a person wants the repair
     although the volume was repaired again and again. `reached_threshold_of` names the rule
@@ -186,6 +209,7 @@ class Incident:
     cursor: int = 0
     timeline: dict[str, int] = field(default_factory=dict)
     guards: tuple[tuple[str, bool, str], ...] = ()
+    decided: dict[str, object] | None = None
     log: tuple[tuple[int, str], ...] = ()
     asks: str = ""
     approved_by: str | None = None
@@ -195,6 +219,7 @@ class Incident:
     requested_by: str | None = None
     forced: bool = False
     acknowledged_by: str | None = None
+    mute: Mute | None = None
     reached_threshold_of: str | None = None
     attempts: int = 0
     healthy_s: float = 60.0
@@ -317,6 +342,24 @@ class Incident:
         steps = list(self.steps)
         steps[index] = step
         return replace(self, steps=tuple(steps))
+
+
+def worse_than_muted(found: Incident) -> str | None:
+    """What has got worse since the incident was muted, in words; None when nothing has."""
+    mute = found.mute
+    if mute is None:
+        return None
+    if found.state is State.NEEDS_OPERATOR and mute.state is not State.NEEDS_OPERATOR:
+        return "it needs an operator"
+    if found.severity > mute.severity:
+        return f"it is {found.severity.label} now, not {mute.severity.label}"
+    if new := sorted(k.value for k in found.classes - mute.classes if k.is_problem):
+        return f"it is {', '.join(new)} now too"
+    if found.confirmed and not mute.confirmed:
+        return "it is confirmed now"
+    if more := [ve for ve in found.ves if ve not in mute.ves]:
+        return f"it concerns {', '.join(more[:8])} now" + (" and others" if more[8:] else "")
+    return "more data was lost" if len(found.lost) > mute.lost else None
 
 
 def _added(lost: tuple[LostWrite, ...], more: LostWrite) -> tuple[LostWrite, ...]:

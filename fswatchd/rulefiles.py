@@ -61,6 +61,7 @@ def unreadable(directory: Path) -> RuleProblem | None:
         key="",
         message=reason,
         hint="`rules` in fswatchd.toml names the directories",
+        code="FSW-RULE-FILE",
     )
 
 
@@ -85,4 +86,11 @@ def read(path: Path, *, trusted: bool = False) -> str | RuleProblem:
     try:
         return adminfile.read(path, trusted=trusted)
     except AdminFileError as error:
-        return RuleProblem(file=str(path), rule="", key="", message=error.message, hint=error.hint)
+        return RuleProblem(
+            file=str(path),
+            rule="",
+            key="",
+            message=error.message,
+            hint=error.hint,
+            code="FSW-RULE-FILE",
+        )

@@ -221,6 +221,7 @@ class RuleProblem:
     key: str
     message: str
     hint: str = ""
+    code: str = "FSW-RULE"
 
     def __str__(self) -> str:
         place = ": ".join(part for part in (self.file, self.rule, self.key) if part)

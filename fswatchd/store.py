@@ -27,9 +27,15 @@ from fswatchd.events import EventClass, FsEvent, Severity
 from fswatchd.incidents import Incident, State
 from fswatchd.kernlog import grammar
 
-__all__ = ["Delivery", "EventPage", "Skip", "Store", "StoreError", "StoredEvent"]
+__all__ = ["RECORD_COLUMNS", "Delivery", "EventPage", "Skip", "Store", "StoreError", "StoredEvent"]
 
 _SCAN = 1_000
+_RECORD_PAGE = 5_000
+# What decisions depend on; the last two are the VEs and the incident.
+RECORD_COLUMNS = (
+    *("id", "time_ns", "source", "class", "severity", "confirms", "device", "devno"),
+    *("fstype", "errno", "count", "ves", "incident"),
+)
 
 _INCIDENT: TypeAdapter[Incident] = TypeAdapter(Incident)
 
@@ -157,6 +163,20 @@ class Store(Database):
                         break
             end = len(rows) < limit and len(ids) < _SCAN
             return EventPage(rows=rows, ids=ids, oldest=oldest, end=end)
+
+        return await self.ask(work)
+
+    async def record(self, after: int) -> tuple[list[tuple[Any, ...]], bool]:
+        """Events after a cursor in short (`RECORD_COLUMNS`), and whether these are all."""
+
+        def work(database: sqlite3.Connection) -> tuple[list[tuple[Any, ...]], bool]:
+            rows = database.execute(
+                f"SELECT {', '.join(RECORD_COLUMNS)} FROM event"  # noqa: S608 - our own constants
+                " WHERE id > ? ORDER BY id LIMIT ?",
+                (after, _RECORD_PAGE),
+            )
+            found = [(*row[:-2], json.loads(row[-2]), row[-1]) for row in rows]
+            return found, len(found) < _RECORD_PAGE
 
         return await self.ask(work)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from fswatchd import summary
+from fswatchd import codes, summary
 from fswatchd.cause import Cause
 from fswatchd.devno import Devno
 from fswatchd.events import Health, LostWrite, VeState, printable
@@ -23,6 +23,7 @@ from fswatchd.inventory.model import (
     VeId,
 )
 from fswatchd.inventory.view import NodeView
+from fswatchd.rules import RuleSet
 from fswatchd.sources import SourceStatus
 from fswatchd.store import StoredEvent
 from fswatchd.units import show_size
@@ -71,11 +72,16 @@ def incident(found: Incident) -> dict[str, Any]:
         "events": found.events,
         "errno": found.errno,
         "rule": found.rule,
+        "guards": [
+            {"guard": name, "passed": passed, "text": text, "code": codes.of_guard(name)}
+            for name, passed, text in found.guards
+        ],
         "steps": [step(record) for record in found.steps],
         "attempts": found.attempts,
         "approved_by": found.approved_by,
         "requested_by": found.requested_by,
         "acknowledged_by": found.acknowledged_by,
+        "muted": muted(found),
         "opened": timestamp(found.opened_ns),
         "updated": timestamp(found.updated_ns),
         "closed": timestamp(found.closed_ns),
@@ -95,6 +101,53 @@ def _evidence(found: Incident) -> dict[str, Any] | None:
     }
 
 
+def muted(found: Incident) -> dict[str, Any] | None:
+    """Who wants to hear nothing of the incident, why, and until when."""
+    if found.mute is None:
+        return None
+    return {
+        "by": found.mute.by,
+        "reason": found.mute.reason or None,
+        "since": timestamp(found.mute.since_ns),
+        "until": timestamp(found.mute.until_ns),
+    }
+
+
+def decided(found: Incident) -> dict[str, Any]:
+    """What was decided about an incident, and all that other rules need to be asked about it."""
+    moments = [s.started_ns for s in found.steps if s.started_ns], [s.ended_ns for s in found.steps]
+    ended = [moment for moment in moments[1] if moment]
+    took_s = (max(ended) - min(moments[0])) / NS if moments[0] and ended else None
+    return {
+        "incident": found.incident_id,
+        "node": found.node,
+        "filesystem": filesystem(found.filesystem),
+        "cause": found.cause,
+        "requested_by": found.requested_by,
+        "approved_by": found.approved_by,
+        "denied_by": found.denied_by,
+        "closed": timestamp(found.closed_ns),
+        "took_s": took_s,
+        "decided": found.decided,
+    }
+
+
+def rules(found: RuleSet) -> list[dict[str, Any]]:
+    """Every rule in the order in which they are tried, in short."""
+    origin = dict(found.origin)
+    return [
+        {
+            "name": rule.name,
+            "file": origin.get(rule.name),
+            "mode": rule.mode,
+            "continue": rule.carry_on,
+            "description": rule.description or None,
+            "steps": [step.do for step in rule.step],
+        }
+        for rule in found.rules
+    ]
+
+
 def step(record: StepRecord) -> dict[str, Any]:
     """One step of a plan."""
     return {
@@ -104,6 +157,7 @@ def step(record: StepRecord) -> dict[str, Any]:
         "ended": timestamp(record.ended_ns),
         "result": record.result or None,
         "detail": printable(record.detail, 4000) or None,
+        "code": codes.of_step(record.result) if record.result else None,
         "progress": record.progress,
         "preview": record.journal.get("preview"),
     }
@@ -344,6 +398,7 @@ def source(status: SourceStatus) -> dict[str, Any]:
             for since, until, count in status.blind
         ],
         "proven": timestamp(status.proven_ns) if status.proven_ns else None,
+        "code": codes.of_source(status.state.value),
     }
 
 

@@ -17,6 +17,8 @@ class NotifyAction:
         """See Action."""
         if not isinstance(step, NotifyStep):
             raise TypeError(f"not a notify step: {step}")
+        if (mute := context.incident.mute) is not None:
+            return StepResult(next=Next.CONTINUE, result="muted", detail=f"muted by {mute.by}")
         told = self._notices.send(context.incident, "updated", tuple(step.to))
         detail = f"handed over for {', '.join(told)}" if told else "no channel is configured"
         return StepResult(next=Next.CONTINUE, result="told" if told else "nobody", detail=detail)

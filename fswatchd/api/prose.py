@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fswatchd import summary, views
+from fswatchd import codes, summary, views
 from fswatchd.events import CONSEQUENCES, printable, witnesses
 from fswatchd.incidents import Incident, StepRecord
 from fswatchd.units import show_duration
@@ -67,6 +67,9 @@ def _head(incident: Incident) -> list[str]:
         lines.append(f"  Stack       {views.chain(incident.stack)}")
     if incident.through:
         lines.append(f"  Concerned   {_concerned(incident)}")
+    if (mute := views.muted(incident)) is not None:
+        why_muted = f": {mute['reason']}" if mute["reason"] else ""
+        lines.append(f"  Muted       by {mute['by']} until {mute['until']}{why_muted}")
     if incident.cause:
         lines.append(f"  Cause       {cause(incident.cause)}")
         if others := summary.others_of(incident.cause, incident):
@@ -146,7 +149,8 @@ def _decision(incident: Incident) -> list[str]:
         return ["Nothing has been decided yet."]
     lines = [f"Decision by rule {incident.rule}:" if incident.rule else "Decision:"]
     for guard, passed, text in incident.guards:
-        lines.append(f"  {'yes' if passed else 'NO '} {guard:<10} {text}")
+        mark, code = ("yes", "") if passed else ("NO ", f" [{codes.of_guard(guard)}]")
+        lines.append(f"  {mark} {guard:<10} {text}{code}")
     return lines
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from fswatchd.cli import events as events_command
@@ -118,18 +117,10 @@ def classify(arguments: argparse.Namespace, client: Client) -> int:
     return run(arguments.file, problems_only=arguments.problems, as_json=arguments.json)
 
 
-def rules(arguments: argparse.Namespace, client: Client) -> int:
-    """`fswatch rules` without a command never gets here."""
+def group(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch rules` and `fswatch notify` without a command never get here."""
     del arguments, client
     return Exit.USAGE
-
-
-def rules_check(arguments: argparse.Namespace, client: Client) -> int:
-    """`fswatch rules check`; needs no daemon."""
-    del client
-    from fswatchd.cli.rules_check import run
-
-    return run([Path(path) for path in arguments.paths], as_json=arguments.json)
 
 
 def repair(arguments: argparse.Namespace, client: Client) -> int:
@@ -245,8 +236,8 @@ def doctor(arguments: argparse.Namespace, client: Client) -> int:
     if arguments.json:
         _print_json(findings)
     else:
-        rows = [(f["level"], f["name"], f["text"], f["remedy"]) for f in findings]
-        render.table("Doctor", ("", "what", "finding", "remedy"), rows)
+        rows = [(f["level"], f["name"], f["text"], f["remedy"], f["code"]) for f in findings]
+        render.table("Doctor", ("", "what", "finding", "remedy", "code"), rows)
     levels = {finding["level"] for finding in findings}
     if "critical" in levels:
         return Exit.CRITICAL
@@ -308,6 +299,8 @@ def _show_frozen(entry: dict[str, Any]) -> None:
 
 def _show_status(document: dict[str, Any]) -> None:
     print(f"{document['node']}: mode {document['mode']}, since {render.clock(document['since'])}")
+    if document["rules"]["problems"]:
+        print("rules: files have mistakes, the last good ones stay [FSW-RULE-LAST-GOOD]")
     for problem in document["rules"]["problems"]:
         print(f"rules: {problem}")
     if document["canary"]["problem"]:
@@ -320,6 +313,10 @@ def _show_status(document: dict[str, Any]) -> None:
         _show_frozen(entry)
     for problem in document["reserve"]["low"]:
         print(f"reserve: {problem}")
+    for entry in document["refused"]:
+        last = render.clock(entry["last"])
+        times = f"{entry['count']} times, " if entry["count"] > 1 else ""
+        print(f"refused: {entry['who']}: {entry['what']} ({times}last {last})")
     for channel, error in document["notices"]["failing"].items():
         print(f"channel {channel} fails: {error}")
     if problem := document["journal"]["problem"]:
@@ -377,7 +374,7 @@ def _show_incidents(found: list[dict[str, Any]]) -> None:
                 i["id"],
                 i["class"] + ("" if i["confirmed"] else " (unconfirmed)"),
                 i["severity"],
-                i["state"] + (f", {i['outcome']}" if i["outcome"] else ""),
+                _state(i),
                 _some(i["ves"]),
                 i["filesystem"]["device"],
                 i["sources"],
@@ -387,6 +384,12 @@ def _show_incidents(found: list[dict[str, Any]]) -> None:
             for i in found
         ],
     )
+
+
+def _state(incident: dict[str, Any]) -> str:
+    state = str(incident["state"]) + (f", {incident['outcome']}" if incident["outcome"] else "")
+    muted = incident["muted"] if incident["state"] != "closed" else None
+    return state + (f", muted until {render.clock(muted['until'])}" if muted else "")
 
 
 def _with_parts(whole: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

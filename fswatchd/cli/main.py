@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fswatchd import __version__
-from fswatchd.cli import commands
+from fswatchd.cli import commands, policy_commands
 from fswatchd.client import Client, ClientError
-from fswatchd.errors import FswatchError
+from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.exitcode import Exit
+from fswatchd.rules import MODES
 
 Command = Callable[[argparse.Namespace, Client], int]
 
@@ -74,11 +75,8 @@ def parser() -> argparse.ArgumentParser:
     classify.add_argument("file", nargs="?", metavar="FILE", help="default: standard input")
     classify.add_argument("--problems", action="store_true", help="only lines that are problems")
 
-    rules = add("rules", commands.rules, "rule files")
-    rules_sub = rules.add_subparsers(dest="rules_command", required=True, parser_class=_Parser)
-    check = rules_sub.add_parser("check", parents=[shared], help="everything wrong with rule files")
-    check.add_argument("paths", nargs="*", metavar="PATH", help="files or directories")
-    check.set_defaults(serve=commands.rules_check)
+    _add_rules(add("rules", commands.group, "rule files, and what they do"), shared)
+    _add_policy(add, shared)
 
     repair = add("repair", commands.repair, "repair the filesystem of a VE")
     repair.add_argument("target", metavar="TARGET", help="a VE, a device or a mount point")
@@ -137,6 +135,48 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_rules(rules: argparse.ArgumentParser, shared: _Parser) -> None:
+    sub = rules.add_subparsers(dest="rules_command", required=True, parser_class=_Parser)
+    check = sub.add_parser("check", parents=[shared], help="everything wrong with rule files")
+    check.add_argument("paths", nargs="*", metavar="PATH", help="files or directories")
+    check.set_defaults(serve=policy_commands.rules_check)
+    listed = sub.add_parser(
+        "list", parents=[shared], help="the rules, and how often they were used"
+    )
+    listed.set_defaults(serve=policy_commands.rules_list)
+    test = sub.add_parser("test", parents=[shared], help="what would be decided about an event")
+    test.add_argument("--event", required=True, metavar="FILE", help="JSON, see fswatch(1)")
+    test.set_defaults(serve=policy_commands.rules_test)
+    replay = sub.add_parser(
+        "replay", parents=[shared], help="what the rules would have done with recorded events"
+    )
+    replay.add_argument(
+        "--since", metavar="TIME", default="7d", help="before the newest event; default: 7d"
+    )
+    replay.add_argument("--events", metavar="FILE", help="lines of fswatch events --json")
+    replay.add_argument("--mode", choices=MODES, help="instead of the node's recorded mode")
+    replay.set_defaults(serve=policy_commands.rules_replay)
+    for command in (listed, test, replay):
+        command.add_argument("--rules", metavar="DIR", help="these instead of those in force")
+
+
+def _add_policy(
+    add: Callable[[str, Command, str], argparse.ArgumentParser], shared: _Parser
+) -> None:
+    mute = add("mute", policy_commands.mute, "no notices of an incident, until it gets worse")
+    mute.add_argument("id", metavar="ID")
+    mute.add_argument("--for", dest="duration", metavar="TIME", required=True, help='like "1d"')
+    mute.add_argument("--reason", metavar="TEXT", default="")
+    add("unmute", policy_commands.unmute, "end a mute").add_argument("id", metavar="ID")
+    notify = add("notify", commands.group, "notification channels")
+    sub = notify.add_subparsers(dest="notify_command", required=True, parser_class=_Parser)
+    test = sub.add_parser("test", parents=[shared], help="a real round trip")
+    test.add_argument("channel", nargs="?", metavar="CHANNEL", help="default: all")
+    test.set_defaults(serve=policy_commands.notify_test)
+    explain = add("explain", policy_commands.explain, "what a message code means, and what to do")
+    explain.add_argument("code", nargs="?", metavar="CODE", help="default: list them")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The program."""
     arguments = parser().parse_args(argv)
@@ -145,9 +185,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.serve(arguments, client))
     except ClientError as error:
-        return _fail(arguments, error.message, error.hint, error.code)
+        return _fail(arguments, error.message, error.hint, error.message_code, error.code)
+    except UnknownTargetError as error:
+        return _fail(arguments, error.message, error.hint, error.code, Exit.USAGE)
     except FswatchError as error:
-        return _fail(arguments, error.message, error.hint, Exit.DATA)
+        return _fail(arguments, error.message, error.hint, error.code, Exit.DATA)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -156,10 +198,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def _fail(arguments: argparse.Namespace, message: str, hint: str, code: Exit) -> int:
+def _fail(
+    arguments: argparse.Namespace, message: str, hint: str, message_code: str, code: Exit
+) -> int:
     if arguments.json:
-        print(json.dumps({"error": message, "hint": hint or None}))
-    print(f"fswatch: {message}", file=sys.stderr)
+        print(json.dumps({"error": message, "hint": hint or None, "code": message_code}))
+    print(f"fswatch: {message} [{message_code}]", file=sys.stderr)
     if hint:
         print(f"  {hint}", file=sys.stderr)
     return code

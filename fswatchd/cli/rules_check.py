@@ -5,37 +5,50 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fswatchd import config, rulefiles
+from fswatchd import config, rulefiles, rulereview
 from fswatchd.exitcode import Exit
-from fswatchd.rules import RuleProblem, assemble
+from fswatchd.rules import RuleProblem, RuleSet, assemble
 
 
 def run(paths: list[Path], *, as_json: bool) -> int:
-    """Check files and directories, or those that the daemon would read; 65 if anything is wrong."""
-    problems, count = _check(paths)
+    """Check files and directories, or those that the daemon would read; 65 if anything is wrong.
+
+    What looks unintended is a warning, and changes nothing about that.
+    """
+    problems, rules = _check(paths)
+    warnings, count = rulereview.warnings(rules), len(rules.rules)
     if as_json:
-        documents = [
-            {
-                "file": problem.file,
-                "rule": problem.rule or None,
-                "key": problem.key or None,
-                "message": problem.message,
-                "hint": problem.hint or None,
-            }
-            for problem in problems
-        ]
-        print(json.dumps({"ok": not problems, "rules": count, "errors": documents}))
+        document = {
+            "ok": not problems,
+            "rules": count,
+            "errors": [_document(problem) for problem in problems],
+            "warnings": [_document(warning) for warning in warnings],
+        }
+        print(json.dumps(document))
     else:
         for problem in problems:
-            print(problem)
-        print(f"{count} rules, {len(problems)} errors")
+            print(f"{problem} [{problem.code}]")
+        for warning in warnings:
+            print(f"warning: {warning} [{warning.code}]")
+        print(f"{count} rules, {len(problems)} errors, {len(warnings)} warnings")
     return Exit.DATA if problems else Exit.OK
 
 
-def _check(paths: list[Path]) -> tuple[list[RuleProblem], int]:
+def _document(problem: RuleProblem) -> dict[str, str | None]:
+    return {
+        "file": problem.file,
+        "rule": problem.rule or None,
+        "key": problem.key or None,
+        "message": problem.message,
+        "hint": problem.hint or None,
+        "code": problem.code,
+    }
+
+
+def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet]:
     if not paths:
         rules, problems = rulefiles.load(config.load(None).daemon.rules)
-        return problems, len(rules.rules)
+        return problems, rules
     problems = [found for path in paths if path.is_dir() and (found := rulefiles.unreadable(path))]
     files = [
         file for path in paths for file in (rulefiles.chosen([path]) if path.is_dir() else [path])
@@ -49,4 +62,4 @@ def _check(paths: list[Path]) -> tuple[list[RuleProblem], int]:
         else:
             texts.append((str(file), text))
     rules, wrong = assemble(texts)
-    return problems + wrong, len(rules.rules)
+    return problems + wrong, rules

@@ -92,6 +92,7 @@ class Drill:
             "incident": None,
             "sources": [],
             "timeline_s": measure.timeline(None, 0),
+            "timeline_is": "reached",
             "outage_s": None,
             "write_pause_s": None,
             "files": None,
@@ -150,6 +151,7 @@ class Drill:
         damaged = Scene(paths=paths, control=control)
         self._fault.inject(damaged)
         incident = self._follow(ves[TARGET], damaged)
+        looked_ns = time.monotonic_ns()
         if self._fault.name == "none":
             self._judge_none(verdict, ves)
         else:
@@ -161,7 +163,8 @@ class Drill:
         self._result |= {
             "incident": incident["id"] if incident else None,
             "sources": incident["sources"] if incident else [],
-            "timeline_s": measure.timeline(incident, injected_ns),
+            "timeline_s": self._timeline(incident, injected_ns, looked_ns),
+            "timeline_is": _timeline_is(self._fault, incident),
             "outage_s": measure.outage_s(control.records[TARGET], injected_ns, until_ns),
             "write_pause_s": measure.write_pause_s(control.records[TARGET], injected_ns, until_ns),
             "bystander": measure.bystander(
@@ -189,6 +192,13 @@ class Drill:
             "verified": time.monotonic_ns(),
         }
         return {name: round((at - injected_ns) / NS, 6) for name, at in moments.items()}
+
+    def _timeline(
+        self, incident: dict[str, Any] | None, injected_ns: int, looked_ns: int
+    ) -> dict[str, float | None]:
+        if _timeline_is(self._fault, incident) == "reached":
+            return measure.timeline(incident, injected_ns)
+        return measure.not_reached((looked_ns - injected_ns) / NS)
 
     # --- preparing ------------------------------------------------------------------------------
 
@@ -404,6 +414,11 @@ def _quietly_forget(client: Client, ve_id: str) -> None:
         client.delete(f"/v1/scratch-ves/{ve_id}")
 
 
+def _timeline_is(fault: Fault, incident: dict[str, Any] | None) -> str:
+    """What the times of the timeline are: when something was reached, or until when it was not."""
+    return "not-within" if fault.name == "none" and incident is None else "reached"
+
+
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -413,8 +428,10 @@ def _show(result: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(result))
         return
     print()
+    within = "" if result["timeline_is"] == "reached" else "not within "
     for name, seconds in result["timeline_s"].items():
-        print(f"  {name:<11} {'-' if seconds is None else f'{seconds:8.3f} s'}")
+        prefix = within if seconds else ""
+        print(f"  {name:<11} {'-' if seconds is None else f'{prefix}{seconds:8.3f} s'}")
     if result["outage_s"] is not None:
         print(f"  reads stopped for {show_duration(result['outage_s'])}", end=", ")
         print(f"writes for {show_duration(result['write_pause_s'])}")

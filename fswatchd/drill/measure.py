@@ -132,6 +132,11 @@ def timeline(incident: dict[str, Any] | None, injected_ns: int) -> dict[str, flo
     return times
 
 
+def not_reached(watched_s: float) -> dict[str, float | None]:
+    """The timeline of a drill without a fault: how long each milestone was watched for, in vain."""
+    return {"injected": 0.0, **dict.fromkeys(MILESTONES, round(watched_s, 6))}
+
+
 def outage_s(record: Record, injected_ns: int, until_ns: int) -> float:
     """The longest time in which the VE could not read its files."""
     return round(longest_gap_s(record.reads, injected_ns, until_ns), 4)

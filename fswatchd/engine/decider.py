@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from fswatchd import policy, views
+from fswatchd import decisions, policy, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Cause, Layer, blame
 from fswatchd.engine import scoping
@@ -20,7 +20,7 @@ from fswatchd.guards import is_scratch
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.view import NodeView
-from fswatchd.match import DAY_S
+from fswatchd.localtime import seconds_of_day
 from fswatchd.policy import Decision, Verdict
 from fswatchd.rules import Mode, RuleSet
 from fswatchd.situation import PolicyState, RunningRepair, Scope
@@ -128,7 +128,6 @@ class Decider:
 
     def policy_state(self) -> PolicyState:
         """Everything outside an incident that a decision depends on."""
-        local = time.localtime()
         return PolicyState(
             mode=self.mode,
             disarms=self._history.current_disarms(),
@@ -139,7 +138,7 @@ class Decider:
             begun_ns=self._history.begun_ns,
             queue=self._turns.queue,
             storm=self._storms.state(),
-            local_s=min(local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec, DAY_S - 1),
+            local_s=seconds_of_day(time.time()),
         )
 
     def _ring(self, incident_id: str) -> None:
@@ -223,10 +222,12 @@ class Decider:
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
         if "decided" not in incident.timeline and not is_scratch(scope):
             self._storms.failed(incident, len(self._inventory.view.ves))
-        decision = policy.decide(rules, incident, scope, self.policy_state(), boottime_ns())
+        state = self.policy_state()
+        decision = policy.decide(rules, incident, scope, state, boottime_ns())
         self._queue(rules, incident, scope, decision)
         new = "decided" not in incident.timeline or incident.untold
         incident = self._recorded(incident, decision)
+        incident = replace(incident, decided=decisions.facts(decision, scope, state))
         incident = replace(incident, untold=new and incident.part_of is not None)
         self._book.put(incident)
         self._add_to_cause(incident)

@@ -449,6 +449,6 @@ def _discard_clones(incident_id: str, record: StepRecord) -> None:
 def _skip_rest(incident: Incident, index: int) -> Incident:
     for later in range(index + 1, len(incident.steps)):
         record = incident.steps[later]
-        if record.state is StepState.PENDING and record.do != "notify":
+        if record.state is StepState.PENDING:
             incident = incident.with_step(later, replace(record, state=StepState.SKIPPED))
     return incident

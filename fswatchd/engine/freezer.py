@@ -109,7 +109,10 @@ class Freezer:
         """Raise ConflictError while a plan works on the VE."""
         for incident in self._book.open_incidents():
             if incident.state is State.ACTING and ve_id in incident.direct_ves:
-                raise ConflictError(f"{incident.incident_id} is being repaired on {ve_id}")
+                raise ConflictError(
+                    f"{incident.incident_id} is being repaired on {ve_id}",
+                    code="FSW-CONFLICT-REPAIR",
+                )
 
     def why_not(self, filesystem: Filesystem, ves: tuple[str, ...]) -> str | None:
         """Why this filesystem is never held or copied by us; what its VE is busy with is not asked.
@@ -130,7 +133,7 @@ class Freezer:
             raise ConfigError(f"a VE can be frozen for more than nothing and {longest} at the most")
         ve = lookup.find_ve(self._inventory.view, text)
         if ve.ve_id in self._busy:
-            raise ConflictError(f"{ve.ve_id}: {self._busy[ve.ve_id]}")
+            raise ConflictError(f"{ve.ve_id}: {self._busy[ve.ve_id]}", code="FSW-CONFLICT-BUSY")
         async with self.reserved(ve.ve_id, f"{by} freezes it"):
             now = lookup.find_ve(self._inventory.view, ve.ve_id)
             ve = replace(now, busy=None) if now.busy == self._busy[ve.ve_id] else now
@@ -149,7 +152,9 @@ class Freezer:
         frozen = self._frozen.get(ve.ve_id)
         if frozen is None:
             hint = "only what fswatch freeze has frozen is thawed; others may rely on their freeze"
-            raise ConflictError(f"{ve.ve_id} is not frozen by fswatchd", hint=hint)
+            raise ConflictError(
+                f"{ve.ve_id} is not frozen by fswatchd", hint=hint, code="FSW-CONFLICT-NOT-FROZEN"
+            )
         if frozen.timer is not None:
             frozen.timer.cancel()
         held = await frozen.hold.still_held()
@@ -158,7 +163,9 @@ class Freezer:
         result = "; ".join(problems) or ("thawed" if held else "it was thawed before, in part")
         self._operations.record("thaw", ve.ve_id, by, reason, result)
         if problems:
-            raise RefusedError(f"{ve.ve_id}: {result}", hint="see fsfreeze(8)")
+            raise RefusedError(
+                f"{ve.ve_id}: {result}", hint="see fsfreeze(8)", code="FSW-REFUSED-THAW"
+            )
         return {"ve": ve.ve_id, "state": "thawed", "held": held, "problem": None}
 
     # --- life -----------------------------------------------------------------------------------
@@ -183,26 +190,34 @@ class Freezer:
     async def _refuse(self, ve: Ve) -> None:
         why = self._history.why_disarmed((ve.ve_id,))
         if why is not None:
-            raise RefusedError(why, hint="fswatch arm ends that")
+            raise RefusedError(why, hint="fswatch arm ends that", code="FSW-REFUSED-DISARMED")
         if ve.hands_off:
-            raise RefusedError("it belongs to a drill that another daemon handles")
+            raise RefusedError(
+                "it belongs to a drill that another daemon handles", code="FSW-REFUSED-DRILL"
+            )
         if ve.busy:
-            raise ConflictError(f"{ve.ve_id} is busy: {ve.busy}")
+            raise ConflictError(f"{ve.ve_id} is busy: {ve.busy}", code="FSW-CONFLICT-BUSY")
         self.refuse_while_repaired(ve.ve_id)
         if not ve_control.is_running(ve):
-            raise ConflictError(f"{ve.ve_id} does not run")
+            raise ConflictError(f"{ve.ve_id} does not run", code="FSW-CONFLICT-STOPPED")
         members = await asyncio.to_thread(ve_control.tasks, ve)
         members += await asyncio.to_thread(cgroup.pids, ve.cgroup) if ve.cgroup else []
         if {1, os.getpid()} & set(members) or ve.namespace == self._inventory.view.node_namespace:
-            raise RefusedError(f"the processes of {ve.ve_id} include the node's own")
+            raise RefusedError(
+                f"the processes of {ve.ve_id} include the node's own", code="FSW-REFUSED-NODE"
+            )
         for other in self._inventory.view.ves.values():
             if other.ve_id != ve.ve_id and other.init_pid in members:
-                raise RefusedError(f"{other.ve_id} would be frozen with {ve.ve_id}")
+                raise RefusedError(
+                    f"{other.ve_id} would be frozen with {ve.ve_id}", code="FSW-REFUSED-SHARED"
+                )
         frozen = ve.state is VeState.FROZEN
         if ve.cgroup is not None and not frozen:
             frozen = await asyncio.to_thread(cgroup.is_frozen, ve.cgroup)
         if frozen:
-            raise ConflictError(f"{ve.ve_id} is frozen already, and not by fswatchd")
+            raise ConflictError(
+                f"{ve.ve_id} is frozen already, and not by fswatchd", code="FSW-CONFLICT-FROZEN"
+            )
 
     async def _hold(self, ve: Ve, by: str, reason: str, for_s: float) -> _Frozen:
         view = self._inventory.view
@@ -229,7 +244,7 @@ class Freezer:
             if not isinstance(error, HoldError):
                 raise
             self._operations.record("freeze", ve.ve_id, by, reason, f"not frozen: {error}")
-            raise ConflictError(f"not frozen: {error}") from None
+            raise ConflictError(f"not frozen: {error}", code="FSW-CONFLICT-FREEZE") from None
         document = {
             "ve": ve.ve_id,
             "state": "frozen",

@@ -8,7 +8,7 @@ are kept, so that after a reboot the time that passed is estimated instead of fo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fswatchd.kernel import proc
@@ -56,15 +56,15 @@ class History:
         """Read what is remembered."""
         for key, value in (await self._store.facts("action:")).items():
             rule, _, volume = key.removeprefix("action:").partition("\n")
-            self.last_action_ns[rule, volume] = self._here(value)
+            self.last_action_ns[rule, volume] = self.here(value)
             self.failures[rule, volume] = int(value.get("failures", 0))
         for key, value in (await self._store.facts("repaired:")).items():
-            times = tuple(self._here(stamp) for stamp in value)
+            times = tuple(self.here(stamp) for stamp in value)
             self.repaired_ns[key.removeprefix("repaired:")] = times
         for key, value in (await self._store.facts("begun:")).items():
-            self.begun_ns[key.removeprefix("begun:")] = self._here(value)
+            self.begun_ns[key.removeprefix("begun:")] = self.here(value)
         for key, value in (await self._store.facts("failed:")).items():
-            self.failed_ns[key.removeprefix("failed:")] = self._here(value)
+            self.failed_ns[key.removeprefix("failed:")] = self.here(value)
         for key, value in (await self._store.facts("disarm:")).items():
             target = key.removeprefix("disarm:")
             until = value.get("until")
@@ -72,19 +72,19 @@ class History:
                 target=target,
                 reason=value["reason"],
                 by=value["by"],
-                until_ns=self._here(until) if until else None,
+                until_ns=self.here(until) if until else None,
             )
 
     def begun(self, ve: str) -> None:
         """A repair of the VE begins now."""
         self.begun_ns[ve] = self._clock.boottime_ns()
-        self._store.set_fact(f"begun:{ve}", self._stamp(self.begun_ns[ve]))
+        self._store.set_fact(f"begun:{ve}", self.stamp(self.begun_ns[ve]))
 
     def failed(self, ve: str) -> None:
         """A filesystem of the VE has failed now, by itself as far as is known."""
         self.failed_ns.pop(ve, None)
         self.failed_ns[ve] = self._clock.boottime_ns()
-        self._store.set_fact(f"failed:{ve}", self._stamp(self.failed_ns[ve]))
+        self._store.set_fact(f"failed:{ve}", self.stamp(self.failed_ns[ve]))
         if len(self.failed_ns) > _FAILED_KEPT:
             self.forget_failures(next(iter(self.failed_ns)))
 
@@ -99,19 +99,19 @@ class History:
         now, key = self._clock.boottime_ns(), (rule, volume)
         self.last_action_ns[key] = now
         self.failures[key] = self.failures.get(key, 0) + 1 if failed else 0
-        value = {**self._stamp(now), "failures": self.failures[key]}
+        value = {**self.stamp(now), "failures": self.failures[key]}
         self._store.set_fact(f"action:{rule}\n{volume}", value)
 
     def repaired(self, volume: str) -> None:
         """A plan that has changed `volume` has ended now, well or not."""
         times = (*self.repaired_ns.get(volume, ()), self._clock.boottime_ns())[-_REPAIRS_KEPT:]
         self.repaired_ns[volume] = times
-        self._store.set_fact(f"repaired:{volume}", [self._stamp(one) for one in times])
+        self._store.set_fact(f"repaired:{volume}", [self.stamp(one) for one in times])
 
     async def disarm(self, disarm: Disarm) -> None:
         """Nobody acts on the target any more; returns when that is on the disk."""
         self.disarms[disarm.target] = disarm
-        until = None if disarm.until_ns is None else self._stamp(disarm.until_ns)
+        until = None if disarm.until_ns is None else self.stamp(disarm.until_ns)
         value = {"reason": disarm.reason, "by": disarm.by, "until": until}
         await self._store.set_fact(f"disarm:{disarm.target}", value, durable=True)
 
@@ -137,11 +137,13 @@ class History:
                 return f"{disarm.target} was disarmed by {disarm.by}: {disarm.reason}"
         return None
 
-    def _stamp(self, moment_ns: int) -> dict[str, Any]:
+    def stamp(self, moment_ns: int) -> dict[str, Any]:
+        """A moment of CLOCK_BOOTTIME in a form that can be kept over a reboot."""
         wall_ns = self._clock.wall_ns() + moment_ns - self._clock.boottime_ns()
         return {"boot": self._clock.boot, "boottime_ns": moment_ns, "wall_ns": wall_ns}
 
-    def _here(self, stamp: dict[str, Any]) -> int:
+    def here(self, stamp: Mapping[str, Any]) -> int:
+        """The moment (CLOCK_BOOTTIME of this boot) that `stamp` was made of."""
         if stamp["boot"] == self._clock.boot:
             return int(stamp["boottime_ns"])
         return self._clock.boottime_ns() - (self._clock.wall_ns() - int(stamp["wall_ns"]))

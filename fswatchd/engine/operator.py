@@ -63,21 +63,25 @@ class Operator:
         found = await self._store.find_incidents(text)
         if not found:
             raise UnknownTargetError(
-                f"there is no incident {text!r}", hint="fswatch incidents --all lists them"
+                f"there is no incident {text!r}",
+                hint="fswatch incidents --all lists them",
+                code="FSW-UNKNOWN-INCIDENT",
             )
         if len(found) > 1:
             ids = ", ".join(incident.incident_id for incident in found[:5])
-            raise UnknownTargetError(f"{text} names several incidents: {ids}")
+            raise UnknownTargetError(
+                f"{text} names several incidents: {ids}", code="FSW-UNKNOWN-AMBIGUOUS"
+            )
         return self._book.get(found[0].incident_id) or found[0]
 
     def open_incidents(self) -> list[Incident]:
         """Those that are not closed, newest first; known without the database."""
         return self._book.open_incidents()[::-1]
 
-    async def incidents(self) -> list[Incident]:
+    async def incidents(self, limit: int = 1000) -> list[Incident]:
         """The newest incidents, closed ones too, newest first."""
         self._book.flush()
-        kept = await self._store.incidents()
+        kept = await self._store.incidents(limit)
         return [self._book.get(incident.incident_id) or incident for incident in kept]
 
     def told_elsewhere(self, incident: Incident) -> bool:
@@ -104,7 +108,10 @@ class Operator:
             incident = incident.reached("detected", time.monotonic_ns())
             incident = incident.reached("attributed", time.monotonic_ns())
         if incident.state in _BUSY:
-            raise ConflictError(f"{incident.incident_id} is {incident.state.value} already")
+            raise ConflictError(
+                f"{incident.incident_id} is {incident.state.value} already",
+                code="FSW-CONFLICT-REPAIR",
+            )
         incident = replace(
             incident,
             state=State.OPEN,
@@ -126,12 +133,13 @@ class Operator:
             resolved = await scope.resolve(context)
             seen = await preview.look(context, resolved, require_image(resolved))
         except StepEnded as ended:
-            raise RefusedError(ended.result.detail) from None
+            raise RefusedError(ended.result.detail, code="FSW-REFUSED-PREVIEW") from None
         except clone.NotShareableError:
             raise RefusedError(
                 "no preview: the host filesystem cannot share blocks, and a copy of a "
                 "filesystem that is written shows nothing",
                 hint="XFS (reflink=1) and btrfs can share blocks",
+                code="FSW-REFUSED-PREVIEW",
             ) from None
         return {
             "target": target,
@@ -154,13 +162,15 @@ class Operator:
         """Begin to put the volume from before the repair in place again."""
         incident = await self.find(text)
         if incident.state in {State.ACTING}:
-            raise ConflictError(f"{incident.incident_id} is {incident.state.value}")
+            raise ConflictError(
+                f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
+            )
         rollback.check(incident, discard_newer=discard_newer)
         self.refuse_if_disarmed(incident.ves)
         for ve_id in incident.direct_ves:
             ve = self._inventory.view.ves.get(VeId(ve_id))
             if ve is not None and ve.busy:
-                raise ConflictError(f"{ve_id} is busy: {ve.busy}")
+                raise ConflictError(f"{ve_id} is busy: {ve.busy}", code="FSW-CONFLICT-BUSY")
         incident = incident.noted(time.time_ns(), f"rollback requested by {by}")
         self._executor.begin_rollback(incident)
         return self._book.get(incident.incident_id) or incident
@@ -169,7 +179,10 @@ class Operator:
         """Permit what the incident waits for."""
         incident = await self.find(text)
         if incident.state is not State.WAITING or incident.waiting_for != "approval":
-            raise ConflictError(f"{incident.incident_id} does not wait for an approval")
+            raise ConflictError(
+                f"{incident.incident_id} does not wait for an approval",
+                code="FSW-CONFLICT-NOT-WAITING",
+            )
         incident = replace(
             incident,
             approved_by=by,
@@ -185,7 +198,10 @@ class Operator:
         """Forbid what the incident waits for; it stays open."""
         incident = await self.find(text)
         if incident.state is not State.WAITING:
-            raise ConflictError(f"{incident.incident_id} does not wait for an approval")
+            raise ConflictError(
+                f"{incident.incident_id} does not wait for an approval",
+                code="FSW-CONFLICT-NOT-WAITING",
+            )
         incident = replace(incident, denied_by=by, approved_by=None)
         self._book.put(incident.noted(time.time_ns(), f"denied by {by}"))
         self._decider.poke(incident.incident_id, 0.0)
@@ -195,7 +211,7 @@ class Operator:
         """Somebody has seen it; an incident that needs an operator ends with that, and a storm."""
         incident = await self.find(text)
         if incident.state is State.CLOSED:
-            raise ConflictError(f"{incident.incident_id} is closed")
+            raise ConflictError(f"{incident.incident_id} is closed", code="FSW-CONFLICT-CLOSED")
         incident = replace(incident, acknowledged_by=by)
         if incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM:
             return self._book.close(incident, Outcome.DISMISSED, f"acknowledged by {by}")
@@ -215,7 +231,7 @@ class Operator:
         """Act again; returns what was armed. Raises ConflictError when it was not disarmed."""
         name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
         if not await self._history.arm(name):
-            raise ConflictError(f"{name} is not disarmed")
+            raise ConflictError(f"{name} is not disarmed", code="FSW-CONFLICT-ARMED")
         self._decider.poke_all()
         return name
 
@@ -235,7 +251,9 @@ class Operator:
         if len(found) > 1:
             devices = ", ".join(f"/dev/{superblock.device}" for superblock in found)
             raise UnknownTargetError(
-                f"{target} has several filesystems: {devices}", hint="name one"
+                f"{target} has several filesystems: {devices}",
+                hint="name one",
+                code="FSW-UNKNOWN-AMBIGUOUS",
             )
         return describe(found[0]), tuple(view.users[found[0].devno].ves)
 
@@ -247,12 +265,15 @@ class Operator:
 
     def _unmounted_volume(self, ve: Ve) -> Filesystem:
         if ve.unrepairable:
-            raise RefusedError(f"not repaired: {ve.ve_id} is {ve.unrepairable}")
+            raise RefusedError(
+                f"not repaired: {ve.ve_id} is {ve.unrepairable}", code="FSW-REFUSED-REPAIR"
+            )
         images = [one.image for one in ve.volumes if one.image and one.format == "raw"]
         if len(images) != 1:
             raise UnknownTargetError(
                 f"{ve.ve_id} has no filesystem of its own that is mounted, and "
-                f"{len(images)} image files that are known and hold one"
+                f"{len(images)} image files that are known and hold one",
+                code="FSW-UNKNOWN-VOLUME",
             )
         try:
             fstype = magic.fstype_of(images[0])
@@ -267,7 +288,7 @@ class Operator:
         if refused is None and tools.of(filesystem.fstype) is None:
             refused = f"{filesystem.fstype} cannot be repaired by this version"
         if refused is not None:
-            raise RefusedError(f"not repaired: {refused}")
+            raise RefusedError(f"not repaired: {refused}", code="FSW-REFUSED-REPAIR")
 
     def refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
         """Raise RefusedError where one of the VEs, or the node, is disarmed."""
@@ -279,6 +300,7 @@ class Operator:
                 raise RefusedError(
                     f"{disarm.target} was disarmed by {disarm.by}{left}: {disarm.reason}",
                     hint="fswatch arm ends that",
+                    code="FSW-REFUSED-DISARMED",
                 )
 
 
@@ -293,6 +315,7 @@ def refuse_another(incident: Incident, filesystem: Filesystem, ves: tuple[str, .
         f"{incident.incident_id}, which is open, is about {known.image or known.device} of "
         f"{known_ves or 'no VE'}, not about {filesystem.image or filesystem.device} of {asked}",
         hint=f"fswatch ack {incident.incident_id} when it is settled",
+        code="FSW-CONFLICT-ANOTHER",
     )
 
 

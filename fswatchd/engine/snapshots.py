@@ -60,13 +60,13 @@ class Snapshots:
         filesystem, ves = await self._operator.filesystem_of(text)
         self._operator.refuse_if_disarmed(ves)
         if (why := self._freezer.why_not(filesystem, ves)) is not None:
-            raise RefusedError(f"no snapshot: {why}")
+            raise RefusedError(f"no snapshot: {why}", code="FSW-REFUSED-SNAPSHOT")
         context = self._operator.dry_run(filesystem, ves)
         try:
             made, target = await self._take(context, VeId(ves[0]), by)
         except (StepEnded, HoldError, HelperError, OSError) as error:
             self._operations.record("snapshot", text, by, reason, f"none: {error}")
-            raise RefusedError(f"no snapshot: {error}") from None
+            raise RefusedError(f"no snapshot: {error}", code="FSW-REFUSED-SNAPSHOT") from None
         path = made.file.path
         self._operations.record("snapshot", target.ve.ve_id, by, reason, path)
         return {
@@ -94,7 +94,7 @@ class Snapshots:
                 return await self._copy(target, image, path, held), target
             except clone.NotShareableError:
                 text = "the host filesystem cannot share blocks (XFS with reflink=1 and btrfs can)"
-                raise RefusedError(f"no snapshot: {text}") from None
+                raise RefusedError(f"no snapshot: {text}", code="FSW-REFUSED-SNAPSHOT") from None
             finally:
                 self._store.set_fact(_KEY + path, None)
 

@@ -23,11 +23,13 @@ def find_ve(view: NodeView, text: str) -> Ve:
         return found[0]
     if found:
         candidates = ", ".join(sorted(ve.ve_id for ve in found))
-        raise UnknownTargetError(f"{text} names several VEs: {candidates}")
+        raise UnknownTargetError(
+            f"{text} names several VEs: {candidates}", code="FSW-UNKNOWN-AMBIGUOUS"
+        )
     names = sorted({name for ve in view.ves.values() for name in (ve.ve_id, ve.name)})
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "fswatch status shows all VEs"
-    raise UnknownTargetError(f"there is no VE {text!r}", hint=hint)
+    raise UnknownTargetError(f"there is no VE {text!r}", hint=hint, code="FSW-UNKNOWN-VE")
 
 
 def find_superblocks(view: NodeView, text: str) -> tuple[Ve | None, list[Superblock]]:
@@ -40,7 +42,9 @@ def find_superblocks(view: NodeView, text: str) -> tuple[Ve | None, list[Superbl
         for found in view.superblocks.values():
             if wanted in {found.device, str(found.devno)}:
                 return None, [found]
-        raise UnknownTargetError(f"no filesystem is mounted from {text}")
+        raise UnknownTargetError(
+            f"no filesystem is mounted from {text}", code="FSW-UNKNOWN-FILESYSTEM"
+        )
     if text.startswith("/"):
         mounted = [
             superblock
@@ -53,7 +57,10 @@ def find_superblocks(view: NodeView, text: str) -> tuple[Ve | None, list[Superbl
         ]
         if len(mounted) == 1:
             return None, mounted
-        raise UnknownTargetError(f"{text} is no mount point of a disk filesystem on this node")
+        raise UnknownTargetError(
+            f"{text} is no mount point of a disk filesystem on this node",
+            code="FSW-UNKNOWN-FILESYSTEM",
+        )
     ve = find_ve(view, text)
     return ve, [
         superblock

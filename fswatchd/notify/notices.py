@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import time
+from typing import Any
 
 from fswatchd import views
 from fswatchd.book import IncidentBook
@@ -46,7 +47,9 @@ class Notices:
     def send(
         self, incident: Incident, kind: str, channels: tuple[str, ...] | None = None
     ) -> list[str]:
-        """Tell the incident's channels, or those given; returns whom."""
+        """Tell the incident's channels, or those given; returns whom: nobody while it is muted."""
+        if incident.mute is not None:
+            return []
         wanted = incident.channels if channels is None else channels
         names = self._resolve(incident, wanted)
         ves = incident.direct_ves
@@ -55,6 +58,15 @@ class Notices:
             data = views.incident(incident)
             self._outbox.send(name, kind, incident.incident_id, subject, data)
         return names
+
+    def tell_of_rules(self, kind: str, node: str, data: Any) -> None:
+        """Tell every channel what has become of the rule files."""
+        for name in self.channels():
+            self._outbox.send(name, kind, "", node, data, about="rules")
+
+    def channels(self) -> list[str]:
+        """Those that are configured, without those of drills."""
+        return [name for name in self._outbox.names if not name.startswith(f"{DRILL}:")]
 
     def add_scratch_channel(self, ve_id: str, url: str, secret: bytes | None) -> None:
         """Incidents of this scratch VE are told to this receiver."""
@@ -78,12 +90,17 @@ class Notices:
         # Not those through the stack: an error of the node's own disk is no drill's.
         if any(ve in self._scratch for ve in incident.direct_ves):
             return [self._scratch[ve] for ve in incident.direct_ves if ve in self._scratch]
-        regular = [name for name in self._outbox.names if not name.startswith(f"{DRILL}:")]
-        return [n for n in regular if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)]
+        return [
+            n for n in self.channels() if any(fnmatch.fnmatchcase(n, pattern) for pattern in wanted)
+        ]
 
     def _changed(self, before: Incident | None, after: Incident) -> None:
         if before is None or "decided" not in before.timeline:
             return  # nobody has been told that it exists
+        if before.mute is not None and after.mute is None and after.state is not State.CLOSED:
+            moved = after.state is not before.mute.state
+            self.send(after, _KIND.get(after.state, "updated") if moved else "updated")
+            return
         if before.untold or after.untold:
             # The incident of its cause has been told instead. Lost data is told all the same.
             if after.state is State.CLOSED and after.lost:

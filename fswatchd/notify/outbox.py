@@ -19,8 +19,8 @@ from typing import Any
 
 import aiohttp
 
-from fswatchd import views
-from fswatchd.notify.webhook import Channel, post
+from fswatchd import codes, views
+from fswatchd.notify.webhook import Attempt, Channel, post
 from fswatchd.store import Delivery, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -96,33 +96,70 @@ class Outbox:
         """Channel → notices that have not arrived."""
         return {name: len(waiting) for name, waiting in self._waiting.items()}
 
-    def send(self, channel: str, kind: str, incident_id: str, subject: str, data: Any) -> None:
+    def send(
+        self,
+        channel: str,
+        kind: str,
+        incident_id: str,
+        subject: str,
+        data: Any,
+        *,
+        about: str = "incident",
+    ) -> None:
         """Hand a notice over; it is kept before it is tried."""
         if channel not in self._channels:
             return
         now = time.time_ns()
-        delivery_id = str(uuid.uuid4())
-        body = {
-            "specversion": "1.0",
-            "id": delivery_id,
-            "source": f"/fswatchd/{self._node}",
-            "type": f"org.fswatchd.incident.{kind}",
-            "subject": subject,
-            "time": views.timestamp(now),
-            "datacontenttype": "application/json",
-            "data": data,
-        }
+        delivery_id, body = self._envelope(about, kind, subject, data, now)
         delivery = Delivery(
             delivery_id=delivery_id,
             channel=channel,
             incident_id=incident_id,
             type=kind,
-            body=json.dumps(body).encode(),
+            body=body,
             created_ns=now,
         )
         self._store.add_delivery(delivery)
         self._waiting[channel].append(delivery)
         self._wakes[channel].set()
+
+    async def try_now(self, name: str, subject: str, data: Any) -> dict[str, Any]:
+        """Deliver a test at once, past what waits, and say how that went."""
+        channel = self._channels[name]
+        _, body = self._envelope("channel", "test", subject, data, time.time_ns())
+        begun = time.monotonic()
+        attempt = (
+            await post(self._session, channel, body)
+            if self._session is not None
+            else Attempt(delivered=False, error="the daemon is about to end")
+        )
+        return {
+            "channel": name,
+            "delivered": attempt.delivered,
+            "status": attempt.status,
+            "latency_s": round(time.monotonic() - begun, 4),
+            "error": attempt.error or None,
+            "signed": channel.secret is not None,
+            "through_outbox": False,
+            "waiting": len(self._waiting.get(name, ())),
+        }
+
+    def _envelope(
+        self, about: str, kind: str, subject: str, data: Any, now_ns: int
+    ) -> tuple[str, bytes]:
+        delivery_id = str(uuid.uuid4())
+        body = {
+            "specversion": "1.0",
+            "id": delivery_id,
+            "source": f"/fswatchd/{self._node}",
+            "type": f"org.fswatchd.{about}.{kind}",
+            "subject": subject,
+            "time": views.timestamp(now_ns),
+            "datacontenttype": "application/json",
+            "fswatchdcode": codes.of_notice(kind),
+            "data": data,
+        }
+        return delivery_id, json.dumps(body).encode()
 
     async def _work(self, name: str) -> None:
         while True:

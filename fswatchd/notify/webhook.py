@@ -28,9 +28,11 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """How one attempt ended; `retry_after_s` is what the receiver asked for."""
+    """How one attempt ended; `retry_after_s` is what the receiver asked for, `status` the HTTP
+    status of its answer (None: there was none)."""
 
     delivered: bool
+    status: int | None = None
     error: str = ""
     retry_after_s: float | None = None
 
@@ -50,10 +52,11 @@ async def post(session: aiohttp.ClientSession, channel: Channel, body: bytes) ->
             channel.url, data=body, headers=headers, timeout=_TIMEOUT, allow_redirects=False
         ) as answer:
             if 200 <= answer.status < 300:
-                return Attempt(delivered=True)
+                return Attempt(delivered=True, status=answer.status)
             wait = answer.headers.get("Retry-After", "")
             return Attempt(
                 delivered=False,
+                status=answer.status,
                 error=f"HTTP {answer.status}",
                 retry_after_s=float(wait) if wait.isdecimal() else None,
             )

@@ -22,21 +22,27 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
     """Raise RefusedError where a rollback cannot or should not be done."""
     undo = incident.undo
     if undo is None:
-        raise RefusedError(f"{incident.incident_id} changed nothing that could be rolled back")
+        raise RefusedError(
+            f"{incident.incident_id} changed nothing that could be rolled back",
+            code="FSW-REFUSED-NO-ROLLBACK",
+        )
     if "original" not in undo:
         raise RefusedError(
             f"{incident.incident_id} was repaired in place and the VE has run since then",
             hint=f"what e2fsck changed is in {undo.get('undo_file')}, see e2undo(8)",
+            code="FSW-REFUSED-NO-ROLLBACK",
         )
     if not os.path.exists(str(undo["original"])):
         raise RefusedError(
             f"the volume from before the repair is no longer at {undo['original']}",
             hint="it was rolled back already, or its time was over (keep_original)",
+            code="FSW-REFUSED-NO-ROLLBACK",
         )
     if not discard_newer:
         raise RefusedError(
             f"{undo['ve']} has run on the repaired volume: what it wrote since would be lost",
             hint="to go back all the same: --discard-newer (the repaired volume is kept beside it)",
+            code="FSW-REFUSED-NEWER-DATA",
         )
 
 

@@ -63,6 +63,11 @@ def test_a_fault_is_noticed_repaired_proved_and_told(work: Path, fault: str) -> 
 def test_without_a_fault_nothing_happens(work: Path) -> None:
     code, result = drill(work, "--private", "--fault", "none")
     assert (code, result["passed"], result["incident"]) == (0, True, None)
+    # How long nothing was detected is measured: no milestone was reached within that.
+    assert result["timeline_is"] == "not-within"
+    times = result["timeline_s"]
+    assert times.pop("injected") == 0.0
+    assert all(seconds > 1 for seconds in times.values())
     assert nothing_left(work)
 
 

@@ -88,7 +88,9 @@ class Server:
         self.stream = EventStream(store)
         self.stream.begin()
         self._store = store
-        daemon = SimpleNamespace(stream=self.stream, inventory=SimpleNamespace(view=view))
+        daemon = SimpleNamespace(
+            refusals=None, stream=self.stream, inventory=SimpleNamespace(view=view)
+        )
         self._runner = web.AppRunner(server.application(daemon), shutdown_timeout=1)
         self._writers: list[asyncio.StreamWriter] = []
 

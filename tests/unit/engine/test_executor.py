@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from fswatchd.engine.executor import Executor
-from fswatchd.incidents import Incident, State
+from fswatchd.incidents import Incident, State, StepRecord, StepState
 from fswatchd.situation import RunningRepair
+from fswatchd.steps import Next, StepResult
 from tests.unit import builders
 
 ID = "20261121-abcde"
@@ -76,3 +77,21 @@ def test_what_is_cancelled_again_and_again_needs_an_operator() -> None:
 def test_what_a_disarm_has_cancelled_waits_for_the_arm() -> None:
     incident, again = cancelled(3, "the node was disarmed")
     assert (incident.state, incident.waiting_for, again) == (State.WAITING, "armed", [])
+
+
+def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
+    nothing = cast("Any", SimpleNamespace(adjust=[]))
+    steps = (
+        StepRecord(do="fsck", state=StepState.FAILED, options={"on_failure": "quarantine"}),
+        StepRecord(do="start"),
+        StepRecord(do="notify"),
+    )
+    kept = [builders.incident(state=State.ACTING, steps=steps)]
+    book = SimpleNamespace(get=lambda _: kept[-1], put=kept.append)
+    history = cast("Any", SimpleNamespace(acted=lambda *_: None))
+    executor = Executor(
+        cast("Any", book), nothing, nothing, history, nothing, {}, lambda _: None, lambda *_: None
+    )
+    executor._finish(ID, 0, StepResult(next=Next.FAILED, result="failed", detail="it failed"))
+    assert kept[-1].state is State.NEEDS_OPERATOR
+    assert [step.state.value for step in kept[-1].steps] == ["failed", "skipped", "skipped"]

@@ -1,0 +1,147 @@
+"""The rules in force: read, read again when their files change, and how often each was used.
+
+A set with a mistake never takes the place of one without. A change of a file is seen by its times,
+size and inode, every two seconds; it is read when it has not changed for that long, so that nobody
+is told of a mistake in what an editor has only half written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fswatchd import rulefiles, rulereview, views
+from fswatchd.book import IncidentBook
+from fswatchd.incidents import Incident, State
+from fswatchd.rules import RuleProblem, RuleSet
+from fswatchd.store import Store
+
+log = logging.getLogger(__name__)
+
+_KEY = "rule:"
+_LOOK_EVERY_S = 2.0
+_PROBLEMS_TOLD = 20
+
+# Called with "rejected" or "accepted", and what is told.
+Tell = Callable[[str, dict[str, Any]], None]
+
+
+class RuleKeeper:
+    """See the module. `load` and `read` before use."""
+
+    def __init__(
+        self, directories: list[Path], store: Store, book: IncidentBook, tell: Tell
+    ) -> None:
+        self.directories = directories
+        self._store = store
+        self._tell = tell
+        self._uses: dict[str, dict[str, Any]] = {}
+        self._read_ns = 0
+        self._seen: object = None
+        self.current = RuleSet()
+        self.problems: list[RuleProblem] = []
+        self.warnings: list[RuleProblem] = []
+        # Takes the rules that are in force from now on; set by the daemon.
+        self.on_rules: Callable[[RuleSet], None] = lambda _: None
+        book.subscribe(self._count)
+
+    async def load(self) -> None:
+        """Read how often rules were used by earlier runs of the daemon."""
+        stored = await self._store.facts(_KEY)
+        self._uses = {key.removeprefix(_KEY): value for key, value in stored.items()}
+
+    def read(self) -> None:
+        """Read the files; where anything is wrong the last good set stays."""
+        self._seen = signature(self.directories)
+        rules, problems = rulefiles.load(self.directories)
+        before = [str(problem) for problem in self.problems]
+        self.problems = problems
+        now = [str(problem) for problem in problems]
+        if problems:
+            log.error("the rules have errors, the last good ones stay:\n%s", "\n".join(now))
+            if now != before:
+                self._tell("rejected", {"problems": now[:_PROBLEMS_TOLD], "count": len(now)})
+            return
+        self.current = rules
+        self.warnings = rulereview.warnings(rules)
+        self._read_ns = time.time_ns()
+        log.info("%d rules", len(rules.rules))
+        for warning in self.warnings:
+            log.warning("rules: %s", warning)
+        self.on_rules(rules)
+        if before:
+            self._tell("accepted", {"problems": [], "count": len(rules.rules)})
+
+    async def watch(self) -> None:
+        """For ever: read the files again when they have changed."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            found = await asyncio.to_thread(signature, self.directories)
+            if found == self._seen:
+                continue
+            await asyncio.sleep(_LOOK_EVERY_S)
+            if found == await asyncio.to_thread(signature, self.directories):
+                log.info("rule files have changed")
+                self.read()
+
+    def status(self) -> dict[str, Any]:
+        """In `fswatch status`."""
+        return {
+            "count": len(self.current.rules),
+            "problems": [str(problem) for problem in self.problems],
+            "warnings": [str(warning) for warning in self.warnings],
+            "read": views.timestamp(self._read_ns or None),
+        }
+
+    def document(self, mode: str) -> dict[str, Any]:
+        """`fswatch rules list`; `mode` is the node's."""
+        return {
+            **self.status(),
+            "directories": [str(directory) for directory in self.directories],
+            "mode": mode,
+            "rules": [{**entry, **self._use(entry["name"])} for entry in views.rules(self.current)],
+        }
+
+    def _use(self, name: str) -> dict[str, Any]:
+        use = self._uses.get(name, {})
+        return {
+            "hits": use.get("hits", 0),
+            "acted": use.get("acted", 0),
+            "last_used": views.timestamp(use.get("last_ns")),
+        }
+
+    def _count(self, before: Incident | None, after: Incident) -> None:
+        """One hit for each incident that a rule has decided about, one act for each plan."""
+        if after.rule is None:
+            return
+        hit = before is None or before.rule != after.rule
+        acted = after.state is State.ACTING and before is not None
+        acted = acted and before is not None and before.state in {State.OPEN, State.WAITING}
+        if not (hit or acted):
+            return
+        use = self._uses.get(after.rule, {"hits": 0, "acted": 0})
+        self._uses[after.rule] = {
+            "hits": use["hits"] + hit,
+            "acted": use["acted"] + acted,
+            "last_ns": time.time_ns(),
+        }
+        self._store.set_fact(f"{_KEY}{after.rule}", self._uses[after.rule])
+
+
+def signature(directories: list[Path]) -> object:
+    """Changes whenever what `rulefiles.load` would read has changed."""
+    found: list[tuple[object, ...]] = [(str(one), one.is_dir()) for one in directories]
+    for path in rulefiles.chosen(directories):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            found.append((str(path), error.errno))
+            continue
+        moment = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        found.append((str(path), status.st_dev, status.st_ino, *moment))
+    return found

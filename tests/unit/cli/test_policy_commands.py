@@ -1,0 +1,170 @@
+"""`rules list|test|replay`, `explain`: what needs no daemon, and what they print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fswatchd import config, views
+from fswatchd.cli.main import main
+from fswatchd.client import Client, ClientError
+from fswatchd.exitcode import Exit
+from fswatchd.store import StoredEvent
+from tests.unit.builders import NOW_NS, event
+
+NIGHT = """
+[[rule]]
+name = "gold"
+match.class = "corruption"
+match.fstype = "ext4"
+match.label.tier = "gold"
+mode = "auto"
+[[rule.step]]
+do = "fsck"
+[[rule]]
+name = "ask"
+match.fstype = "ext4"
+mode = "approve"
+[[rule.step]]
+do = "fsck"
+[[rule.step]]
+do = "notify"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_daemon(monkeypatch) -> None:
+    def refuse(self: Client, *_: object, **__: object) -> None:
+        raise ClientError("cannot reach the daemon", "", Exit.UNKNOWN)
+
+    for name in ("get", "post"):
+        monkeypatch.setattr(Client, name, refuse)
+    monkeypatch.setattr(config, "DEFAULT_PATH", Path("/nonexistent"))
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    directory = tmp_path / "rules.d"
+    directory.mkdir()
+    (directory / "50-night.toml").write_text(NIGHT)
+    return directory
+
+
+def run(capsys, *argv: object) -> tuple[int, Any]:
+    code = main([*map(str, argv), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_hypothetical_event_is_decided_about_without_a_daemon(rules, tmp_path, capsys) -> None:
+    file = tmp_path / "event.json"
+    gold = {"id": "lxc:ve101", "labels": {"tier": "gold"}}
+    for ves, rule in (([gold], "gold"), (["lxc:ve101"], "ask")):
+        file.write_text(json.dumps({"class": "corruption", "fstype": "ext4", "ves": ves}))
+        code, found = run(capsys, "rules", "test", "--event", file, "--rules", rules)
+        assert (code, found["state"], found["mode"]) == (0, "files", "observe")
+        assert found["decision"]["rule"] == rule
+        stopped = found["decision"]["answers"][-1]
+        assert (stopped["guard"], stopped["code"]) == ("mode", "FSW-GUARD-MODE")
+    assert main(["rules", "test", "--event", str(file), "--rules", str(rules)]) == 0
+    text = capsys.readouterr().out
+    assert "no daemon" in text
+    assert "[FSW-GUARD-MODE]" in text
+    assert "nothing was done" in text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"class": "corruption", "fs": "ext4"}', '{"class": "x"}', b"\xff", None]
+)
+def test_a_file_that_is_no_event_is_65(content, rules, tmp_path, capsys) -> None:
+    file = tmp_path / "event.json"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        file.write_text(content)
+    code, found = run(capsys, "rules", "test", "--event", file, "--rules", rules)
+    assert (code, found["code"]) == (65, "FSW-EVENT-FILE")
+    assert "event.json" in found["error"]
+
+
+def test_rules_with_mistakes_decide_nothing(rules, tmp_path, capsys) -> None:
+    (tmp_path / "event.json").write_text('{"class": "corruption"}')
+    (rules / "60.toml").write_text("[[rule]]\n")
+    argv = ("rules", "test", "--event", tmp_path / "event.json", "--rules", rules)
+    code, found = run(capsys, *argv)
+    assert (code, found["code"]) == (65, "FSW-RULE")
+    assert main(["rules", "list", "--rules", str(tmp_path / "nowhere")]) == 65
+
+
+def test_rules_are_listed_without_counts_where_nobody_counts(rules, capsys) -> None:
+    code, found = run(capsys, "rules", "list", "--rules", rules)
+    assert (code, found["state"]) == (0, "files")
+    assert [(rule["name"], rule["mode"], rule["hits"]) for rule in found["rules"]] == [
+        ("gold", "auto", None),
+        ("ask", "approve", None),
+    ]
+
+
+def recorded(tmp_path: Path) -> Path:
+    lines = []
+    for number in range(10):
+        one = event(time_ns=NOW_NS + number * 86400 * 10**9)
+        stored = StoredEvent(
+            cursor=number + 1, event=one, ves=("lxc:ve101",), incident_id=f"20261121-{number:05}"
+        )
+        lines.append(json.dumps(views.stored_event(stored)))
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n".join([*lines, json.dumps(views.gap(3, 4, None, "retention")), ""]))
+    return path
+
+
+def test_a_replay_of_a_file_is_the_same_each_time(rules, tmp_path, capsys) -> None:
+    argv = ["rules", "replay", "--json", "--mode", "auto"]
+    argv += ["--events", str(recorded(tmp_path)), "--rules", str(rules)]
+    assert main([*argv, "--since", "3d"]) == 0
+    first = capsys.readouterr().out
+    assert main([*argv, "--since", "3d"]) == 0
+    assert capsys.readouterr().out == first
+    found = json.loads(first)
+    # Three days back from the newest event, whenever it is asked.
+    assert (found["events"], found["incidents"], found["assumed"]) == (4, 4, 4)
+    assert found["totals"] == {"recorded": {"not recorded": 4}, "replayed": {"wait": 4}}
+    assert main([*argv, "--since", "1w"]) == 0
+    assert json.loads(capsys.readouterr().out)["events"] == 8
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[]", "3", '{"class": "corruption"}'])
+def test_a_line_that_is_no_event_is_65(line, rules, tmp_path, capsys) -> None:
+    path = recorded(tmp_path)
+    path.write_text(f"{path.read_text()}{line}\n")
+    code, found = run(capsys, "rules", "replay", "--events", path, "--rules", rules)
+    assert (code, found["code"]) == (65, "FSW-EVENT-FILE")
+    assert "line 12" in found["error"]
+
+
+def test_without_a_daemon_there_is_no_record(rules, capsys) -> None:
+    assert main(["rules", "replay", "--rules", str(rules)]) == 3
+    assert "[FSW-DAEMON]" in capsys.readouterr().err
+
+
+def test_warnings_of_a_check_do_not_change_its_exit_status(rules, capsys) -> None:
+    (rules / "60.toml").write_text(
+        '[[rule]]\nname = "late"\nmatch.fstype = "ext4"\n[[rule.step]]\ndo = "notify"\n'
+    )
+    code, found = run(capsys, "rules", "check", rules)
+    assert (code, found["ok"], found["errors"]) == (0, True, [])
+    (warning,) = found["warnings"]
+    assert (warning["rule"], warning["code"]) == ("late", "FSW-RULE-UNREACHABLE")
+
+
+def test_a_code_is_explained(capsys) -> None:
+    code, found = run(capsys, "explain", "fsw-guard-scope")
+    assert (code, found["code"]) == (0, "FSW-GUARD-SCOPE")
+    assert found["means"]
+    assert found["do"]
+    code, every = run(capsys, "explain")
+    assert len(every) > 50
+    code, found = run(capsys, "explain", "FSW-NONSENSE")
+    assert (code, found["code"]) == (64, "FSW-UNKNOWN-CODE")

@@ -1,0 +1,74 @@
+"""Rules that are never used, or act in spite of an earlier one: warned about, and only those."""
+
+from __future__ import annotations
+
+import pytest
+
+from fswatchd.rulereview import warnings
+from tests.unit.builders import rules
+
+
+def rule(name: str, keys: str = "", step: str = 'do = "fsck"') -> str:
+    return f'[[rule]]\nname = "{name}"\n{keys}\n[[rule.step]]\n{step}\n'
+
+
+def codes(*texts: str) -> list[tuple[str, str]]:
+    return [(found.rule, found.code) for found in warnings(rules("\n".join(texts)))]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("", 'match.class = "corruption"'),
+        ('match.class = "*"', 'match.class = "space"'),
+        ('match.class = ["corruption", "readonly"]', 'match.class = "readonly"'),
+        ('match.severity = ">= error"', 'match.severity = "critical"'),
+        ('match.ve = "web-*"', 'match.ve = ["web-1", "web-2"]'),
+        ('match.ve = "web-*"', 'match.ve = "web-prod-*"'),
+        ('match.label.tier = "*"', 'match.label.tier = "gold"'),
+        ('match.fstype = "ext*"', 'match.fstype = "ext4"\nmatch.label.tier = "gold"'),
+    ],
+)
+def test_a_rule_that_an_earlier_one_leaves_nothing_to_is_unreachable(
+    earlier: str, later: str
+) -> None:
+    assert codes(rule("a", earlier), rule("b", later)) == [("b", "FSW-RULE-UNREACHABLE")]
+    assert codes(rule("b", later), rule("a", earlier)) == []
+    assert codes(rule("a", f"{earlier}\ncontinue = true"), rule("b", later)) == []
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ('match.class = "corruption"', ""),
+        ('match.class = "corruption"', 'match.class = ["corruption", "space"]'),
+        ('match.severity = ">= error"', 'match.severity = ">= warning"'),
+        ('match.ve = "web-*"', 'match.ve = "*-web"'),
+        ('match.label.tier = "gold"', 'match.ve = "web-*"'),
+        ('match.label.tier = "gold"', 'match.label.tier = ["gold", "silver"]'),
+        ('match.fstype = "ext?"', 'match.fstype = "ext*"'),
+    ],
+)
+def test_a_rule_that_matches_something_of_its_own_is_no_warning(earlier: str, later: str) -> None:
+    assert codes(rule("a", earlier), rule("b", later)) == []
+
+
+TELL = 'do = "notify"'
+
+
+def test_a_rule_that_acts_where_an_earlier_one_wanted_less_is_warned_about() -> None:
+    careful = rule("careful", 'match.ve = "db-*"\nmode = "observe"\ncontinue = true', TELL)
+    assert codes(careful, rule("repair", 'mode = "auto"')) == [("repair", "FSW-RULE-WIDENS")]
+    assert codes(careful, rule("repair", 'mode = "auto"\nmatch.ve = "web-*"')) == []
+    assert codes(careful, rule("repair", 'mode = "observe"')) == []
+    assert codes(careful, rule("tell", 'mode = "auto"', TELL)) == []
+    stops = rule("careful", 'match.ve = "db-*"\nmode = "observe"', TELL)
+    assert codes(stops, rule("repair", 'mode = "auto"')) == []
+
+
+def test_the_shipped_rules_have_no_warnings() -> None:
+    from fswatchd import rulefiles
+
+    found, problems = rulefiles.load([rulefiles.embedded_rules()])
+    assert not problems
+    assert warnings(found) == []

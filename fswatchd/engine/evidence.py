@@ -56,6 +56,7 @@ class EvidenceRoom:
             raise UnknownTargetError(
                 f"no evidence of {incident.incident_id} is kept",
                 hint="it is taken before the first step that acts, and deleted in time",
+                code="FSW-UNKNOWN-EVIDENCE",
             ) from None
 
     async def sweep(self, store: Store, now_ns: int) -> None:

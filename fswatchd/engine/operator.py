@@ -278,7 +278,9 @@ class Operator:
         try:
             fstype = magic.fstype_of(images[0])
         except OSError as error:
-            raise UnknownTargetError(f"{images[0]}: {error.strerror}") from None
+            raise UnknownTargetError(
+                f"{images[0]}: {error.strerror}", code="FSW-UNKNOWN-VOLUME"
+            ) from None
         # Without a magic number e2fsck looks for a copy of the superblock, or refuses.
         return Filesystem(devno=None, device=None, fstype=fstype or "ext4", image=images[0])
 

@@ -88,9 +88,20 @@ def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
     )
     kept = [builders.incident(state=State.ACTING, steps=steps)]
     book = SimpleNamespace(get=lambda _: kept[-1], put=kept.append)
-    history = cast("Any", SimpleNamespace(acted=lambda *_: None))
+    history = cast(
+        "Any",
+        SimpleNamespace(acted=lambda *_, **__: None, repaired=lambda _: None, begun=lambda _: None),
+    )
     executor = Executor(
-        cast("Any", book), nothing, nothing, history, nothing, {}, lambda _: None, lambda *_: None
+        cast("Any", book),
+        nothing,
+        nothing,
+        history,
+        nothing,
+        {},
+        nothing,
+        lambda _: None,
+        lambda *_: None,
     )
     executor._finish(ID, 0, StepResult(next=Next.FAILED, result="failed", detail="it failed"))
     assert kept[-1].state is State.NEEDS_OPERATOR

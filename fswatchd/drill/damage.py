@@ -109,6 +109,12 @@ def shutdown(scene: Scene) -> None:
     scene.control.ask(TARGET, "shutdown")
 
 
+def shutdown_at_once(scene: Scene) -> None:
+    """The same with the log as it is, so that the next mount has something to replay."""
+    scene.device()
+    scene.control.ask(TARGET, "shutdown", at_once="1")
+
+
 def overwrite(scene: Scene, device: str, offset: int, data: bytes) -> None:
     """Write to the device, and make the kernel forget what it has read of it."""
     fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)

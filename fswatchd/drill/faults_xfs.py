@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from fswatchd.drill.damage import Fault, Scene, nothing, overwrite, read_tool, shutdown
+from fswatchd.drill.damage import Fault, Scene, nothing, overwrite, read_tool, shutdown_at_once
 from fswatchd.drill.scene import TARGET, VICTIM_DIRECTORY, DrillError
 
 _SECTOR = 512
@@ -37,5 +37,5 @@ def _ask(device: str, *commands: str, wanted: str) -> str:
 FAULTS = (
     Fault(name="none", inject=nothing),
     Fault(name="dir-block", inject=_dir_block),
-    Fault(name="shutdown", inject=shutdown),
+    Fault(name="shutdown", inject=shutdown_at_once),
 )

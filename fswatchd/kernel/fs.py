@@ -99,9 +99,14 @@ def fsid(fd: int) -> bytes:
     return struct.pack("=Q", os.statvfs(fd).f_fsid)
 
 
-def shutdown(fd: int) -> None:
-    """EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN, without flushing the log: all I/O fails from now on."""
-    fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("=I", 2))
+def shutdown(fd: int, *, settled: bool = False) -> None:
+    """EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN: all I/O fails from now on.
+
+    The log is not flushed; with `settled` the kernel freezes the filesystem for the moment
+    (EXT4_GOING_FLAGS_DEFAULT), so that no fsync is under way. Else ext4 may acknowledge one whose
+    transaction it then drops (fs/jbd2/journal.c, `jbd2_complete_transaction`).
+    """
+    fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("=I", 0 if settled else 2))
 
 
 def abort(fd: int) -> None:

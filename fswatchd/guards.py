@@ -6,7 +6,7 @@ They are asked in the order of `GUARDS`; the first that does not pass ends the a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fswatchd.cause import blame
 from fswatchd.incidents import Incident, Load
@@ -33,7 +33,7 @@ class GuardAnswer:
     """One question that was asked before acting, and its answer.
 
     An answer that did not pass either `waits` (and is asked again after `retry_after_s`, or when
-    something changes), or leaves nothing to do but tell.
+    something changes), or leaves nothing to do but tell. `ahead` is the incident whose turn it is.
     """
 
     guard: str
@@ -41,6 +41,7 @@ class GuardAnswer:
     text: str
     waits: bool = False
     retry_after_s: float | None = None
+    ahead: str | None = None
 
 
 def refused_scope(scope: Scope) -> str | None:
@@ -374,7 +375,7 @@ def _guard_budget(
     ahead = None if incident.requested_by else _ahead(incident, scope, state, others)
     if ahead is not None:
         text = f"it is the turn of {ahead.ve} ({ahead.incident_id}), which has waited longer"
-        return _later("budget", text, _TURN_RETRY_S)
+        return replace(_later("budget", text, _TURN_RETRY_S), ahead=ahead.incident_id)
     return _yes("budget", f"{len(others)} of {rule.budget.node} repairs run on this node")
 
 

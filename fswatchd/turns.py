@@ -26,7 +26,6 @@ class Turns:
         self._begun_ns = begun_ns
         self._groups: dict[_Group, list[Waiting]] = {}
         self._waiting: dict[str, Waiting] = {}
-        self._of_ve: dict[str, set[str]] = {}
         self._heads: list[Waiting] | None = []
 
     @property
@@ -40,9 +39,14 @@ class Turns:
         """The incident waits for room in this budget; its VE is named `ve`."""
         turn = (self._begun_ns.get(ve, 0), incident.opened_ns, incident.incident_id)
         waiting = Waiting(turn=turn, ve=ve, budget=budget, load=load)
-        if self._waiting.get(incident.incident_id) != waiting:
-            self.gone(incident.incident_id)
-            self._add(waiting)
+        if self._waiting.get(incident.incident_id) == waiting:
+            return
+        self.gone(incident.incident_id)
+        group = self._groups.setdefault(_group(waiting), [])
+        insort(group, waiting, key=_turn)
+        if group[0] is waiting:
+            self._heads = None
+        self._waiting[incident.incident_id] = waiting
 
     def gone(self, incident_id: str) -> None:
         """The incident does not wait for a budget any more."""
@@ -57,25 +61,6 @@ class Turns:
             self._heads = None
         if not group:
             del self._groups[key]
-        self._of_ve[known.ve].discard(incident_id)
-        if not self._of_ve[known.ve]:
-            del self._of_ve[known.ve]
-
-    def begun(self, ve: str) -> None:
-        """A repair of the VE has begun: its others come later."""
-        for incident_id in list(self._of_ve.get(ve, ())):
-            known = self._waiting[incident_id]
-            self.gone(incident_id)
-            turn = (self._begun_ns.get(ve, 0), *known.turn[1:])
-            self._add(Waiting(turn=turn, ve=ve, budget=known.budget, load=known.load))
-
-    def _add(self, waiting: Waiting) -> None:
-        group = self._groups.setdefault(_group(waiting), [])
-        insort(group, waiting, key=_turn)
-        if group[0] is waiting:
-            self._heads = None
-        self._waiting[waiting.incident_id] = waiting
-        self._of_ve.setdefault(waiting.ve, set()).add(waiting.incident_id)
 
 
 _Group = tuple[object, ...]

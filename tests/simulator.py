@@ -432,7 +432,6 @@ class Simulator:
 
     def _act(self, found: Incident, decision: Decision, load: Load) -> None:
         self.history.begun(found.ves[0])
-        self.turns.begun(found.ves[0])
         steps = [step.do for step in decision.steps if step.do != "notify"]
         self._put(replace(found, state=State.ACTING, load=load, attempts=found.attempts + 1))
         plan = self.plans[found.incident_id] = Plan(found.incident_id, steps)
@@ -481,7 +480,7 @@ class Simulator:
 
     def _count_failure(self, found: Incident) -> None:
         settings, now = self.rules.storm, self.clock.boottime_ns()
-        if found.requested_by:
+        if found.requested_by or found.severity < Severity.ERROR:
             return
         self.history.failed(found.ves[0])
         if settings is None:

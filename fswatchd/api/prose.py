@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fswatchd import codes, summary, views
-from fswatchd.events import CONSEQUENCES, printable, witnesses
+from fswatchd.events import CONSEQUENCES, Domain, printable, witnesses
 from fswatchd.incidents import Incident, StepRecord
 from fswatchd.units import show_duration
 
@@ -46,6 +46,9 @@ def _head(incident: Incident) -> list[str]:
         state += f", {incident.outcome.value}"
     if incident.waiting_for:
         state += f" for {incident.waiting_for}"
+    if incident.domain is Domain.STORM:
+        sentences = (f"  {sentence}" for sentence in summary.sentences(incident))
+        return [f"Incident {incident.incident_id}: a storm, {state}", "", *sentences]
     filesystem = incident.filesystem
     where = filesystem.device or filesystem.image or filesystem.server or "an unknown device"
     what = f"{incident.klass.value} ({incident.severity.label})"
@@ -130,6 +133,8 @@ def _concerned(incident: Incident) -> str:
 
 
 def _evidence(incident: Incident) -> list[str]:
+    if incident.domain is Domain.STORM:
+        return ["Evidence: that of the incidents above."]
     count = len(witnesses(incident.sources))
     told = "one witness" if count == 1 else f"{count} independent witnesses"
     proof = (

@@ -33,6 +33,8 @@ _SETTLE_S = 0.2
 _RETRY_MAX_S = 3600.0
 # Whether what is to blame is well again is looked at after 1, 2, 4… seconds.
 _CAUSE_RETRY_MAX_S = 30.0
+# Who has not taken his turn by then is passed over: his disk may be one that does not answer.
+_TURN_TAKEN_S = 20.0
 
 
 async def _nothing(_incident_id: str) -> None:
@@ -72,6 +74,8 @@ class Decider:
         self._looking = asyncio.Lock()
         self._next_look: asyncio.Task[None] | None = None
         self._turns = Turns(history.begun_ns)
+        # Incident → when another one first waited for it to take its turn (the loop's clock).
+        self._gave_way: dict[str, float] = {}
         self._storms = Storms(book, history, self.poke, self.poke_all)
         self._rules = RuleSet()
         self.mode: Mode = mode
@@ -115,6 +119,7 @@ class Decider:
 
     def stop(self) -> None:
         """Decide nothing more."""
+        self._storms.stop()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -236,7 +241,6 @@ class Decider:
         if decision.verdict is Verdict.ACT:
             for ve in scope.ves:
                 self._history.begun(ve.ve_id)
-                self._turns.begun(ve.ve_id)
             self._submit(incident.incident_id, decision, scope)
             return
         if decision.retry_after_s is not None:
@@ -251,10 +255,17 @@ class Decider:
     def _queue(self, rules: RuleSet, incident: Incident, scope: Scope, decision: Decision) -> None:
         """What waits for a budget waits for its turn from then on, and only that."""
         rule = rules.by_name.get(decision.rule or "")
+        self._gave_way.pop(incident.incident_id, None)
         if decision.waiting_for == "budget" and rule is not None:
             self._turns.waits(incident, scope.ves[0].ve_id, rule.budget, scope.load)
         else:
             self._turns.gone(incident.incident_id)
+        ahead = decision.answers[-1].ahead
+        if ahead is not None:
+            now = asyncio.get_running_loop().time()
+            if now - self._gave_way.setdefault(ahead, now) >= _TURN_TAKEN_S:
+                del self._gave_way[ahead]
+                self._turns.gone(ahead)
 
     def _blamed(self, incident: Incident, cause: Cause | None) -> Incident:
         """The incident with what is to blame; that it is well again is kept with it."""
@@ -308,6 +319,7 @@ class Decider:
         closed = after.state is State.CLOSED
         if after.state is not State.WAITING or after.waiting_for != "budget":
             self._turns.gone(after.incident_id)
+            self._gave_way.pop(after.incident_id, None)
         if closed:
             self._cause_looks.pop(after.incident_id, None)
         devno = after.filesystem.devno

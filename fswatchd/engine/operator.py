@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fswatchd import guards
+from fswatchd import guards, policy
 from fswatchd.book import IncidentBook
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
@@ -121,6 +121,7 @@ class Operator:
             asks="",
             denied_by=None,
         )
+        self._refuse_if_it_flaps(incident)
         self._book.put(incident.noted(time.time_ns(), f"repair requested by {by}"))
         self._decider.poke(incident.incident_id, 0.0)
         return incident
@@ -291,6 +292,15 @@ class Operator:
             refused = f"{filesystem.fstype} cannot be repaired by this version"
         if refused is not None:
             raise RefusedError(f"not repaired: {refused}", code="FSW-REFUSED-REPAIR")
+
+    def _refuse_if_it_flaps(self, incident: Incident) -> None:
+        """Now, so that nobody waits for what will not be done."""
+        scope_now, state = self._decider.scope(incident), self._decider.policy_state()
+        rules = policy.for_request(self._decider.rules)
+        last = policy.decide(rules, incident, scope_now, state, boottime_ns()).answers[-1]
+        if last.guard == "flap" and not last.passed and not last.waits:
+            hint = "fswatch repair --force does it all the same"
+            raise RefusedError(f"not repaired: {last.text}", hint=hint)
 
     def refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
         """Raise RefusedError where one of the VEs, or the node, is disarmed."""

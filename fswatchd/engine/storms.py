@@ -21,7 +21,8 @@ from fswatchd.units import show_duration
 class Storms:
     """Counts the VEs that fail; `poke` is asked to decide about an incident, `poke_all` about all.
 
-    What is a part of another incident is not counted: its cause is known, and waited for.
+    Not counted is what only suffers from something beneath it, which is waited for anyway, and what
+    is less than an error.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Storms:
 
     def failed(self, incident: Incident, total: int) -> None:
         """It was decided for the first time about an incident; the node has `total` VEs."""
-        if incident.domain is not Domain.DAMAGE or incident.part_of is not None:
+        if incident.domain is not Domain.DAMAGE or _has_known_cause(incident):
+            return
+        if incident.severity < Severity.ERROR:
             return
         if incident.requested_by and not incident.counts:
             return  # nothing has failed: somebody has asked
@@ -68,6 +71,12 @@ class Storms:
         """The rules say something else about storms."""
         self.settings = settings
         self._look_later()
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _begin(self, settings: Storm, ves: tuple[str, ...]) -> None:
         incidents = self._incidents_of(ves)
@@ -118,15 +127,13 @@ class Storms:
             one
             for one in self._book.open_incidents()
             if one.domain is Domain.DAMAGE
-            and one.part_of is None
+            and not _has_known_cause(one)
             and not wanted.isdisjoint(one.direct_ves)
         ]
 
     def _look_later(self) -> None:
         """Look when it may be over."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.stop()
         if self._incident() is None:
             return
         left_s = 0.0
@@ -153,7 +160,7 @@ class Storms:
             self._book.close(found, Outcome.RECOVERED, text)
 
     def _changed(self, before: Incident | None, after: Incident) -> None:
-        if after.part_of is not None and (before is None or before.part_of is None):
+        if _has_known_cause(after) and (before is None or not _has_known_cause(before)):
             self._history.forget_failures(*after.direct_ves)
         if after.domain is not Domain.STORM:
             return
@@ -173,3 +180,7 @@ class Storms:
             found = replace(found, state=State.NEEDS_OPERATOR)
             text = "repairs go on when somebody has looked: fswatch ack"
             self._book.put(found.noted(time.time_ns(), text))
+
+
+def _has_known_cause(incident: Incident) -> bool:
+    return incident.cause is not None and not incident.cause_is_over

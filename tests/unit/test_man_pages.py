@@ -15,6 +15,7 @@ from fswatchd.cli.main import parser
 from fswatchd.events import EventClass
 from fswatchd.platforms.declared import DeclaredVe, DeclaredVolume
 from fswatchd.units import parse_duration
+from tests.simulator import Simulator
 
 MAN = Path(__file__).parents[2] / "data" / "man"
 
@@ -115,8 +116,38 @@ def test_commands_are_documented() -> None:
                 assert option in text or option in {"-h", "--help"}, option
 
 
-def test_the_example_in_the_manual_is_right() -> None:
+def example() -> str:
     text = page("fswatchd.rules.5")
-    example = text[text.index(".SH EXAMPLE") :].split(".nf\n")[1].split(".fi")[0]
-    _, problems = rules.parse_file("example", example)
+    return text[text.index(".SH EXAMPLE") :].split(".nf\n")[1].split(".fi")[0]
+
+
+def test_the_example_in_the_manual_is_right() -> None:
+    _, problems = rules.parse_file("example", example())
     assert not problems
+
+
+def test_the_example_does_what_the_manual_says_of_it() -> None:
+    """Gold at night, one at a disk; by day, and for all others, a person is asked."""
+    gold = {"tier": "gold"}
+    document = {
+        "rules": example(),
+        "node": {
+            "local": "21:00",
+            "disk": {"sda": ["a", "b"], "sdb": ["c", "db7"]},
+            "label": dict.fromkeys(("a", "b", "db7"), gold),
+        },
+        "do": [{"at": "0s", "fault": ["a", "b", "c", "db7"]}],
+    }
+    assert Simulator(document).play(2 * 3600.0) == [
+        "0s a wait ask approval",
+        "0s b wait ask approval",
+        "0s c wait ask approval",
+        "0s db7 wait ask approval",
+        "1h a act gold-at-night",
+        "1h b wait gold-at-night budget",
+        "1h10m a repaired",
+        "1h10m b act gold-at-night",
+        "1h11m a closed, repaired",
+        "1h20m b repaired",
+        "1h21m b closed, repaired",
+    ]

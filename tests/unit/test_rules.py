@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_wrong_values_are_refused(line: str, key: str) -> None:
 def test_wrong_steps_are_refused(step: str, key: str) -> None:
     text = f'[[rule]]\nname = "r"\n[[rule.step]]\n{step}\n'
     assert [p.key for p in problems(text)] == [key]
+
+
+def test_where_re2_is_not_installed_a_regular_expression_says_so_and_globs_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "re2", None)
+    text = '[[rule]]\nname = "r"\nmatch.ve = "{}"\n[[rule.step]]\ndo = "fsck"\n'
+    (found,) = problems(text.format("re:ve[0-9]+"))
+    assert "google-re2" in found.message
+    assert problems(text.format("ve[0-9]*")) == []
 
 
 @pytest.mark.parametrize(

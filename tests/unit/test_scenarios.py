@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fswatchd import guards, policy
+from fswatchd import guards, policy, situation, storm
+from fswatchd.engine.history import History
 from fswatchd.guards import GuardAnswer
 from fswatchd.incidents import Incident, Load
 from fswatchd.policy import Decision
@@ -68,6 +69,47 @@ def test_a_guard_that_lets_everything_pass_breaks_a_scenario(
     monkeypatch.setattr(policy, "GUARDS", mutated)
     broken = [one.id for one in ALL if _differs(one.values[0])]
     assert broken
+
+
+MUTATIONS: dict[str, tuple[object, str, Any]] = {
+    "an approval holds for ever": (guards, "_approved", lambda *_: (True, "")),
+    "an approval never holds": (guards, "_approved", lambda *_: (False, "")),
+    "a failure makes no cool-down longer": (guards, "cooldown_s", lambda rule, _: rule.cooldown),
+    "no budget is ever full": (guards, "full", lambda *_: None),
+    "nobody is ahead": (guards, "_ahead", lambda *_: None),
+    "errors are never too old": (
+        guards,
+        "_most_errors",
+        lambda incident, *_: incident.events,
+    ),
+    "owners wish in vain": (situation, "wish", lambda _: None),
+    "windows open unnoticed": (policy, "_next_border_s", lambda *_: None),
+    "nothing rests on what is unwell": (guards, "blame", lambda _: None),
+    "a storm never breaks out": (storm, "breaks_out", lambda *_: False),
+    "a storm ends at once": (storm, "over_after_s", lambda *_: 0.0),
+    "a failure counts for ever": (storm, "failing", lambda _, failed, __: tuple(failed)),
+    "a turn that was had is forgotten": (History, "begun", lambda *_: None),
+    "another boot's clock is taken for this one's": (
+        Incident,
+        "on_clock",
+        lambda incident, *_: incident,
+    ),
+    "another boot's stamps are taken for this one's": (
+        History,
+        "_here",
+        lambda _, stamp: int(stamp["boottime_ns"]),
+    ),
+    "a repair is not remembered": (History, "repaired", lambda *_: None),
+    "a plan is not remembered": (History, "acted", lambda *_, **__: None),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_what_else_decides_is_missed_by_a_scenario_when_it_is_wrong(
+    mutation: tuple[object, str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*mutation)
+    assert any(_differs(one.values[0]) for one in ALL)
 
 
 def _differs(document: dict[str, Any]) -> bool:

@@ -12,11 +12,13 @@ from typing import Any, cast
 import pytest
 
 from fswatchd import storm, summary
+from fswatchd.api import prose
 from fswatchd.book import IncidentBook
+from fswatchd.cause import Layer
 from fswatchd.devno import Devno
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.history import History
-from fswatchd.events import Domain
+from fswatchd.events import Domain, Severity
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.view import NodeView
 from fswatchd.store import Store
@@ -48,8 +50,10 @@ class Engine:
         async def refresh() -> None:
             pass
 
-        async def beneath(_incident: Incident) -> tuple[()]:
-            return ()
+        self.layers: tuple[Layer, ...] = ()
+
+        async def beneath(_incident: Incident) -> tuple[Layer, ...]:
+            return self.layers
 
         self.decider = Decider(
             self.book,
@@ -112,6 +116,9 @@ async def test_one_incident_tells_of_all_and_an_operator_ends_it(engine: Engine)
     await engine.until(lambda: engine.storm and engine.storm.state is State.NEEDS_OPERATOR)
     assert engine.told == ["i1", "i2", "i3", found.incident_id]
     assert "3 VEs have failed at once" in summary.of(engine.storm or found)
+    why = prose.why(engine.storm or found)
+    assert "a storm, needs-operator" in why
+    assert "unknown device" not in why
     state = engine.decider.policy_state().storm
     assert state is not None
     assert state.incident_id == found.incident_id
@@ -178,6 +185,12 @@ async def test_what_is_part_of_a_known_cause_or_only_asked_for_is_not_counted(
     bare = builders.incident(requested_by="root")
     engine.book.put(replace(bare, incident_id="asked", ves=("lxc:ve9",), counts={}))
     await engine.decider._look_and_decide("asked")
+    engine.layers = (Layer(kind="device", name="/dev/sda", errors=2),)
+    await engine.fails(3)
+    engine.layers = ()
+    warning = builders.event(severity=Severity.WARNING)
+    engine.book.put(replace(builders.incident(warning), incident_id="warns", ves=("lxc:ve7",)))
+    await engine.decider._look_and_decide("warns")
     space = builders.incident(builders.event(klass="space"), domain=Domain.SPACE)
     engine.book.put(replace(space, incident_id="space", ves=("lxc:ve8",)))
     await engine.decider._look_and_decide("space")

@@ -17,6 +17,7 @@ from fswatchd.match import REGEX, Match, SeverityRange
 from fswatchd.rules import MODES, NotifyStep, Rule, RuleProblem, RuleSet
 
 _SPECIAL = "*?["
+_WIDTH: dict[str, int] = {mode: width for width, mode in enumerate(MODES)}
 
 
 def warnings(rules: RuleSet) -> list[RuleProblem]:
@@ -24,8 +25,10 @@ def warnings(rules: RuleSet) -> list[RuleProblem]:
     found: list[RuleProblem] = []
     origin = dict(rules.origin)
     for index, rule in enumerate(rules.rules):
+        if rule.mode == "shadow":
+            continue  # it only watches, beside whatever decides
         for earlier in rules.rules[:index]:
-            if not earlier.carry_on and covers(earlier.match, rule.match):
+            if _decides(earlier) and covers(earlier.match, rule.match):
                 found.append(_unreachable(rule, earlier, origin))
                 break
         else:
@@ -61,6 +64,11 @@ def may_overlap(one: Match, other: Match) -> bool:
     return True
 
 
+def _decides(rule: Rule) -> bool:
+    """Whether no later rule is asked about what it matches."""
+    return rule.mode != "shadow" and not rule.carry_on
+
+
 def _covers(name: str, mine: Any, theirs: Any) -> bool:
     if mine == theirs or mine == Match.model_fields[name].get_default(call_default_factory=True):
         return True
@@ -93,8 +101,8 @@ def _patterns_cover(mine: Sequence[str], theirs: Sequence[str]) -> bool:
 def _pattern_covers(one: str, other: str) -> bool:
     if one in {"*", other}:
         return True
-    if one.startswith(REGEX) or other.startswith(REGEX):
-        return False
+    if REGEX in (one[: len(REGEX)], other[: len(REGEX)]):
+        return False  # perhaps it does: nobody can say
     if not _is_glob(other):
         return fnmatch.fnmatchcase(other, one)
     # "web-*" covers "web-a*": all that begins with the longer one begins with the shorter.
@@ -106,7 +114,7 @@ def _patterns_overlap(mine: Sequence[str], theirs: Sequence[str]) -> bool:
 
 
 def _pattern_overlaps(one: str, other: str) -> bool:
-    if one.startswith(REGEX) or other.startswith(REGEX):
+    if REGEX in (one[: len(REGEX)], other[: len(REGEX)]):
         return True
     if not _is_glob(one):
         return fnmatch.fnmatchcase(one, other)
@@ -127,11 +135,13 @@ def _prefix(pattern: str) -> str:
 
 def _narrower(earlier: Rule, rule: Rule) -> bool:
     """Whether the earlier one carries on, and may do less: then `rule` decides where both match."""
-    if not earlier.carry_on or not any(not isinstance(step, NotifyStep) for step in rule.step):
+    if "shadow" in (earlier.mode, rule.mode) or not earlier.carry_on:
+        return False
+    if not any(not isinstance(step, NotifyStep) for step in rule.step):
         return False
     if any(not isinstance(step, NotifyStep) for step in earlier.step):
         return False  # the first one with steps that act decides
-    return MODES.index(earlier.mode) < MODES.index(rule.mode)
+    return _WIDTH[earlier.mode] < _WIDTH[rule.mode]
 
 
 def _unreachable(rule: Rule, earlier: Rule, origin: dict[str, str]) -> RuleProblem:

@@ -300,7 +300,7 @@ class Operator:
         last = policy.decide(rules, incident, scope_now, state, boottime_ns()).answers[-1]
         if last.guard == "flap" and not last.passed and not last.waits:
             hint = "fswatch repair --force does it all the same"
-            raise RefusedError(f"not repaired: {last.text}", hint=hint)
+            raise RefusedError(f"not repaired: {last.text}", hint=hint, code="FSW-REFUSED-REPAIR")
 
     def refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
         """Raise RefusedError where one of the VEs, or the node, is disarmed."""

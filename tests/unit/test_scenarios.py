@@ -96,7 +96,7 @@ MUTATIONS: dict[str, tuple[object, str, Any]] = {
     ),
     "another boot's stamps are taken for this one's": (
         History,
-        "_here",
+        "here",
         lambda _, stamp: int(stamp["boottime_ns"]),
     ),
     "a repair is not remembered": (History, "repaired", lambda *_: None),

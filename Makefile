@@ -1,7 +1,7 @@
 # Every target sets up what it needs on a bare Debian 12 or 13, as root.
 
-PACKAGES_RUN  = python3-venv python3-dev gcc pkg-config libsystemd-dev libudev1 e2fsprogs xfsprogs bubblewrap libseccomp2
-PACKAGES_TEST = btrfs-progs lxc bindfs busybox-static systemd systemd-container podman runc
+PACKAGES_RUN  = python3-venv python3-dev gcc pkg-config libsystemd-dev libudev1 e2fsprogs xfsprogs btrfs-progs bubblewrap libseccomp2
+PACKAGES_TEST = lxc bindfs busybox-static systemd systemd-container podman runc
 
 .PHONY: setup setup-test run drill test test-long lint unit system bench clean
 

@@ -23,6 +23,9 @@ _TOOLS = {
     "e2fsck": ("e2fsprogs", "nothing can be repaired without it"),
     "debugfs": ("e2fsprogs", "files that never reached the disk cannot be looked for"),
     "e2undo": ("e2fsprogs", "an offline repair could not be undone"),
+    "xfs_repair": ("xfsprogs", "XFS cannot be repaired without it"),
+    "xfs_logprint": ("xfsprogs", "whether an XFS has a log to replay cannot be told"),
+    "btrfs": ("btrfs-progs", "btrfs cannot be checked without it"),
     "cp": ("coreutils", "images on hosts that cannot share blocks cannot be cloned"),
     "bwrap": ("bubblewrap", "a VE's filesystem is checked in a sandbox or not at all"),
 }

@@ -227,6 +227,8 @@ def _superblocks(
                 mmp=known.mmp,
             )
             superblock = on_its_device(superblock, devices)
+            if superblock == known:
+                superblock = known  # a btrfs, whose mount names its device in other words
         superblocks[devno] = superblock
     return superblocks
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
-from fswatchd import views
 from fswatchd.devno import Devno
 from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock
@@ -27,7 +25,7 @@ from fswatchd.repair import (
     clone,
     condition,
     consent,
-    preview,
+    first_look,
     progress,
     salvage,
     scope,
@@ -37,7 +35,7 @@ from fswatchd.repair import (
 )
 from fswatchd.repair.clone import Clone
 from fswatchd.repair.condition import Condition
-from fswatchd.repair.cure import cure, open_files
+from fswatchd.repair.cure import Cure, cure, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal, describe_file
@@ -45,11 +43,9 @@ from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import ImageFile, Stamp, Target
 from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
-from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
-from fswatchd.units import show_duration, show_size
+from fswatchd.steps import ActionContext, Next, StepResult, refuse
 
 _FREEZE_MARGIN_S = 20.0
-_COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured yet
 _CLONE_ATTEMPTS = 3
 
 
@@ -66,6 +62,7 @@ class CloneRepair:
         self._stamp: Stamp | None = None
         self._findings = ""
         self._open_files: dict[int, str] = {}
+        self._shown: Cure | None = None
         self._timeout_s = context.settings.tool_timeout_s
 
     async def __aenter__(self) -> CloneRepair:
@@ -104,11 +101,13 @@ class CloneRepair:
         )
         state = await _condition(self._context, target)
         if state is Condition.WRITABLE:
-            pause_s = await self._look_first(target)
+            pause_s, self._shown = await first_look.running(
+                self._context, self._step, target, image
+            )
             target = await self._lock(target)
             state = await self._hold_writers(target, pause_s)
         elif state in {Condition.SHUTDOWN, Condition.STOPPED} and self._step.is_bounded:
-            await self._look_before_the_stop(target)
+            await first_look.standing(self._context, self._step, target, image)
         self._context.note(f"{target.filesystem.device or image.path}: {state.value}")
         fresh = False
         if state is not Condition.STOPPED:
@@ -133,73 +132,12 @@ class CloneRepair:
 
     # --- while the VE runs: nothing here may hurt it --------------------------------------------
 
-    async def _look_first(self, target: Target) -> float | None:
-        """How long writers would wait, None where it cannot be told.
-
-        Raises StepEnded where there is nothing to repair, or nothing that a repair would cure.
-        """
-        image = require_image(target)
-        try:
-            seen = await preview.look(self._context, target, image)
-        except clone.NotShareableError:
-            clone.check_room(image, self._context.settings, shared=False)
-            size = os.stat(image.path).st_blocks * 512
-            text = f"the host filesystem cannot share blocks: {show_size(size)} to copy"
-            self._context.note(f"no preview, {text}")
-            return size / _COPY_BYTES_PER_S
-        except OSError as error:
-            raise refuse("cannot clone", f"no clone can be made: {error}") from None
-        if seen.clean and self._context.incident.lost:
-            raise await self._only_data_lost(target)
-        if seen.clean:
-            text = (
-                "a clone of the running filesystem is clean after its journal was replayed: "
-                "nothing on the disk is damaged; its own error record stays until the next fsck"
-            )
-            result = StepResult(next=Next.FINISHED, result="false-alarm", detail=text)
-            raise StepEnded(result)
-        if not seen.curable or seen.cure is None:
-            left = seen.cure.proof.summary() if seen.cure else seen.check.summary()
-            raise self._not_curable(left)
-        self._context.note(f"preview: {seen.would_do}; it took {show_duration(seen.seconds)}")
-        await consent.within_bounds(self._context, self._step, seen.cure, seen.seconds)
-        return seen.seconds * 1.3 + 0.2
-
-    async def _look_before_the_stop(self, target: Target) -> None:
-        """Its clone is made of an image that nobody uses: what is asked is asked before that."""
-        try:
-            seen = await preview.look(self._context, target, require_image(target))
-        except clone.NotShareableError:
-            return
-        except OSError as error:
-            raise refuse("cannot clone", f"no clone can be made: {error}") from None
-        if seen.cure is not None:
-            await consent.within_bounds(self._context, self._step, seen.cure, seen.seconds)
-
-    async def _only_data_lost(self, target: Target) -> StepEnded:
-        """What a device or a checksum has taken from files no repair of the filesystem brings back.
-
-        So nothing is stopped for it: the rest is proven whole, and takes writes.
-        """
-        superblock = _mounted(target)
-        self._context.reached("contained")
-        lost = views.lost(self._context.incident.lost)
-        unwell = await verify.writable(self._context.inventory, superblock)
-        state = f"but {unwell}" if unwell else "and takes writes"
-        if unwell is None:
-            self._context.reached("verified")
-        text = (
-            f"{superblock.device} is whole {state}; the data of these files are lost, and no "
-            f"repair brings them back: {lost}; restore them from a backup"
-        )
-        return refuse("data lost", text, Next.OPERATOR)
-
-    async def _hold_writers(self, target: Target, pause_s: float | None) -> Condition:
+    async def _hold_writers(self, target: Target, pause_s: float) -> Condition:
         """Freeze, or stop the VE where a freeze would be too long or reach too few."""
         stop_first = (
             not ve_control.can_tell_tasks(target.ve) or block.sectors_written(_disk(target)) is None
         )
-        if pause_s is None or pause_s > self._step.max_write_pause:
+        if pause_s > self._step.max_write_pause:
             stop_first = stop_first or self._step.on_long_pause == "offline"
             if not stop_first and not consent.approved(self._context):
                 raise consent.long_pause(self._step, target, pause_s)
@@ -368,13 +306,14 @@ class CloneRepair:
             timeout_s=self._timeout_s,
             open_files=self._open_files,
             begin=lambda text: progress.begin(self._context, text),
+            before=self._shown,
         )
         if not done.repaired.usable:
             raise refuse("cannot check", done.repaired.summary())
         self._findings = done.summary()
         self._context.note(f"{tools.name} on the clone: {self._findings}")
         if not done.proof.clean:
-            raise self._not_curable(done.proof.summary())
+            raise first_look.not_curable(self._tools, done.proof.summary())
         await consent.within_bounds(self._context, self._step, done, done.seconds)
         await asyncio.to_thread(clone.sync, path)
 
@@ -383,7 +322,7 @@ class CloneRepair:
         self._context.progress(None, "proving the clone")
         proof = await tools.check(path, self._timeout_s)
         if not proof.clean:
-            raise self._not_curable(proof.summary())
+            raise first_look.not_curable(self._tools, proof.summary())
         await asyncio.to_thread(clone.sync, path)
 
     async def _swap(self, target: Target) -> None:
@@ -458,12 +397,6 @@ class CloneRepair:
         return StepResult(
             next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo
         )
-
-    def _not_curable(self, left: str) -> StepEnded:
-        text = f"the repaired clone does not come out clean ({left}); the original stays in place"
-        if self._tools.no_cure:
-            text = f"the filesystem is damaged ({left}), nothing was changed; {self._tools.no_cure}"
-        return refuse("not curable", text, Next.OPERATOR)
 
     @property
     def _tools(self) -> Tools:

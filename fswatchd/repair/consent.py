@@ -19,11 +19,11 @@ def approved(context: ActionContext) -> bool:
     return journal.asked and context.incident.approved_by is not None
 
 
-def long_pause(step: FsckStep, target: Target, pause_s: float | None) -> StepEnded:
-    """The question whether writers may wait so long (None: nobody knows how long)."""
-    how_long = "an unknown time" if pause_s is None else f"about {show_duration(pause_s)}"
+def long_pause(step: FsckStep, target: Target, pause_s: float) -> StepEnded:
+    """The question whether writers may wait so long."""
     text = (
-        f"{target.ve.ve_id} could not write for {how_long}, more than max_write_pause "
+        f"{target.ve.ve_id} could not write for about {show_duration(pause_s)}, more than "
+        "max_write_pause "
         f"({show_duration(step.max_write_pause)}) allows"
     )
     return StepEnded(StepResult(next=Next.ASK, result="long pause", detail=text))

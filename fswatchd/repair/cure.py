@@ -72,10 +72,11 @@ async def cure(
     timeout_s: float,
     open_files: Mapping[int, str],
     begin: Callable[[str], OnProgress],
+    before: Cure | None = None,
 ) -> Cure:
     """Repair and prove the clone at `path` of `image`; the caller judges what came of it.
 
-    `begin` is told of each phase, as `progress.begin`.
+    `begin` is told of each phase, as `progress.begin`; `before` is what a preview has shown.
     """
     started = time.monotonic()
     repaired = await tools.repair(path, timeout_s, on_progress=begin("repairing the clone"))
@@ -83,20 +84,27 @@ async def cure(
     if not repaired.usable:
         return done
     done = replace(done, findings=findings.of(tools.name, repaired.output))
-    if tools.salvages and done.findings.moved:
+    if before is not None and before.findings.moved and not before.names.named:
+        # The preview has looked everywhere already, and writers may be waiting now.
+        names = replace(before.names, unnamed=done.findings.moved)
+        done = replace(done, names=names)
+    elif tools.salvages and done.findings.moved:
         begin("looking for names of what went to lost+found")
         names = await names_back.restore(path, repaired.output, image=image, open_files=open_files)
         done = replace(done, names=names)
         if names.named or names.problem:
             # A directory that has moved has another parent now, and links to count.
             await tools.repair(path, timeout_s)
+    else:
+        done = replace(done, names=NamesBack(unnamed=done.findings.moved))
     proof = await tools.check(path, timeout_s, begin("proving the clone"))
     return replace(done, proof=proof, seconds=time.monotonic() - started)
 
 
 async def open_files(inventory: Inventory, found: Superblock | None) -> dict[int, str]:
     """Inode → path from the filesystem's root, of what processes hold open now."""
-    if found is None or inventory.view.superblocks.get(found.devno) is not found:
+    now = inventory.view.superblocks.get(found.devno) if found is not None else None
+    if found is None or now is None or now.identity != found.identity:
         return {}
     namespaces = {int(place.namespace) for place in found.mounts}
 

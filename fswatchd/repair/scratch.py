@@ -22,6 +22,7 @@ from fswatchd.kernel import loop
 _KEPT = 64
 _SLACK_NS = 5_000_000  # the kernel's clock for its lines is not quite CLOCK_MONOTONIC
 _RELEASE_TIMEOUT_S = 30.0
+_LOCK_TIMEOUT_S = 30.0
 _POLL_S = 0.01
 
 
@@ -59,7 +60,7 @@ async def attached(path: str) -> AsyncIterator[str]:
         use = _Use(os.path.basename(device), began)
         _uses.append(use)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            await _locked(fd)
             yield device
         finally:
             os.close(fd)
@@ -68,6 +69,20 @@ async def attached(path: str) -> AsyncIterator[str]:
         await asyncio.to_thread(os.fsync, image)
     finally:
         os.close(image)
+
+
+async def _locked(fd: int) -> None:
+    """Take the lock; udev may be looking at a device that has just appeared. Raises OSError."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            return
 
 
 async def _gone(image: int) -> None:

@@ -36,7 +36,7 @@ _FINISHED = re.compile(
     re.MULTILINE,
 )
 _LOG_IGNORED = "valuable metadata changes in a log which is being"
-_RECONNECTED = re.compile(r"disconnected (?:dir )?inode \d+, (?:would move|moving) to ")
+_RECONNECTED = re.compile(r"disconnected (?:dir )?inode (\d+), (?:would move|moving) to ")
 _CLEARED = re.compile(
     r"would have cleared inode|would clear entry|would junk entry|^cleared inode"
     r"|clearing entry|junking entry|^would rebuild directory inode"
@@ -103,7 +103,7 @@ async def _run(options: tuple[str, ...], path: str, timeout_s: float) -> process
 
 async def _log_state(path: str, timeout_s: float) -> str | None:
     """`CLEAN` or `DIRTY`, None where xfs_logprint(8) cannot tell."""
-    sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s)
+    sandbox = Sandbox(device=path, cpu_s=timeout_s)  # it opens for writing, and writes nothing
     argv = ("xfs_logprint", "-t", path)
     ended = await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox)
     found = _LOG_STATE.search(ended.output)
@@ -178,7 +178,7 @@ def _result(
         fixed=fixed,
         damaged=damaged,
         questions=0 if clean else questions,
-        reconnected=len(_RECONNECTED.findall(output)),
+        reconnected=len(set(_RECONNECTED.findall(output))),
         cleared=len(_CLEARED.findall(output)),
         tool=NAME,
         what="" if usable else what,

@@ -21,6 +21,7 @@ from fswatchd.events import EventClass, Health, SourceState
 from fswatchd.inventory.model import Superblock
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
+from fswatchd.kernel.remote import RemoteMounts
 from fswatchd.sources import Sink, Source
 from fswatchd.sources.probes import Finding, Memory, Mounts, Probe, Seen, worst_health
 from fswatchd.sources.probes.btrfs import BtrfsProbe
@@ -172,7 +173,9 @@ class StateSource(Source):
                 probes.append(BtrfsProbe(superblock, self._mounts, seen))
             case "f2fs":
                 probes.append(F2fsProbe(superblock))
-        if superblock.backing.kind == "loop":
+        image = superblock.backing.image
+        # An image on a server is not asked: it may not answer.
+        if image is not None and RemoteMounts().holding(image) is None:
             probes.append(LoopProbe(superblock))
         probes += [
             MdProbe(array, Seen(self._memory, f"{volume}#{array}"))

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.engine.evidence import NS, EvidenceRoom
 from fswatchd.errors import UnknownTargetError
 from fswatchd.incidents import State
@@ -84,3 +85,23 @@ async def test_of_an_incident_that_is_forgotten_the_files_time_counts(tmp_path) 
         os.utime(path, ns=(NOW_NS, NOW_NS - ago_s * NS))
     await room.sweep(cast("Any", Store()), NOW_NS)
     assert [path.stem for path in (tmp_path / "evidence").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("rests_on_it", [False, True])
+def test_nothing_is_written_to_the_filesystem_that_is_sick(tmp_path, rests_on_it: bool) -> None:
+    """Nor to one that rests on it: the sick one is what the directory is on, or beneath that."""
+    here = Devno.of(tmp_path.stat().st_dev)
+    sick = Devno(here.major, here.minor + 1) if rests_on_it else here
+    superblock = SimpleNamespace(devno=sick, disk_sequence=7)
+    view = SimpleNamespace(superblocks={sick: superblock}, beneath=lambda _: (sick,))
+    filesystem = replace(incident().filesystem, devno=sick, disk_sequence=7)
+    context = SimpleNamespace(
+        incident=replace(incident(), filesystem=filesystem), inventory=SimpleNamespace(view=view)
+    )
+    refused = evidence._on_the_sick_one(cast("Any", context), tmp_path / "evidence")
+    assert refused is not None
+    assert "sick" in refused
+    elsewhere = SimpleNamespace(superblocks={sick: superblock}, beneath=lambda _: ())
+    context.inventory.view = elsewhere
+    other = evidence._on_the_sick_one(cast("Any", context), tmp_path / "evidence")
+    assert (other is None) is rests_on_it

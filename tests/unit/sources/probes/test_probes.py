@@ -12,13 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Health
 from fswatchd.helpers.client import HelperError
-from fswatchd.inventory.model import Superblock
+from fswatchd.inventory.model import Backing, Superblock
+from fswatchd.kernel import block
 from fswatchd.sources.probes import Seen
 from fswatchd.sources.probes.btrfs import BtrfsProbe, parse_error_stats
 from fswatchd.sources.probes.ext4 import Ext4Probe
 from fswatchd.sources.probes.f2fs import F2fsProbe
+from fswatchd.sources.probes.loop import LoopProbe
 from fswatchd.sources.probes.md import MdProbe
 from fswatchd.sources.probes.options import OptionsProbe
 from fswatchd.sources.probes.xfs import XfsProbe
@@ -328,3 +331,41 @@ class TestXfs:
         assert await probe.ask() == []
         found_later = [await probe.ask() for _ in range(10)]
         assert sum(map(len, found_later)) == 1
+
+
+class TestLoop:
+    @pytest.fixture
+    def cut(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Superblock]:
+        """An image as long as its device of 8 sectors."""
+        image = tmp_path / "image"
+        image.write_bytes(bytes(4096))
+        status = image.stat()
+        backing = Backing(
+            kind="loop",
+            image=str(image),
+            image_devno=Devno.of(status.st_dev),
+            image_inode=status.st_ino,
+        )
+        monkeypatch.setattr(block, "sectors", lambda _: 8)
+        return image, replace(superblock(3, (NODE, "/")), backing=backing)
+
+    def test_an_image_that_was_cut_is_told_once(self, cut: tuple[Path, Superblock]) -> None:
+        image, found = cut
+        probe = LoopProbe(found)
+        assert probe.look() == []
+        image.write_bytes(bytes(3584))
+        assert classes(probe.look()) == [EventClass.IO_ERROR]
+        assert probe.look() == []
+        image.write_bytes(bytes(1024))
+        assert classes(probe.look()) == [EventClass.IO_ERROR]
+
+    def test_a_longer_image_or_another_file_of_that_name_is_no_fault(
+        self, cut: tuple[Path, Superblock]
+    ) -> None:
+        image, found = cut
+        probe = LoopProbe(found)
+        image.write_bytes(bytes(8192))
+        assert probe.look() == []
+        image.rename(image.with_name("moved"))
+        image.write_bytes(bytes(512))
+        assert probe.look() == []

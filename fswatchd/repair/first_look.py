@@ -1,0 +1,97 @@
+"""The look before a repair by clone touches anything.
+
+Is there something to repair, does it come out clean, and does somebody have to be asked?
+"""
+
+from __future__ import annotations
+
+import os
+
+from fswatchd import views
+from fswatchd.inventory.model import Superblock
+from fswatchd.repair import clone, consent, preview, verify
+from fswatchd.repair.cure import Cure
+from fswatchd.repair.scope import ImageFile, Target, tools_for
+from fswatchd.repair.tools import Tools
+from fswatchd.rules import FsckStep
+from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
+from fswatchd.units import show_duration, show_size
+
+_COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured yet
+
+
+async def running(
+    context: ActionContext, step: FsckStep, target: Target, image: ImageFile
+) -> tuple[float, Cure | None]:
+    """About how long writers would wait, and what a repair would do where that can be seen.
+
+    Raises StepEnded where there is nothing to repair, nothing that a repair would cure, or more to
+    change than the step permits.
+    """
+    try:
+        seen = await preview.look(context, target, image)
+    except clone.NotShareableError:
+        clone.check_room(image, context.settings, shared=False)
+        size = os.stat(image.path).st_blocks * 512
+        text = f"the host filesystem cannot share blocks: {show_size(size)} to copy"
+        context.note(f"no preview, {text}")
+        return size / _COPY_BYTES_PER_S, None
+    except OSError as error:
+        raise refuse("cannot clone", f"no clone can be made: {error}") from None
+    if seen.clean and context.incident.lost and target.superblock is not None:
+        raise await _only_data_lost(context, target.superblock)
+    if seen.clean:
+        text = (
+            "a clone of the running filesystem is clean after its journal was replayed: "
+            "nothing on the disk is damaged; its own error record stays until the next fsck"
+        )
+        raise StepEnded(StepResult(next=Next.FINISHED, result="false-alarm", detail=text))
+    if not seen.curable or seen.cure is None:
+        left = seen.cure.proof.summary() if seen.cure else seen.check.summary()
+        raise not_curable(tools_for(target.filesystem), left)
+    context.note(f"preview: {seen.would_do}; it took {show_duration(seen.seconds)}")
+    await consent.within_bounds(context, step, seen.cure, seen.seconds)
+    return seen.seconds * 1.3 + 0.2, seen.cure
+
+
+async def standing(
+    context: ActionContext, step: FsckStep, target: Target, image: ImageFile
+) -> None:
+    """The same for an image that nobody writes to, for a step that asks only.
+
+    Its clone is made once the VE is down: what is asked is asked before that.
+    """
+    try:
+        seen = await preview.look(context, target, image)
+    except clone.NotShareableError:
+        return
+    except OSError as error:
+        raise refuse("cannot clone", f"no clone can be made: {error}") from None
+    if seen.cure is not None:
+        await consent.within_bounds(context, step, seen.cure, seen.seconds)
+
+
+def not_curable(tools: Tools, left: str) -> StepEnded:
+    """The ending where a repair does not come out clean."""
+    text = f"the repaired clone does not come out clean ({left}); the original stays in place"
+    if tools.no_cure:
+        text = f"the filesystem is damaged ({left}), nothing was changed; {tools.no_cure}"
+    return refuse("not curable", text, Next.OPERATOR)
+
+
+async def _only_data_lost(context: ActionContext, superblock: Superblock) -> StepEnded:
+    """What a device or a checksum has taken from files no repair of the filesystem brings back.
+
+    So nothing is stopped for it: the rest is proven whole, and takes writes.
+    """
+    context.reached("contained")
+    lost = views.lost(context.incident.lost)
+    unwell = await verify.writable(context.inventory, superblock)
+    state = f"but {unwell}" if unwell else "and takes writes"
+    if unwell is None:
+        context.reached("verified")
+    text = (
+        f"{superblock.device} is whole {state}; the data of these files are lost, and no "
+        f"repair brings them back: {lost}; restore them from a backup"
+    )
+    return refuse("data lost", text, Next.OPERATOR)

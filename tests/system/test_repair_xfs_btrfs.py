@@ -1,0 +1,101 @@
+"""XFS and btrfs on a real kernel: what is cured, and what is left alone and said why."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from fswatchd.kernel import cgroup
+from tests.system import rules
+from tests.system.conftest import wait_until
+from tests.zoo.btrfs import DAMAGES
+
+XFS_SIZE = 320 << 20
+
+
+def start(daemon, ve, **config) -> None:
+    daemon.configure(**({"rules": rules.repair()} | config))
+    ve.declare()
+    ve.start()
+    daemon.start()
+    daemon.wait_until_known(ve.name)
+
+
+def xfs_db(device: str, *commands: str) -> str:
+    words = [word for command in commands for word in ("-c", command)]
+    done = subprocess.run(["xfs_db", "-r", *words, device], capture_output=True, check=True)
+    return done.stdout.decode(errors="replace")
+
+
+def trash_directory(ve) -> None:
+    """Random bytes over the block of a directory that nobody has read yet."""
+    inode = ve.ask("stat", path="/victim")[0]["inode"]
+    place = re.search(r"daddr is (\d+)", xfs_db(ve.device, f"inode {inode}", "dblock 0", "daddr"))
+    assert place
+    ve.overwrite(int(place[1]) * 512, os.urandom(4096))
+
+
+def test_a_damaged_xfs_that_still_writes_is_repaired_as_its_preview_says(daemon, make_ve) -> None:
+    ve = make_ve(fstype="xfs", size=XFS_SIZE)
+    start(daemon, ve)
+    trash_directory(ve)
+    inode = ve.inode
+    seen = daemon.client.post("/v1/repair", {"target": "ve101", "dry_run": True})
+    assert (seen["clean"], seen["curable"]) == (False, True)
+    assert ve.inode == inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    assert incident["steps"][0]["result"] == "repaired", daemon.why(incident["id"])
+    assert ve.inode != inode
+    assert ve.wait_for_write()
+    assert ve.lost() == ([], [])
+
+
+def test_a_log_that_cannot_be_replayed_is_for_a_person_and_nothing_is_touched(
+    daemon, make_ve
+) -> None:
+    """What the kernel does not know in the superblock makes it refuse the mount, and so the log."""
+    ve = make_ve(fstype="xfs", size=XFS_SIZE)
+    start(daemon, ve)
+    ve.ask("shutdown")
+    wait_until(lambda: ve.record.write_errors, what="the shutdown")
+    subprocess.run(
+        ["xfs_db", "-x", "-c", "sb 0", "-c", "write -d features_log_incompat 0x40", ve.image],
+        check=True,
+        capture_output=True,
+    )
+    before, inode = ve.digest(), ve.inode
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    assert incident["state"] == "needs-operator"
+    text = daemon.why(incident["id"])
+    assert "for a person to decide" in text, text
+    assert (ve.digest(), ve.inode) == (before, inode)
+    assert [path for path in ve.image.parent.iterdir() if path != ve.image] == []
+
+
+def test_a_way_that_is_not_safe_is_refused_before_anything_is_touched(daemon, make_ve) -> None:
+    ve = make_ve(fstype="xfs", size=XFS_SIZE)
+    start(daemon, ve, rules=rules.repair("offline"))
+    ve.ask("shutdown")
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    text = daemon.why(incident["id"])
+    assert 'xfs has no safe repair by strategy = "offline"' in text, text
+    assert "cannot be undone" in text
+    assert cgroup.pids(ve.cgroup)
+    assert not [path for path in ve.image.parent.iterdir() if path != ve.image]
+
+
+def test_damaged_btrfs_metadata_are_reported_and_left_as_they_are(daemon, make_ve) -> None:
+    ve = make_ve(fstype="btrfs", mkfs=("-d", "single", "-m", "dup"), quiet=True)
+    start(daemon, ve)
+    inode = ve.inode
+    damage = next(one for one in DAMAGES if one.name == "fs-tree")
+    damage.harm(Path(ve.image))
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    assert incident["state"] == "needs-operator"
+    assert "btrfs has no repair that is safe" in daemon.why(incident["id"])
+    assert ve.inode == inode
+    assert cgroup.pids(ve.cgroup)

@@ -1,0 +1,107 @@
+"""The exit codes and words of xfs_repair(8) and btrfs-check(8), and what has no safe way."""
+
+from __future__ import annotations
+
+import pytest
+
+from fswatchd.process import Completed
+from fswatchd.repair import btrfs, tools, xfs
+
+FINISHED = (
+    "Phase 7 - verify link counts...\nNo modify flag set, skipping filesystem flush and exiting.\n"
+)
+DIRTY = "ALERT: The filesystem has valuable metadata changes in a log which is being\nignored\n"
+LOST = "".join(f"disconnected inode {n}, would move to lost+found\n" for n in (1, 2, 3))
+
+
+def ended(code: int, output: str = "", *, timed_out: bool = False) -> Completed:
+    return Completed(
+        argv=("tool", "x"), returncode=code, output=output, duration_s=0.1, timed_out=timed_out
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "clean", "damaged"),
+    [(0, FINISHED, True, False), (1, LOST + FINISHED, False, True)],
+)
+def test_a_check_of_xfs_that_came_to_its_end(
+    code: int, output: str, clean: bool, damaged: bool
+) -> None:
+    found = xfs.interpret_check(ended(code, output))
+    assert (found.clean, found.damaged, found.usable) == (clean, damaged, True)
+
+
+@pytest.mark.parametrize(
+    ("code", "output"),
+    [
+        (1, "xfs_repair: cannot open /x: Permission denied\n"),  # 1 means that, too
+        (0, ""),
+        (0, DIRTY + FINISHED),
+        (1, DIRTY + LOST + FINISHED),
+        (2, FINISHED),
+        (4, FINISHED),
+        (8, FINISHED),
+        (-9, FINISHED),
+    ],
+)
+def test_what_proves_nothing_about_an_xfs(code: int, output: str) -> None:
+    assert not xfs.interpret_check(ended(code, output)).usable
+    assert not xfs.interpret_check(ended(0, FINISHED, timed_out=True)).usable
+
+
+@pytest.mark.parametrize(("code", "clean", "fixed"), [(0, True, False), (4, False, True)])
+def test_a_repair_of_xfs(code: int, clean: bool, fixed: bool) -> None:
+    found = xfs.interpret_repair(ended(code, LOST))
+    assert (found.clean, found.fixed, found.damaged) == (clean, fixed, False)
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 5, 6, 16, 127, -11])
+def test_a_repair_of_xfs_that_failed(code: int) -> None:
+    found = xfs.interpret_repair(ended(code))
+    assert not found.usable
+    assert found.what
+    assert not xfs.interpret_repair(ended(0, timed_out=True)).usable
+
+
+def test_a_dirty_log_is_said_to_be_for_a_person() -> None:
+    assert "for a person to decide" in xfs.interpret_repair(ended(2)).what
+
+
+def test_what_an_xfs_loses_is_counted_once() -> None:
+    again = "Metadata CRC error detected at 0x55f6, xfs_dir3_data block 0x78/0x1000\n"
+    found = xfs.interpret_check(ended(1, again * 3 + LOST + LOST + FINISHED))
+    assert (found.questions, found.reconnected) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "clean", "damaged", "usable"),
+    [
+        (0, "found 123 bytes used, no error found\n", True, False, True),
+        (1, "ERROR: errors\nfound 123 bytes used, error(s) found\n", False, True, True),
+        (1, "ERROR: cannot open file system\n", False, False, False),
+        (0, "", False, False, False),
+        (2, "found 123 bytes used, error(s) found\n", False, False, False),
+        (-9, "found 123 bytes used, no error found\n", False, False, False),
+    ],
+)
+def test_btrfs_check(code: int, output: str, clean: bool, damaged: bool, usable: bool) -> None:
+    found = btrfs.interpret(ended(code, output))
+    assert (found.clean, found.damaged, found.usable) == (clean, damaged, usable)
+
+
+@pytest.mark.parametrize(
+    ("fstype", "strategy"),
+    [("xfs", "offline"), ("btrfs", "offline"), ("f2fs", "clone"), (None, "clone")],
+)
+def test_what_has_no_safe_way_is_refused_with_words(fstype: str | None, strategy: str) -> None:
+    refused = tools.refusal(fstype, strategy)
+    assert refused
+    assert (fstype or "unknown") in refused
+
+
+@pytest.mark.parametrize(
+    ("fstype", "strategy"),
+    [("ext4", "clone"), ("ext3", "offline"), ("xfs", "clone"), ("btrfs", "clone")],
+)
+def test_what_has_one_is_not(fstype: str, strategy: str) -> None:
+    assert tools.refusal(fstype, strategy) is None

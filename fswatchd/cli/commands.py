@@ -217,6 +217,20 @@ def doctor(arguments: argparse.Namespace, client: Client) -> int:
     return Exit.WARNING if "warning" in levels else Exit.OK
 
 
+def install(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch install`; needs no daemon."""
+    del client
+    from fswatchd.cli.install import run
+
+    return run(
+        root=Path(arguments.root).resolve(),
+        prefix=Path(arguments.prefix),
+        program=arguments.program,
+        systemd=arguments.systemd,
+        uninstall=arguments.uninstall,
+    )
+
+
 def drill(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch drill`"""
     from fswatchd.drill.command import run

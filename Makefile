@@ -2,8 +2,9 @@
 
 PACKAGES_RUN  = python3-venv python3-dev gcc pkg-config libsystemd-dev libudev1 e2fsprogs xfsprogs
 PACKAGES_TEST = btrfs-progs lxc bindfs busybox-static systemd systemd-container podman runc
+PACKAGES_DEB  = debhelper dh-python dpkg-dev lintian
 
-.PHONY: setup setup-test run drill test lint unit system bench clean
+.PHONY: setup setup-test run drill test lint unit system bench deb clean
 
 setup:
 	@data/setup.sh run $(PACKAGES_RUN)
@@ -36,5 +37,10 @@ system: setup-test
 bench: setup-test
 	.venv/bin/python bench/run.py
 
+# make deb [SUITE=trixie]: into dist/, for this machine's suite or another.
+deb:
+	@data/setup.sh deb $(PACKAGES_RUN) $(PACKAGES_DEB)
+	@data/deb.sh $(SUITE)
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -106,7 +106,10 @@ def _files(layout: Layout) -> Iterator[tuple[Path, bytes]]:
 
 def _data() -> Path:
     inside = Path(__file__).parents[1] / "data"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "data"
+    data = inside if inside.is_dir() else Path(__file__).parents[2] / "data"
+    if not data.is_dir():
+        raise FswatchError("this program came as a package, which has put everything in place")
+    return data
 
 
 def _completions(prefix: Path) -> Iterator[tuple[Path, bytes]]:

@@ -1,9 +1,9 @@
 """What a suite of Debian means for the package: asked by debian/rules and data/deb.sh.
 
-    suite.py bundle SUITE DIR    put what the suite lacks, or has too old, into DIR
-    suite.py depends SUITE       the substitution variable with what the suite has
-    suite.py systemd SUITE       the version of systemd
-    suite.py changelog SUITE REVISION DATE
+suite.py bundle SUITE DIR    put what the suite lacks, or has too old, into DIR
+suite.py depends SUITE       the substitution variable with what the suite has
+suite.py systemd SUITE       the version of systemd
+suite.py changelog SUITE REVISION DATE
 """
 
 from __future__ import annotations

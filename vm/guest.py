@@ -31,16 +31,19 @@ _INITRD = (
     'printf "virtio_pci\\nvirtio_blk\\next4\\n" > "$1/etc/initramfs-tools/modules"',
     'printf "MODULES=list\\nCOMPRESS=gzip\\n" > "$1/etc/initramfs-tools/conf.d/small"',
 )
+# Nobody logs in, and nothing shall run beside what is measured.
+_MASKED = (
+    "serial-getty@.service getty@.service e2scrub_reap.service apt-daily.timer"
+    " apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer lxc-net.service"
+    " systemd-networkd-wait-online.service dpkg-db-backup.timer"
+)
 _CUSTOMIZE = (
     f'chroot "$1" apt-get install -y -qq -t {SUITE}-backports linux-image-amd64',
     'rm -f "$1/etc/machine-id" && touch "$1/etc/machine-id"',
     'printf "/dev/vda / ext4 rw,errors=remount-ro 0 1\\n" > "$1/etc/fstab"',
     'echo node1 > "$1/etc/hostname" && printf "127.0.0.1 localhost node1\\n" > "$1/etc/hosts"',
     'mkdir -p "$1/var/log/journal" "$1/srv/ves"',
-    # Nobody logs in, and nothing shall run beside what is measured.
-    'chroot "$1" systemctl mask -q serial-getty@.service getty@.service e2scrub_reap.service'
-    " apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer lxc-net.service"
-    " systemd-networkd-wait-online.service dpkg-db-backup.timer",
+    f'chroot "$1" systemctl mask -q {_MASKED}',
 )
 
 

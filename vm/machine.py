@@ -1,7 +1,7 @@
 """One machine in QEMU: started, asked, rebooted, and cut from its power.
 
-Commands go through the guest agent of QEMU (qemu-guest-agent(8)) on a socket of its own, not through
-a console: a node whose log is full of errors still answers.
+Commands go through the guest agent of QEMU (qemu-guest-agent(8)) on a socket of its own, not
+through a console: a node whose log is full of errors still answers.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Machine:
         return answer
 
     def wait_for(self, command: str, what: str, *, timeout_s: float = _COMMAND_S) -> Answer:
-        """Repeat a command until it succeeds; raises MachineError which says what did not happen."""
+        """Repeat a command until it succeeds; raises MachineError with what did not happen."""
         deadline = time.monotonic() + timeout_s
         while True:
             answer = self.run(command, check=False)

@@ -49,7 +49,11 @@ def install_commands() -> list[str]:
     section = README.read_text(encoding="utf-8").split("### By the package\n", 1)[1]
     block = re.search(r"(?:^    .*\n)+", section, re.M)
     lines = block[0].splitlines() if block else []
-    return [line.strip()[5:].partition("  #")[0] for line in lines if "    sudo " in line]
+    return [
+        line.strip()[5:].partition("  #")[0]
+        for line in lines
+        if line.startswith(("    sudo apt", "    sudo fswatch"))
+    ]
 
 
 def mount_payload(machine: Machine) -> None:
@@ -57,15 +61,13 @@ def mount_payload(machine: Machine) -> None:
     machine.run(f"mkdir -p {PAYLOAD} && mountpoint -q {PAYLOAD} || mount -o ro /dev/vdd {PAYLOAD}")
 
 
-def install(machine: Machine, *, configuration: str = "", auto: bool = False) -> None:
+def install(machine: Machine, *, auto: bool = False) -> None:
     """The package as the README has it, on a node with room for clones below `VES`."""
     mount_payload(machine)
     machine.run(
         f"mountpoint -q {VES} || {{ mkfs.xfs -q -m reflink=1 /dev/vdb && "
         f"echo '/dev/vdb {VES} xfs defaults 0 0' >> /etc/fstab && mount {VES}; }}"
     )
-    if configuration:
-        machine.run(f"mkdir -p /etc/fswatchd\ncat > /etc/fswatchd/fswatchd.toml\n", check=False)
     for command in install_commands():
         machine.run(f"cd {PAYLOAD} && {command}", check="doctor" not in command)
     if auto:
@@ -99,7 +101,9 @@ def make_image(machine: Machine, path: str, *, size: str = "256M", label: str = 
 def make_lxc(machine: Machine, name: str, rootfs: str) -> None:
     """A container of LXC, running."""
     config = _LXC.format(rootfs=rootfs, name=name)
-    machine.run(f"mkdir -p /var/lib/lxc/{name} && cat > /var/lib/lxc/{name}/config <<'EOT'\n{config}EOT")
+    machine.run(
+        f"mkdir -p /var/lib/lxc/{name} && cat > /var/lib/lxc/{name}/config <<'EOT'\n{config}EOT"
+    )
     machine.run(f"lxc-start -n {name} && lxc-wait -n {name} -s RUNNING -t 60")
 
 
@@ -129,7 +133,7 @@ def incidents(machine: Machine) -> list[Any]:
 def wait_incident(
     machine: Machine, ve: str, *states: str, timeout_s: float = 180.0
 ) -> dict[str, Any]:
-    """An incident of the VE in one of these states; raises MachineError with what there is instead."""
+    """An incident of the VE in one of these states; raises MachineError with what there is."""
     code = (
         "import json,sys; found=[i for i in json.load(sys.stdin) "
         f"if any({ve!r} in v for v in i['ves']) and i['state'] in {states!r}]; "

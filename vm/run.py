@@ -1,0 +1,113 @@
+"""`make test-vm`: run scenarios on whole machines, one machine at a time, and say what was seen.
+
+vm/run.py [--scenario NAME]... [--kernel VERSION]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from vm import guest, node, scenarios  # noqa: E402
+from vm.machine import Machine, MachineError  # noqa: E402
+
+RESULTS = PROJECT / "dist" / "vm"
+
+
+def all_scenarios() -> dict[str, ModuleType]:
+    """By name, in the order of their modules' names."""
+    found = {}
+    for module in pkgutil.iter_modules(scenarios.__path__):
+        scenario = importlib.import_module(f"vm.scenarios.{module.name}")
+        found[scenario.NAME] = scenario
+    return found
+
+
+def make_payload(work: Path) -> Path:
+    """A disk with the package and the next version of it."""
+    tree, disk = work / "payload", work / "payload.img"
+    for place, revision in (("dist", "1"), ("upgrade", "2")):
+        argv = [str(PROJECT / "data" / "deb.sh"), guest.SUITE, revision]
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        (tree / place).mkdir(parents=True)
+        shutil.copy(PROJECT / done.stdout.split()[-1], tree / place)
+    (PROJECT / done.stdout.split()[-1]).unlink()  # nobody wants the second one
+    guest.make_disk(disk, tree, "64M")
+    return disk
+
+
+def run_one(
+    scenario: ModuleType, kernel: tuple[str, Path, Path], base: Path, payload: Path
+) -> dict[str, Any]:
+    """One scenario on one kernel, with a machine of its own."""
+    place = RESULTS / f"{scenario.NAME}-{kernel[0].split('+')[0]}"
+    shutil.rmtree(place, ignore_errors=True)
+    started = time.monotonic()
+    machine = Machine(place, base, kernel, payload)
+    result: dict[str, Any] = {"scenario": scenario.NAME, "kernel": kernel[0]}
+    try:
+        result["boot_s"] = round(machine.power_on(), 1)
+        result["seen"] = scenario.run(machine)
+        result["passed"] = True
+    except (MachineError, OSError, KeyError, IndexError, ValueError) as error:
+        result["passed"], result["why"] = False, f"{type(error).__name__}: {error}"
+    try:
+        node.collect(machine)
+    except (MachineError, OSError) as error:
+        print(f"  nothing could be brought back: {error}", flush=True)
+    machine.close()
+    result["took_s"] = round(time.monotonic() - started)
+    return result
+
+
+def main() -> int:
+    """Exit code 1 where a scenario has failed."""
+    known = all_scenarios()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scenario", action="append", choices=sorted(known))
+    parser.add_argument("--kernel", help="only kernels that begin so")
+    arguments = parser.parse_args()
+    prepared = guest.prepare()
+    kernels = [k for k in prepared.kernels if k[0].startswith(arguments.kernel or "")]
+    results = []
+    with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as directory:
+        payload = make_payload(Path(directory))
+        for name in arguments.scenario or known:
+            scenario = known[name]
+            chosen = {"all": kernels, "oldest": kernels[:1], "newest": kernels[-1:]}
+            for kernel in chosen[scenario.KERNELS]:
+                print(f"{name} on {kernel[0]}: {scenario.TEXT}", flush=True)
+                result = run_one(scenario, kernel, prepared.disk, payload)
+                results.append(result)
+                show(result)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    failed = [result for result in results if not result["passed"]]
+    print(f"{len(results) - len(failed)} passed, {len(failed)} failed; details in {RESULTS}")
+    return 1 if failed or not results else 0
+
+
+def show(result: dict[str, Any]) -> None:
+    """One result, for people."""
+    for name, value in result.get("seen", {}).items():
+        print(f"  {name}: {value}")
+    print(f"  {'passed' if result['passed'] else 'FAILED'} in {result['took_s']} s", flush=True)
+    if not result["passed"]:
+        print(f"  {result['why']}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One scenario a module: `NAME`, `KERNELS`, and `run`, which returns what was seen."""

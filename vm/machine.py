@@ -40,11 +40,19 @@ class Answer:
         return json.loads(self.output)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disks:
+    """What a machine begins with; it works on copies. Without `data` its second disk is empty."""
+
+    root: Path
+    data: Path | None = None
+
+
 class Machine:
     """A guest with disks of its own in `work`, which also holds its console and what it leaves."""
 
     def __init__(
-        self, work: Path, base: Path, kernel: tuple[str, Path, Path], payload: Path
+        self, work: Path, disks: Disks, kernel: tuple[str, Path, Path], payload: Path
     ) -> None:
         self.work = work
         self.release, self._kernel, self._initrd = kernel
@@ -55,10 +63,14 @@ class Machine:
         self._buffer = b""
         work.mkdir(parents=True, exist_ok=True)
         self.log = (work / "commands.log").open("a", encoding="utf-8")
-        root = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base)]
+        form = "raw" if disks.root.suffix == ".img" else "qcow2"
+        root = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", form, "-b", str(disks.root)]
         subprocess.run([*root, str(work / "root.qcow2")], check=True)
+        if disks.data is not None:
+            copy = ["cp", "--sparse=always", str(disks.data), str(work / "data.img")]
+            subprocess.run(copy, check=True)
         for name, size in (("data.img", 6 << 30), ("spare.img", 3 << 30)):
-            with (work / name).open("wb") as file:
+            with (work / name).open("ab") as file:
                 file.truncate(size)
 
     @property
@@ -120,6 +132,13 @@ class Machine:
         """An orderly shutdown and a boot."""
         self.power_off()
         return self.power_on()
+
+    def keep_disks(self, place: Path) -> Disks:
+        """Give the disks of a machine that is off away; it cannot be started any more."""
+        place.mkdir(parents=True)
+        for name in ("root.qcow2", "data.img"):
+            (self.work / name).rename(place / name)
+        return Disks(root=place / "root.qcow2", data=place / "data.img")
 
     def close(self) -> None:
         """End the machine and remove its disks; what it has left in `work` stays."""

@@ -96,7 +96,13 @@ def mount_payload(machine: Machine) -> None:
     machine.run(f"mkdir -p {PAYLOAD} && mountpoint -q {PAYLOAD} || mount -o ro /dev/vdd {PAYLOAD}")
 
 
-def install(machine: Machine, *, auto: bool = False) -> None:
+def wait_ready(machine: Machine) -> None:
+    """The daemon of a node that has just booted answers."""
+    mount_payload(machine)
+    machine.wait_for(f"curl -sf --unix-socket {API} http://node/v1/status", "the daemon answers")
+
+
+def install(machine: Machine) -> None:
     """The package as the README has it, on a node with room for clones below `VES`."""
     mount_payload(machine)
     machine.run(
@@ -105,8 +111,6 @@ def install(machine: Machine, *, auto: bool = False) -> None:
     )
     for command in install_commands():
         machine.run(f"cd {PAYLOAD} && {command}", check="doctor" not in command)
-    if auto:
-        set_mode(machine, "auto")
 
 
 def set_mode(machine: Machine, mode: str) -> None:

@@ -6,6 +6,7 @@ vm/run.py [--scenario NAME]... [--kernel VERSION]
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import pkgutil
@@ -22,7 +23,7 @@ PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from vm import guest, node, scenarios  # noqa: E402
-from vm.machine import Machine, MachineError  # noqa: E402
+from vm.machine import Disks, Machine, MachineError  # noqa: E402
 
 RESULTS = PROJECT / "dist" / "vm"
 
@@ -45,18 +46,43 @@ def make_payload(work: Path) -> Path:
         (tree / place).mkdir(parents=True)
         shutil.copy(PROJECT / done.stdout.split()[-1], tree / place)
     (PROJECT / done.stdout.split()[-1]).unlink()  # nobody wants the second one
+    (package,) = (tree / "dist").iterdir()
+    (work / "payload.sum").write_bytes(hashlib.sha256(package.read_bytes()).digest())
     guest.make_disk(disk, tree, "64M")
     return disk
 
 
+def installed(prepared: guest.Guest, payload: Path) -> Disks:
+    """The disks of a node with this package installed, kept in the cache until it changes."""
+    key = hashlib.sha256(payload.with_name("payload.sum").read_bytes()).hexdigest()[:12]
+    nodes = prepared.disk.parent / "nodes"
+    place = nodes / key
+    if not place.exists():
+        shutil.rmtree(nodes, ignore_errors=True)
+        nodes.mkdir()
+        print("installing the package on a node for all scenarios", flush=True)
+        # Beside its place: disks are moved there when they are whole.
+        machine = Machine(
+            nodes / f"{key}.new", Disks(root=prepared.disk), prepared.kernels[0], payload
+        )
+        try:
+            machine.power_on()
+            node.install(machine)
+            machine.power_off()
+            machine.keep_disks(place)
+        finally:
+            machine.close()
+    return Disks(root=place / "root.qcow2", data=place / "data.img")
+
+
 def run_one(
-    scenario: ModuleType, kernel: tuple[str, Path, Path], base: Path, payload: Path
+    scenario: ModuleType, kernel: tuple[str, Path, Path], disks: Disks, payload: Path
 ) -> dict[str, Any]:
     """One scenario on one kernel, with a machine of its own."""
     place = RESULTS / f"{scenario.NAME}-{kernel[0].split('+')[0]}"
     shutil.rmtree(place, ignore_errors=True)
     started = time.monotonic()
-    machine = Machine(place, base, kernel, payload)
+    machine = Machine(place, disks, kernel, payload)
     result: dict[str, Any] = {"scenario": scenario.NAME, "kernel": kernel[0]}
     try:
         result["boot_s"] = round(machine.power_on(), 1)
@@ -90,7 +116,9 @@ def main() -> int:
             chosen = {"all": kernels, "oldest": kernels[:1], "newest": kernels[-1:]}
             for kernel in chosen[scenario.KERNELS]:
                 print(f"{name} on {kernel[0]}: {scenario.TEXT}", flush=True)
-                result = run_one(scenario, kernel, prepared.disk, payload)
+                bare = getattr(scenario, "BARE", False)
+                disks = Disks(root=prepared.disk) if bare else installed(prepared, payload)
+                result = run_one(scenario, kernel, disks, payload)
                 results.append(result)
                 show(result)
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ chmod 755 /usr/local/sbin/e2fsck"""
 
 def run(machine: Machine) -> dict[str, Any]:
     """Raises MachineError where anything is not as it has to be."""
-    node.install(machine)
+    node.wait_ready(machine)
     node.start_receiver(machine)
     machine.run(_WITNESS)
     machine.run(

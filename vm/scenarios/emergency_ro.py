@@ -16,7 +16,7 @@ _EXPECTED = {"fstype": "ext4", "confirmed": True, "ves": ["lxc:hurt"]}
 
 def run(machine: Machine) -> dict[str, Any]:
     """Raises MachineError where anything is not as it has to be."""
-    node.install(machine)
+    node.wait_ready(machine)
     for name in ("hurt", "well"):
         node.make_image(machine, f"{node.VES}/{name}.img", size="64M")
         node.make_lxc(machine, name, f"loop:{node.VES}/{name}.img")

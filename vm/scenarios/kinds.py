@@ -14,7 +14,7 @@ KERNELS = "oldest"
 
 def run(machine: Machine) -> dict[str, Any]:
     """Raises MachineError where anything is not as it has to be."""
-    node.install(machine)
+    node.wait_ready(machine)
     node.start_receiver(machine)
     machine.run(
         "vgcreate -q vg /dev/vdc && lvcreate -qy -L 200M -n plain vg "

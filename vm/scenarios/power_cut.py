@@ -19,7 +19,7 @@ _STEP_S = 2.0  # a repair takes about ten seconds on such a machine
 
 def run(machine: Machine) -> dict[str, Any]:
     """Raises MachineError where anything is not as it has to be."""
-    node.install(machine)
+    node.wait_ready(machine)
     node.start_receiver(machine)
     image = f"{node.VES}/ve1.img"
     node.make_image(machine, image)

@@ -16,7 +16,7 @@ _API = "curl -sf --max-time 10 --unix-socket /run/fswatchd/api.sock http://node/
 
 def run(machine: Machine) -> dict[str, Any]:
     """Raises MachineError where anything is not as it has to be."""
-    node.install(machine)
+    node.wait_ready(machine)
     node.start_receiver(machine)
     node.make_image(machine, f"{node.VES}/ve1.img", size="64M")
     node.make_lxc(machine, "ve1", f"loop:{node.VES}/ve1.img")

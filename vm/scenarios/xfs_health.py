@@ -21,7 +21,7 @@ mount x.img /srv/x"""
 
 def run(machine: Machine) -> dict[str, Any]:
     """Raises MachineError where anything is not as it has to be."""
-    node.install(machine)
+    node.wait_ready(machine)
     node.start_receiver(machine)
     node.set_mode(machine, "observe")
     machine.run(_MAKE)

@@ -54,7 +54,7 @@ def run(
     layout = Layout(
         root=root,
         prefix=prefix.relative_to("/"),
-        program=program or Path(sys.argv[0]).resolve().with_name("fswatchd"),
+        program=program or _beside(Path(sys.argv[0])),
         systemd=systemd if systemd is not None else _systemd_version(),
     )
     live = root == Path("/")
@@ -76,6 +76,13 @@ def run(
     if not uninstall:
         print("next:      systemctl enable --now fswatchd, then fswatch doctor")
     return Exit.OK
+
+
+def _beside(fswatch: Path) -> Path:
+    program = fswatch.resolve().with_name("fswatchd")
+    if not program.is_file():
+        raise FswatchError(f"there is no {program}", hint="name the daemon: --program PATH")
+    return program
 
 
 def _files(layout: Layout) -> Iterator[tuple[Path, bytes]]:

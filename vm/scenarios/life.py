@@ -33,6 +33,7 @@ def run(machine: Machine) -> dict[str, Any]:
     machine.run("! findmnt -rno TARGET | grep drill && ! losetup -l | grep drill")
 
     machine.reboot()
+    node.mount_payload(machine)
     machine.wait_for("systemctl is-active fswatchd", "the daemon runs after a reboot")
     seen["start to READY"] = _start_time(machine)
     security = machine.run("systemd-analyze security --no-pager fswatchd | tail -1").output

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fswatchd import config
 from fswatchd.cli.install import run
+from fswatchd.errors import FswatchError
 
 CONFIG = Path("etc/fswatchd/fswatchd.toml")
 SERVICE = Path("usr/local/lib/systemd/system/fswatchd.service")
@@ -126,3 +128,14 @@ def test_uninstall_leaves_nothing(tmp_path) -> None:
     install(tmp_path, uninstall=True)
     assert tree(tmp_path) == {}
     assert not (tmp_path / "etc/fswatchd").exists()
+
+
+def test_a_unit_never_names_a_daemon_that_is_not_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "fswatch")])
+    arguments: Any = {"root": tmp_path / "root", "prefix": Path("/usr/local"), "systemd": 257}
+    with pytest.raises(FswatchError, match="there is no"):
+        run(**arguments, program=None, uninstall=False)
+    assert not (tmp_path / "root").exists()
+    (tmp_path / "fswatchd").touch()
+    run(**arguments, program=None, uninstall=False)
+    assert f"ExecStart={tmp_path}/fswatchd\n" in (tmp_path / "root" / SERVICE).read_text()

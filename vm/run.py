@@ -47,14 +47,28 @@ def make_payload(work: Path) -> Path:
         shutil.copy(PROJECT / done.stdout.split()[-1], tree / place)
     (PROJECT / done.stdout.split()[-1]).unlink()  # nobody wants the second one
     (package,) = (tree / "dist").iterdir()
-    (work / "payload.sum").write_bytes(hashlib.sha256(package.read_bytes()).digest())
+    (work / "payload.sum").write_text(contents(package))
     guest.make_disk(disk, tree, "64M")
     return disk
 
 
+def contents(package: Path) -> str:
+    """A digest of what a package installs, but for its changelog, which has the commit's date."""
+    with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as directory:
+        tree = Path(directory)
+        subprocess.run(["dpkg-deb", "-x", str(package), directory], check=True)
+        shutil.rmtree(tree / "usr/share/doc")
+        digest = hashlib.sha256()
+        for path in sorted(tree.rglob("*")):
+            digest.update(f"{path.relative_to(tree)}\n".encode())
+            if path.is_file() and path.name not in {"RECORD", "INSTALLER"}:
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
 def installed(prepared: guest.Guest, payload: Path) -> Disks:
     """The disks of a node with this package installed, kept in the cache until it changes."""
-    key = hashlib.sha256(payload.with_name("payload.sum").read_bytes()).hexdigest()[:12]
+    key = payload.with_name("payload.sum").read_text()[:12]
     nodes = prepared.disk.parent / "nodes"
     place = nodes / key
     if not place.exists():

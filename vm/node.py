@@ -133,7 +133,7 @@ def make_image(machine: Machine, path: str, *, size: str = "256M", label: str = 
     """An ext4 with a VE in it, in an image file or on a device."""
     make_tree(machine, "/tmp/tree")
     machine.run(
-        f"mkdir -p $(dirname {path}) && mke2fs -q -F -t ext4 -e remount-ro {label} "
+        f"mkdir -p $(dirname {path}) && mke2fs -q -F -t ext4 -b 4096 -e remount-ro {label} "
         f"-d /tmp/tree {path} {'' if path.startswith('/dev/') else size} && rm -r /tmp/tree"
     )
 

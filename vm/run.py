@@ -11,6 +11,7 @@ import importlib
 import json
 import pkgutil
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,17 +105,19 @@ def run_one(
         result["passed"] = True
     except (MachineError, OSError, KeyError, IndexError, ValueError) as error:
         result["passed"], result["why"] = False, f"{type(error).__name__}: {error}"
-    try:
-        node.collect(machine)
-    except (MachineError, OSError) as error:
-        print(f"  nothing could be brought back: {error}", flush=True)
-    machine.close()
+    finally:
+        try:
+            node.collect(machine)
+        except (MachineError, OSError) as error:
+            print(f"  nothing could be brought back: {error}", flush=True)
+        machine.close()
     result["took_s"] = round(time.monotonic() - started)
     return result
 
 
 def main() -> int:
     """Exit code 1 where a scenario has failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no machine outlives its scenario
     known = all_scenarios()
     parser = argparse.ArgumentParser()
     parser.add_argument("--scenario", action="append", choices=sorted(known))

@@ -36,7 +36,8 @@ echo 'ID=busybox' > $tree/etc/os-release; echo 'root:x:0:0::/root:/bin/sh' > $tr
 for n in $(seq 300); do echo "content of file $n" > $tree/srv/files/file-with-a-long-name-$n; done
 """
 _RULE = """[[rule]]
-name = "ext4-damage"
+name = "ext4-{strategy}"
+match.ve = {ves}
 match.class = ["corruption", "readonly", "shutdown"]
 match.severity = ">= error"
 match.fstype = ["ext4"]
@@ -47,7 +48,7 @@ budget = {{ node = 4, device = 4 }}
 healthy = "5s"
 [[rule.step]]
 do = "fsck"
-strategy = "clone"
+strategy = "{strategy}"
 max_write_pause = "120s"
 on_failure = "quarantine"
 [[rule.step]]
@@ -115,13 +116,24 @@ def install(machine: Machine) -> None:
 
 def set_mode(machine: Machine, mode: str) -> None:
     """The widest that any rule may act, and a rule for ext4 that a slow machine can meet."""
-    rule = _RULE.format(mode=mode)
+    put_rule(machine, "10-ext4.toml", mode)
     machine.run(
         f"""printf '[daemon]\\nmode = "{mode}"\\n{_CHANNEL}' > /etc/fswatchd/fswatchd.toml
-cat > /etc/fswatchd/rules.d/10-ext4.toml <<'END'
-{rule}END
 fswatch rules check && systemctl restart fswatchd"""
     )
+
+
+def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]') -> str:
+    """The text of a rule for ext4."""
+    return _RULE.format(mode=mode, strategy=strategy, ves=ves)
+
+
+def put_rule(
+    machine: Machine, name: str, mode: str, *, strategy: str = "clone", ves: str = '["*"]'
+) -> None:
+    """A rule for ext4 in a file of the admin's."""
+    text = rule(mode, strategy=strategy, ves=ves)
+    machine.run(f"cat > /etc/fswatchd/rules.d/{name} <<'END'\n{text}END")
 
 
 def make_tree(machine: Machine, tree: str) -> None:

@@ -16,7 +16,8 @@ def test_the_readme_has_the_commands_that_scenarios_execute() -> None:
 
 
 def test_the_rule_of_the_scenarios_is_right() -> None:
-    _, problems = rules.parse_file("10-ext4.toml", node._RULE.format(mode="auto"))
+    text = node.rule("auto", strategy="offline", ves='["lxc:plain"]')
+    _, problems = rules.parse_file("10-ext4.toml", text)
     assert not problems
 
 

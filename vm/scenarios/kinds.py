@@ -28,6 +28,10 @@ def run(machine: Machine) -> dict[str, Any]:
     node.make_lxc(machine, "plain", "/dev/vg/plain")
     node.make_lxc(machine, "thin", "/dev/vg/thin")
     machine.run(f"mount --bind {node.VES}/machines /var/lib/machines && machinectl start nsp")
+    # A volume of its own has nothing beside it to clone to: it is repaired in place.
+    node.put_rule(
+        machine, "05-lvm.toml", "auto", strategy="offline", ves='["lxc:plain", "lxc:thin"]'
+    )
     node.set_mode(machine, "auto")
     seen: dict[str, Any] = {"cgroup": machine.run("stat -fc %T /sys/fs/cgroup").output.strip()}
     problems = []
@@ -54,7 +58,7 @@ def _damage_and_repair(machine: Machine, name: str) -> str:
     device = machine.run(f"findmnt -fnro SOURCE -N {pid} /").output.strip()
     node.trash_directory(machine, device)
     machine.run(f"ls /proc/{pid}/root/srv/files", check=False)
-    incident = node.wait_incident(machine, ve, "closed", "needs-operator", "waiting", timeout_s=300)
+    incident = node.wait_incident(machine, ve, "closed", "needs-operator", timeout_s=400)
     node.expect(
         incident["outcome"] == "repaired",
         f"{incident['id']} of {ve} is repaired, not {incident['state']}: {incident['summary']}",

@@ -10,8 +10,10 @@ from fswatchd.config import RepairTable
 from fswatchd.doctor.finding import Finding
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import extfs
+from fswatchd.kernel.patience import Patience
 from fswatchd.units import show_size
 
+_patience = Patience()
 _PATIENCE_S = 5.0
 _REFLINK = {"xfs", "btrfs", "bcachefs", "ocfs2"}
 
@@ -25,14 +27,13 @@ async def examine(inventory: Inventory, repair: RepairTable) -> list[Finding]:
         for volume in ve.volumes
         if volume.image and volume.format == "raw"
     }
-    hosts = {
-        superblock.devno: superblock.fstype for superblock in inventory.view.superblocks.values()
-    }
+    hosts = {str(found.devno): found.fstype for found in inventory.view.superblocks.values()}
+
+    def ask() -> list[Finding]:
+        return _patience.ask("images", lambda: look(images, repair, hosts), _PATIENCE_S)
+
     try:
-        async with asyncio.timeout(_PATIENCE_S):
-            return await asyncio.to_thread(
-                look, images, repair, {str(k): v for k, v in hosts.items()}
-            )
+        return await asyncio.to_thread(ask)
     except TimeoutError:
         text = f"the VEs' images could not be looked at within {_PATIENCE_S:.0f} s"
         remedy = "a disk or a server beneath them does not answer"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,3 +148,15 @@ def test_a_clone_that_would_touch_the_reserve_is_told_before_it_is_needed(tmp_pa
     (only,) = images.look({a: "lxc:a"}, RepairTable(reserve="1024T"), {})
     assert (only.name, only.level) == ("clone space", "warning")
     assert not images.look({a: "lxc:a"}, RepairTable(reserve="0", reserve_percent=0), {})
+
+
+async def test_a_disk_that_does_not_answer_holds_up_no_doctor(monkeypatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(images, "look", lambda *_: answered.wait(60))
+    monkeypatch.setattr(images, "_PATIENCE_S", 0.01)
+    nothing: Any = SimpleNamespace(view=NodeView())
+    try:
+        (only,) = await images.examine(nothing, RepairTable())
+    finally:
+        answered.set()
+    assert (only.name, only.level) == ("images", "warning")

@@ -83,7 +83,18 @@ class Machine:
     # --- power ----------------------------------------------------------------------------------
 
     def power_on(self) -> float:
-        """Boot, and wait until the machine answers; returns how long that took."""
+        """Boot, and wait until the machine answers; returns how long that took.
+
+        TCG is not perfect: a boot that fails is shown, and tried once more.
+        """
+        try:
+            return self._boot()
+        except MachineError as error:
+            print(f"  did not boot, once more: {error}", flush=True)
+            self.power_cut()
+            return self._boot()
+
+    def _boot(self) -> float:
         started = time.monotonic()
         self._socket_path.unlink(missing_ok=True)
         argv = ["nice", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "q35"]

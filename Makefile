@@ -2,8 +2,10 @@
 
 PACKAGES_RUN  = python3-venv python3-dev gcc pkg-config libsystemd-dev libudev1 e2fsprogs xfsprogs btrfs-progs bubblewrap libseccomp2
 PACKAGES_TEST = lxc bindfs busybox-static systemd systemd-container podman runc
+PACKAGES_VM   = qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring
+PACKAGES_DEB  = debhelper dh-python dpkg-dev lintian
 
-.PHONY: setup setup-test run drill test test-long lint unit system bench clean
+.PHONY: setup setup-test run drill test test-long lint unit system bench deb test-vm clean
 
 setup:
 	@data/setup.sh run $(PACKAGES_RUN)
@@ -40,5 +42,15 @@ test-long: setup-test
 bench: setup-test
 	.venv/bin/python bench/run.py
 
+# make deb [SUITE=trixie]: into dist/, for this machine's suite or another.
+deb:
+	@data/setup.sh deb $(PACKAGES_RUN) $(PACKAGES_DEB)
+	@data/deb.sh $(SUITE)
+
+# make test-vm [SCENARIO=name] [KERNEL=6.12]: whole machines in QEMU, see docs/machines.md.
+test-vm:
+	@data/setup.sh deb $(PACKAGES_RUN) $(PACKAGES_DEB) $(PACKAGES_VM)
+	.venv/bin/python vm/run.py $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(KERNEL),--kernel $(KERNEL))
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

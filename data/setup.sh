@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup.sh run|test PACKAGE...: install the Debian packages that are missing, and the project in .venv.
+# setup.sh run|test|deb PACKAGE...: install the Debian packages that are missing, and the project in .venv.
 set -eu
 kind=$1; shift
 cd "$(dirname "$0")/.."
@@ -23,6 +23,7 @@ python=/usr/bin/python3
 
 extra=""
 [ "$kind" = test ] && extra="[test,lint]"
+[ "$kind" = deb ] && extra="[deb]"
 stamp=".venv/.installed-$kind"
 if [ ! -x .venv/bin/fswatchd ] || [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
     [ -x .venv/bin/python ] || "$python" -m venv .venv

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -95,18 +96,22 @@ async def run(
     environment: dict[str, str] | None = None,
     on_start: Callable[[int], None] | None = None,
     max_output: int = MAX_OUTPUT,
+    unit: bool = False,
 ) -> Completed:
     """Run `argv` to its end or to the deadline; output and errors come back in one text.
 
     `heavy` is for what reads a whole volume: it comes last at the disk, with `idle` when nobody
     else wants it, and is the first to go when memory runs out. `sandbox` is for what reads a
-    tenant's bytes. What is printed beyond `max_output` bytes is thrown away.
+    tenant's bytes. What is printed beyond `max_output` bytes is thrown away. `unit` is for
+    what leaves processes that live on: where this daemon is a service of systemd, PID 1 runs the
+    program in a unit of its own, so that nothing of it has the daemon's cgroup or sandbox.
 
     Raises ProcessError when the program does not exist or cannot be executed, SandboxError where
     the sandbox cannot be built. When the caller is cancelled, the program's group is killed before
     the cancellation goes on.
     """
     started = time.monotonic()
+    command = _in_unit(argv, timeout_s) if unit and _is_service() else tuple(argv)
     if shutil.which(argv[0], path=ENVIRONMENT["PATH"]) is None:
         hint = "is the program installed, and executable?"
         raise ProcessError(f"cannot run {argv[0]}: there is no such program", hint=hint)
@@ -117,7 +122,7 @@ async def run(
             *oom_score_prefix(_HEAVY_OOM_SCORE if heavy else 0, own=_oom_score()),
             *(_IDLE if idle else _LAST_IN_LINE if heavy else ()),
             *(() if entry is None else entry.command),
-            *argv,
+            *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -179,6 +184,33 @@ def _into(sandbox: Sandbox) -> Entry:
         what = f"{sandbox.device} is not read without a sandbox, and there is no bwrap"
         raise SandboxError(what, hint="install bubblewrap")
     return Entry(sandbox)
+
+
+def _is_service() -> bool:
+    """Whether systemd has started this process itself (systemd.exec(5), since version 248)."""
+    return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+
+
+def _in_unit(argv: Sequence[str], timeout_s: float) -> tuple[str, ...]:
+    """The program by systemd-run(1): it waits, and passes output and exit code on.
+
+    The unit's name is known to fswatchd.service, which ends such units before a daemon starts.
+    """
+    return (
+        "systemd-run",
+        "--quiet",
+        "--wait",
+        "--pipe",
+        "--collect",
+        f"--unit=fswatchd-start-{secrets.token_hex(4)}.service",
+        "--service-type=oneshot",
+        "--property=KillMode=process",
+        f"--property=TimeoutStartSec={timeout_s:g}",
+        f"--property=TimeoutStopSec={_GRACE_S:g}",
+        *(f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()),
+        "--",
+        *argv,
+    )
 
 
 def oom_score_prefix(wanted: int, *, own: int) -> tuple[str, ...]:

@@ -17,9 +17,12 @@ from fswatchd.rules import RuleProblem, RuleSet, assemble
 
 
 def embedded_rules() -> Path:
-    """The shipped rules inside the program: what is used where no package has installed them."""
+    """The shipped rules inside the program, which a package has installed elsewhere instead."""
     inside = Path(__file__).parent / "rules.d"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "rules.d"
+    if inside.is_dir():
+        return inside
+    checkout = Path(__file__).parents[1] / "rules.d"
+    return checkout if checkout.is_dir() else SHIPPED_RULES
 
 
 def load(directories: Iterable[Path]) -> tuple[RuleSet, list[RuleProblem]]:

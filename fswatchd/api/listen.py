@@ -29,6 +29,7 @@ class RuntimeDirectory:
         self.path = path
         self.socket = path / "api.sock"
         self._lock: int | None = None
+        self._made_socket = False
 
     def claim(self) -> None:
         """Take the lock, which ends with this process; raises FswatchError."""
@@ -52,11 +53,12 @@ class RuntimeDirectory:
             ) from error
 
     def release(self) -> None:
-        """Take the socket away and let go."""
+        """Take our socket away and let go; one that systemd has made stays for the next daemon."""
         if self._lock is None:
             return  # it may be another daemon's
-        with suppress(OSError):
-            os.unlink(self.socket)
+        if self._made_socket:
+            with suppress(OSError):
+                os.unlink(self.socket)
         os.close(self._lock)
         self._lock = None
 
@@ -71,6 +73,7 @@ class RuntimeDirectory:
             sock.close()
             hint = "runtime_dir in fswatchd.toml; a socket's path has 107 bytes at most"
             raise FswatchError(f"cannot listen on {self.socket}: {error}", hint=hint) from None
+        self._made_socket = True
         os.chmod(self.socket, 0o660)
         with suppress(KeyError):
             shutil.chown(self.socket, group=grp.getgrnam(group).gr_gid)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fswatchd.cli import events as events_command
@@ -242,6 +243,20 @@ def doctor(arguments: argparse.Namespace, client: Client) -> int:
     if "critical" in levels:
         return Exit.CRITICAL
     return Exit.WARNING if "warning" in levels else Exit.OK
+
+
+def install(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch install`; needs no daemon."""
+    del client
+    from fswatchd.cli.install import run
+
+    return run(
+        root=Path(arguments.root).resolve(),
+        prefix=Path(arguments.prefix),
+        program=arguments.program,
+        systemd=arguments.systemd,
+        uninstall=arguments.uninstall,
+    )
 
 
 def drill(arguments: argparse.Namespace, client: Client) -> int:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from fswatchd import __version__
@@ -25,6 +26,12 @@ class _Parser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(Exit.USAGE)
+
+
+def _absolute(text: str) -> Path:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError("expected an absolute path")
+    return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,6 +123,23 @@ def parser() -> argparse.ArgumentParser:
     arm.add_argument("--node", action="store_true", help="the whole node")
 
     add("doctor", commands.doctor, "is this node ready, and what to do about what is not")
+
+    install = add("install", commands.install, "put units, rules, manual pages… in place (pip)")
+    install.add_argument("--uninstall", action="store_true", help="take them away again")
+    install.add_argument("--root", metavar="DIR", default="/", help="below which; default: /")
+    install.add_argument(
+        "--prefix",
+        type=_absolute,
+        metavar="DIR",
+        default="/usr/local",
+        help="what is not in /etc goes here; default: /usr/local",
+    )
+    install.add_argument(
+        "--program", type=_absolute, metavar="PATH", help="fswatchd; default: beside fswatch"
+    )
+    install.add_argument(
+        "--systemd", type=int, metavar="VERSION", help="for which; default: that of this node"
+    )
 
     drill = add("drill", commands.drill, "a real fault on a scratch VE, handled by the daemon")
     drill.add_argument("--fs", default="ext4", choices=["ext4", "xfs", "btrfs"])

@@ -223,6 +223,11 @@ class Inventory:
             ves = {ve_id: adjusted(ve) for ve_id, ve in ves.items()}
         return ves
 
+    def unreached(self) -> list[str]:
+        """The devices of mounted filesystems of which no descriptor could be got."""
+        superblocks = self.view.superblocks
+        return sorted(superblocks[d].device for d in self._unreached if d in superblocks)
+
     def _to_retry(self, appeared: list[Superblock], before: NodeView) -> list[Superblock]:
         """Those that could not be reached before and are due, the longest waiting first.
 

@@ -6,6 +6,8 @@ import uuid
 _SUPERBLOCK = 1024  # the byte that it begins at
 _LOG_BLOCK_SIZE = _SUPERBLOCK + 0x18
 _MAGIC = _SUPERBLOCK + 0x38
+_ERRORS = _SUPERBLOCK + 0x3C
+_ON_ERROR = {1: "continue", 2: "remount-ro", 3: "panic"}
 _INCOMPATIBLE = _SUPERBLOCK + 0x60
 _UUID = _SUPERBLOCK + 0x68
 _EXT_MAGIC = b"\x53\xef"
@@ -53,6 +55,21 @@ def needs_recovery(path: str) -> bool:
     try:
         features = int.from_bytes(os.pread(fd, 4, _INCOMPATIBLE), "little")
         return _is_ext(fd) and bool(features & _RECOVER)
+    finally:
+        os.close(fd)
+
+
+def uuid_and_errors(path: str) -> tuple[str | None, str | None]:
+    """`s_uuid` and what `s_errors` asks for (tune2fs(8), -e); None for another filesystem, or none.
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not _is_ext(fd):
+            return None, None
+        errors = int.from_bytes(os.pread(fd, 2, _ERRORS), "little")
+        return uuid_of(fd), _ON_ERROR.get(errors)
     finally:
         os.close(fd)
 

@@ -1,7 +1,8 @@
 """Incidents in the journal of the node: structured entries that `journalctl MESSAGE_ID=…` finds.
 
-The fields are described in docs/events.md, the messages for people in data/fswatchd.catalog. The
-journal is told on a best effort: what counts is kept in the daemon's own store.
+The fields are described in docs/events.md, the messages for people in
+data/systemd/fswatchd.catalog. The journal is told on a best effort: what counts is kept in the
+daemon's own store.
 """
 
 from __future__ import annotations

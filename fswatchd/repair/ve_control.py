@@ -132,7 +132,7 @@ async def start(ve: Ve, settings: ActionSettings, image: ImageFile | None = None
         if time.monotonic() > deadline:
             return f"not started: {holder}"
         await asyncio.sleep(_SLOW_POLL_S)
-    return await _command(ve.commands.start, settings.start_timeout_s)
+    return await _command(ve.commands.start, settings.start_timeout_s, unit=True)
 
 
 async def wait_released(
@@ -206,9 +206,9 @@ def _is_claimed(device: str) -> bool:
         raise
 
 
-async def _command(argv: tuple[str, ...], timeout_s: float) -> str:
+async def _command(argv: tuple[str, ...], timeout_s: float, *, unit: bool = False) -> str:
     try:
-        ended = await process.run(argv, timeout_s=timeout_s)
+        ended = await process.run(argv, timeout_s=timeout_s, unit=unit)
     except process.ProcessError as error:
         return error.message
     return ended.describe()

@@ -23,7 +23,7 @@ from tests.system.test_journal_source import Reader
 from tests.system.test_sources import image, mounted, source, start, trigger
 
 __all__ = ["image"]
-CATALOGUE = PROJECT / "data" / "fswatchd.catalog"
+CATALOGUE = PROJECT / "data" / "systemd" / "fswatchd.catalog"
 MANY = 15  # more than net.unix.max_dgram_qlen, as it is everywhere
 
 

@@ -100,7 +100,7 @@ def test_an_explanation_says_what_it_means_and_what_to_do(entry: codes.Explanati
 
 def test_every_doctor_finding_and_refusal_has_a_code_of_its_own() -> None:
     for path, name, node in calls():
-        if name == "Finding" and path.name == "doctor.py":
+        if name == "Finding" and path.parent.name == "doctor":
             assert keyword(node, "code") is not None, ast.unparse(node)
         if name in {"RefusedError", "ConflictError", "UnknownTargetError"}:
             assert keyword(node, "code") is not None, f"{path}: {ast.unparse(node)}"

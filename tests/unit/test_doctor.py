@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fswatchd.doctor import _source, _ves
+from fswatchd.config import RepairTable
+from fswatchd.doctor import filesystems, images, node
+from fswatchd.doctor.node import source as _source
+from fswatchd.doctor.ves import examine as _ves
 from fswatchd.events import SourceState, VeState
 from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.view import NodeView
@@ -62,3 +67,96 @@ def test_a_platform_whose_program_is_missing() -> None:
         ("tool vzctl-is-not-here", "warning"),
         ("ves", "ok"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "level"),
+    [
+        ("e2fsck 1.47.2 (1-Jan-2025)\n\tUsing EXT2FS Library", "ok"),
+        ("e2fsck 1.46.5 (30-Dec-2021)", "warning"),
+        ("e2fsck 2.0 (1-Jan-2030)", "ok"),
+        ("no idea", "ok"),
+    ],
+)
+def test_an_e2fsck_that_is_too_old_for_new_filesystems(said: str, level: str) -> None:
+    assert node.e2fsck(said).level == level
+
+
+def test_switches_that_take_the_node_down(tmp_path) -> None:
+    for name, value in (("fs/xfs/panic_mask", "127"), ("kernel/panic_on_warn", "0")):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    (only,) = node.switches(tmp_path)
+    assert (only.name, only.level) == ("sysctl fs.xfs.panic_mask", "critical")
+
+
+@pytest.mark.parametrize(
+    ("option", "owner", "level"),
+    [
+        ("panic", "openvz:101", "critical"),
+        ("panic", None, "critical"),
+        ("continue", "openvz:101", "warning"),
+        ("continue", None, None),  # the node's own is its admin's choice
+        ("remount-ro", "openvz:101", None),
+    ],
+)
+def test_what_an_error_does_to_a_mounted_filesystem(option, owner, level) -> None:
+    view = SimpleNamespace(affected=lambda _: (owner,) if owner else ())
+    superblock: Any = SimpleNamespace(device="loop7", devno=None)
+    node_inventory: Any = SimpleNamespace(view=view)
+    found = filesystems._on_error(node_inventory, superblock, option)
+    assert [one.level for one in found] == ([level] if level else [])
+
+
+def test_the_errors_option_is_the_one_that_holds(tmp_path) -> None:
+    superblock: Any = SimpleNamespace(device="loop7", options=("errors=continue",))
+    assert filesystems.errors_option(superblock, tmp_path) == "continue"
+    (tmp_path / "loop7").mkdir()
+    (tmp_path / "loop7" / "options").write_text("rw\nbarrier\nerrors=remount-ro\ncommit=5\n")
+    assert filesystems.errors_option(superblock, tmp_path) == "remount-ro"
+
+
+def ext4(path: Path, *, uuid: bytes, errors: int) -> str:
+    data = bytearray(4096)
+    data[1024 + 0x38 : 1024 + 0x3E] = b"\x53\xef\x01\x00" + errors.to_bytes(2, "little")
+    data[1024 + 0x68 : 1024 + 0x78] = uuid
+    path.write_bytes(data)
+    return str(path)
+
+
+def test_what_images_say_before_they_are_mounted(tmp_path) -> None:
+    a = ext4(tmp_path / "a", uuid=b"x" * 16, errors=3)
+    b = ext4(tmp_path / "b", uuid=b"x" * 16, errors=2)
+    c = ext4(tmp_path / "c", uuid=b"y" * 16, errors=1)
+    ves = {a: "lxc:a", b: "lxc:b", c: "lxc:c", str(tmp_path / "gone"): "lxc:d"}
+    none = RepairTable(reserve="0", reserve_percent=0)
+    found = images.look(ves, none, {})
+    assert [(one.name, one.level) for one in found] == [
+        ("image", "critical"),
+        ("image", "warning"),
+        ("uuid", "warning"),
+    ]
+    assert "lxc:a" in found[0].text
+    assert "lxc:d" in found[1].text
+    assert a in found[2].text
+    assert c not in found[2].text
+
+
+def test_a_clone_that_would_touch_the_reserve_is_told_before_it_is_needed(tmp_path) -> None:
+    a = ext4(tmp_path / "a", uuid=b"x" * 16, errors=2)
+    (only,) = images.look({a: "lxc:a"}, RepairTable(reserve="1024T"), {})
+    assert (only.name, only.level) == ("clone space", "warning")
+    assert not images.look({a: "lxc:a"}, RepairTable(reserve="0", reserve_percent=0), {})
+
+
+async def test_a_disk_that_does_not_answer_holds_up_no_doctor(monkeypatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(images, "look", lambda *_: answered.wait(60))
+    monkeypatch.setattr(images, "_PATIENCE_S", 0.01)
+    nothing: Any = SimpleNamespace(view=NodeView())
+    try:
+        (only,) = await images.examine(nothing, RepairTable())
+    finally:
+        answered.set()
+    assert (only.name, only.level) == ("images", "warning")

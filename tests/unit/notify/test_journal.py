@@ -262,7 +262,7 @@ class TestHow:
 
 
 class TestCatalogue:
-    TEXT = (PROJECT / "data" / "fswatchd.catalog").read_text(encoding="utf-8")
+    TEXT = (PROJECT / "data" / "systemd" / "fswatchd.catalog").read_text(encoding="utf-8")
 
     def test_every_kind_of_entry_has_its_text(self) -> None:
         ids = re.findall(r"^-- ([0-9a-f]{32})$", self.TEXT, re.MULTILINE)

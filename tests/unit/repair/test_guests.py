@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fswatchd.doctor import _ves
+from fswatchd.doctor.ves import examine as _ves
 from fswatchd.inventory import owners
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import Ve, VeId, Volume

@@ -1,0 +1,29 @@
+"""`fswatch doctor`: is this node ready, and what to do about what is not.
+
+It looks and changes nothing.
+"""
+
+from __future__ import annotations
+
+from fswatchd.config import Config
+from fswatchd.doctor import filesystems, images, node, ves
+from fswatchd.doctor.finding import Finding
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.sources import SourceStatus
+
+
+async def examine(
+    config: Config, sources: list[SourceStatus], inventory: Inventory, channels: list[str]
+) -> list[Finding]:
+    """Every precondition of this node."""
+    return [
+        *node.root(),
+        *(node.source(status, getattr(config.sources, status.name)) for status in sources),
+        *node.switches(),
+        *await node.tools(),
+        *node.rivals(),
+        *filesystems.examine(inventory),
+        *await images.examine(inventory, config.repair),
+        *ves.examine(inventory),
+        *node.channels(channels),
+    ]

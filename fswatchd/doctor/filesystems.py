@@ -1,0 +1,82 @@
+"""Filesystems that are mounted: can they be heard, and what does an error in one do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fswatchd.doctor.finding import Finding
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Superblock
+
+_EXT = {"ext2", "ext3", "ext4"}
+
+
+def examine(inventory: Inventory) -> list[Finding]:
+    """What the mount tables show."""
+    superblocks = inventory.view.superblocks.values()
+    text = f"{len(superblocks)} disk filesystems seen in all mount namespaces, by "
+    findings = [
+        Finding(
+            code="FSW-DOCTOR-MOUNTS", name="mounts", level="ok", text=text + inventory.scanner.name
+        )
+    ]
+    findings += [_not_reached(device) for device in inventory.unreached()]
+    by_uuid: dict[str, list[str]] = {}
+    for superblock in superblocks:
+        if superblock.uuid:
+            by_uuid.setdefault(superblock.uuid, []).append(superblock.device)
+        if superblock.fstype in _EXT:
+            findings += _on_error(inventory, superblock, errors_option(superblock))
+    for uuid, devices in by_uuid.items():
+        if len(devices) > 1:
+            text = f"{', '.join(sorted(devices))} share the UUID {uuid} (copies of one image)"
+            remedy = "tune2fs -U random on each while it is unmounted; fswatchd copes meanwhile"
+            findings.append(
+                Finding(
+                    code="FSW-DOCTOR-UUID", name="uuid", level="warning", text=text, remedy=remedy
+                )
+            )
+    return findings
+
+
+def _not_reached(device: str) -> Finding:
+    return Finding(
+        code="FSW-DOCTOR-UNREACHED",
+        name=f"filesystem {device}",
+        level="warning",
+        text="it cannot be reached: fanotify does not hear its errors, the kernel log does",
+        remedy="the log of fswatchd says why: a mount over it, or a sandbox that is too tight",
+    )
+
+
+def _on_error(inventory: Inventory, superblock: Superblock, errors: str | None) -> list[Finding]:
+    name = f"filesystem {superblock.device}"
+    owners = inventory.view.affected(superblock.devno)
+    if errors == "panic":
+        text = "errors=panic: an error in it takes the whole node down"
+        remedy = f"tune2fs -e remount-ro /dev/{superblock.device}, and remount it"
+        return [
+            Finding(code="FSW-DOCTOR-PANIC", name=name, level="critical", text=text, remedy=remedy)
+        ]
+    if errors == "continue" and owners:
+        text = f"errors=continue: {', '.join(owners)} goes on writing to a damaged filesystem"
+        remedy = f"tune2fs -e remount-ro /dev/{superblock.device}; it holds from the next mount on"
+        return [
+            Finding(
+                code="FSW-DOCTOR-CONTINUE", name=name, level="warning", text=text, remedy=remedy
+            )
+        ]
+    return []
+
+
+def errors_option(superblock: Superblock, directory: Path = Path("/proc/fs/ext4")) -> str | None:
+    """What the mount does on an error: `continue`, `remount-ro`, `panic`; None where unknown.
+
+    /proc/fs/ext4/DEVICE/options has all options, the mount table those that are not the default.
+    """
+    try:
+        options = (directory / superblock.device / "options").read_text(encoding="utf-8").split()
+    except OSError:
+        options = list(superblock.options)
+    found = [o.partition("=")[2] for o in options if o.startswith("errors=")]
+    return found[-1] if found else None

@@ -1,0 +1,92 @@
+"""The VEs of the node: which could be repaired, and what is missing for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from fswatchd import process
+from fswatchd.doctor.finding import Finding
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Ve
+
+
+def examine(inventory: Inventory) -> list[Finding]:
+    """What is known, and what is missing before a VE could be repaired."""
+    findings = []
+    platforms: dict[str, int] = {}
+    known = inventory.view.ves.values()
+    for ve in known:
+        platforms[ve.platform] = platforms.get(ve.platform, 0) + 1
+        if _could_be_repaired(ve) and not ve.commands.start:
+            text = "it has a volume and no start command: it could not be started after a repair"
+            remedy = "give start, stop and kill in its ve.d file"
+            findings.append(
+                Finding(
+                    code="FSW-DOCTOR-NO-START",
+                    name=ve.ve_id,
+                    level="warning",
+                    text=text,
+                    remedy=remedy,
+                )
+            )
+    for what, count in Counter(filter(None, (ve.unrepairable for ve in known))).items():
+        text = f"{count} reported, never repaired: each is {what}"
+        findings.append(Finding(code="FSW-DOCTOR-VES", name="ves", level="ok", text=text))
+    for kind, count in Counter(_formats(known)).items():
+        text = f"{count} in the format {kind}: errors are reported, and never repaired here"
+        findings.append(Finding(code="FSW-DOCTOR-FORMAT", name="volumes", level="ok", text=text))
+    for program in _missing_programs(inventory):
+        text = f"{program} is not found: VEs that need it cannot be started or stopped"
+        findings.append(
+            Finding(code="FSW-DOCTOR-TOOL", name=f"tool {program}", level="warning", text=text)
+        )
+    for name, problem in inventory.problems.items():
+        findings.append(
+            Finding(
+                code="FSW-DOCTOR-PLATFORM", name=f"platform {name}", level="warning", text=problem
+            )
+        )
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(platforms.items()))
+    if counts:
+        findings.append(Finding(code="FSW-DOCTOR-VES", name="ves", level="ok", text=counts))
+    else:
+        findings.append(
+            Finding(
+                code="FSW-DOCTOR-NO-VE",
+                name="ves",
+                level="warning",
+                text="no VE is known: faults would be reported, never repaired",
+                remedy="declare VEs of platforms without a driver in /etc/fswatchd/ve.d",
+            )
+        )
+    return findings
+
+
+def _could_be_repaired(ve: Ve) -> bool:
+    return not ve.unrepairable and any(volume.format == "raw" for volume in ve.volumes)
+
+
+def _formats(ves: Iterable[Ve]) -> Iterator[str]:
+    """Of volumes that only their platform can open, of VEs that else could be repaired."""
+    for ve in ves:
+        if not ve.unrepairable:
+            yield from (f"{v.format} of {ve.platform}" for v in ve.volumes if v.format != "raw")
+
+
+def _missing_programs(inventory: Inventory) -> list[str]:
+    """Programs that the VEs' commands are of, and that are not there."""
+    wanted: set[str] = set()
+    for ve in inventory.view.ves.values():
+        commands = ve.commands
+        for argv in (
+            commands.start,
+            commands.stop,
+            commands.kill,
+            commands.freeze,
+            commands.thaw,
+        ):
+            wanted.update(argv[:1])
+    path = process.ENVIRONMENT["PATH"]
+    return sorted(program for program in wanted if shutil.which(program, path=path) is None)

@@ -1,0 +1,1 @@
+"""The machine lane: whole machines in QEMU, on which the package is installed and proven."""

@@ -1,0 +1,109 @@
+"""The guests: a Debian tree with two kernels, made once and kept in a cache outside of the project.
+
+One disk image serves both: QEMU boots it with the one kernel or the other. A machine works on an
+overlay of its own and never on the image itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SUITE = "trixie"
+_MIRROR = "http://deb.debian.org/debian"
+_SOURCES = (f"deb {_MIRROR} {SUITE} main", f"deb {_MIRROR} {SUITE}-backports main")
+_SIZE = "4G"
+_PACKAGES = (
+    "systemd-sysv udev dbus kmod iproute2 procps linux-image-amd64 initramfs-tools"
+    " qemu-guest-agent lvm2 thin-provisioning-tools systemd-container lxc busybox-static"
+    " btrfs-progs xfsprogs e2fsprogs f2fs-tools curl"
+    # What the package depends on: a machine has no network.
+    " python3-aiohttp python3-pydantic python3-pyudev python3-rich python3-systemd"
+)
+# The kernel is loaded by QEMU: the initrd needs what finds the root disk, and nothing else.
+_INITRD = (
+    'mkdir -p "$1/etc/initramfs-tools/conf.d"',
+    'printf "virtio_pci\\nvirtio_blk\\next4\\n" > "$1/etc/initramfs-tools/modules"',
+    'printf "MODULES=list\\nCOMPRESS=gzip\\n" > "$1/etc/initramfs-tools/conf.d/small"',
+)
+# Nobody logs in, and nothing shall run beside what is measured.
+_MASKED = (
+    "serial-getty@.service getty@.service e2scrub_reap.service apt-daily.timer"
+    " apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer lxc-net.service"
+    " systemd-networkd-wait-online.service dpkg-db-backup.timer"
+)
+_CUSTOMIZE = (
+    f'chroot "$1" apt-get install -y -qq -t {SUITE}-backports linux-image-amd64',
+    'rm -f "$1/etc/machine-id" && touch "$1/etc/machine-id"',
+    'printf "/dev/vda / ext4 rw,errors=remount-ro 0 1\\n" > "$1/etc/fstab"',
+    'echo node1 > "$1/etc/hostname" && printf "127.0.0.1 localhost node1\\n" > "$1/etc/hosts"',
+    'mkdir -p "$1/var/log/journal" "$1/srv/ves"',
+    f'chroot "$1" systemctl mask -q {_MASKED}',
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """What QEMU boots. `kernels` are (release, kernel, initrd), the oldest first."""
+
+    disk: Path
+    kernels: tuple[tuple[str, Path, Path], ...]
+
+
+def cache_directory() -> Path:
+    """Outside of the checkout, so that a fresh clone finds it again."""
+    given = os.environ.get("FSWATCHD_VM_CACHE")
+    return Path(given) if given else Path("/var/cache/fswatchd-vm")
+
+
+def prepare() -> Guest:
+    """The guest from the cache, made now where it is not there or its recipe has changed."""
+    recipe = [*_SOURCES, _SIZE, _PACKAGES, *_INITRD, *_CUSTOMIZE]
+    key = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
+    place = cache_directory() / f"guest-{key}"
+    if not (place / "root.img").exists():
+        _make(place)
+    kernels = []
+    for kernel in sorted(place.glob("vmlinuz-*"), key=lambda path: _order(path.name)):
+        release = kernel.name.removeprefix("vmlinuz-")
+        kernels.append((release, kernel, place / f"initrd.img-{release}"))
+    return Guest(disk=place / "root.img", kernels=tuple(kernels))
+
+
+def _order(name: str) -> list[int]:
+    return [int(part) for part in name.split("-")[1].split("+")[0].split(".")]
+
+
+def _make(place: Path) -> None:
+    print(f"making the guest in {place} (some minutes)", flush=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix="making-") as directory:
+        work = Path(directory)
+        tree, new = work / "tree", work / "new"
+        new.mkdir()
+        argv = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=directory"]
+        argv += ['--aptopt=APT::Install-Recommends "false"', '--aptopt=Acquire::Languages "none"']
+        argv += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=force-unsafe-io"]
+        argv += ["--dpkgopt=path-exclude=/usr/share/locale/*"]
+        argv += [f"--essential-hook={hook}" for hook in _INITRD]
+        argv += [f"--customize-hook={hook}" for hook in _CUSTOMIZE]
+        argv += [f"--include={','.join(_PACKAGES.split())}", SUITE, str(tree), *_SOURCES]
+        subprocess.run(["nice", *argv], check=True)
+        for pattern in ("vmlinuz-*", "initrd.img-*"):
+            for path in (tree / "boot").glob(pattern):
+                shutil.move(path, new / path.name)
+        disk = new / "root.img"
+        make_disk(disk, tree, _SIZE)
+        shutil.rmtree(place, ignore_errors=True)
+        new.rename(place)
+
+
+def make_disk(disk: Path, tree: Path, size: str) -> None:
+    """An ext4 image with the content of a directory."""
+    argv = ["mke2fs", "-q", "-t", "ext4", "-m", "1", "-d", str(tree), str(disk), size]
+    subprocess.run(argv, check=True, stderr=subprocess.PIPE)

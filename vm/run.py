@@ -1,0 +1,158 @@
+"""`make test-vm`: run scenarios on whole machines, one machine at a time, and say what was seen.
+
+vm/run.py [--scenario NAME]... [--kernel VERSION]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from vm import guest, node, scenarios  # noqa: E402
+from vm.machine import Disks, Machine, MachineError  # noqa: E402
+
+RESULTS = PROJECT / "dist" / "vm"
+
+
+def all_scenarios() -> dict[str, ModuleType]:
+    """By name, in the order of their modules' names."""
+    found = {}
+    for module in pkgutil.iter_modules(scenarios.__path__):
+        scenario = importlib.import_module(f"vm.scenarios.{module.name}")
+        found[scenario.NAME] = scenario
+    return found
+
+
+def make_payload(work: Path) -> Path:
+    """A disk with the package and the next version of it."""
+    tree, disk = work / "payload", work / "payload.img"
+    for place, revision in (("dist", "1"), ("upgrade", "2")):
+        argv = [str(PROJECT / "data" / "deb.sh"), guest.SUITE, revision]
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        (tree / place).mkdir(parents=True)
+        shutil.copy(PROJECT / done.stdout.split()[-1], tree / place)
+    (PROJECT / done.stdout.split()[-1]).unlink()  # nobody wants the second one
+    (package,) = (tree / "dist").iterdir()
+    (work / "payload.sum").write_text(contents(package))
+    guest.make_disk(disk, tree, "64M")
+    return disk
+
+
+def contents(package: Path) -> str:
+    """A digest of what a package installs, but for its changelog, which has the commit's date."""
+    with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as directory:
+        tree = Path(directory)
+        subprocess.run(["dpkg-deb", "-x", str(package), directory], check=True)
+        shutil.rmtree(tree / "usr/share/doc")
+        digest = hashlib.sha256()
+        for path in sorted(tree.rglob("*")):
+            digest.update(f"{path.relative_to(tree)}\n".encode())
+            if path.is_file() and path.name not in {"RECORD", "INSTALLER"}:
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+def installed(prepared: guest.Guest, payload: Path) -> Disks:
+    """The disks of a node with this package installed, kept in the cache until it changes."""
+    key = payload.with_name("payload.sum").read_text()[:12]
+    nodes = prepared.disk.parent / "nodes"
+    place = nodes / key
+    if not place.exists():
+        shutil.rmtree(nodes, ignore_errors=True)
+        nodes.mkdir()
+        print("installing the package on a node for all scenarios", flush=True)
+        # Beside its place: disks are moved there when they are whole.
+        machine = Machine(
+            nodes / f"{key}.new", Disks(root=prepared.disk), prepared.kernels[0], payload
+        )
+        try:
+            machine.power_on()
+            node.install(machine)
+            machine.power_off()
+            machine.keep_disks(place)
+        finally:
+            machine.close()
+    return Disks(root=place / "root.qcow2", data=place / "data.img")
+
+
+def run_one(
+    scenario: ModuleType, kernel: tuple[str, Path, Path], disks: Disks, payload: Path
+) -> dict[str, Any]:
+    """One scenario on one kernel, with a machine of its own."""
+    place = RESULTS / f"{scenario.NAME}-{kernel[0].split('+')[0]}"
+    shutil.rmtree(place, ignore_errors=True)
+    started = time.monotonic()
+    machine = Machine(place, disks, kernel, payload)
+    result: dict[str, Any] = {"scenario": scenario.NAME, "kernel": kernel[0]}
+    try:
+        result["boot_s"] = round(machine.power_on(), 1)
+        result["seen"] = scenario.run(machine)
+        result["passed"] = True
+    except (MachineError, OSError, KeyError, IndexError, ValueError) as error:
+        result["passed"], result["why"] = False, f"{type(error).__name__}: {error}"
+    finally:
+        try:
+            node.collect(machine)
+        except (MachineError, OSError) as error:
+            print(f"  nothing could be brought back: {error}", flush=True)
+        machine.close()
+    result["took_s"] = round(time.monotonic() - started)
+    return result
+
+
+def main() -> int:
+    """Exit code 1 where a scenario has failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no machine outlives its scenario
+    known = all_scenarios()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scenario", action="append", choices=sorted(known))
+    parser.add_argument("--kernel", help="only kernels that begin so")
+    arguments = parser.parse_args()
+    prepared = guest.prepare()
+    kernels = [k for k in prepared.kernels if k[0].startswith(arguments.kernel or "")]
+    results = []
+    with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as directory:
+        payload = make_payload(Path(directory))
+        for name in arguments.scenario or known:
+            scenario = known[name]
+            chosen = {"all": kernels, "oldest": kernels[:1], "newest": kernels[-1:]}
+            for kernel in chosen[scenario.KERNELS]:
+                print(f"{name} on {kernel[0]}: {scenario.TEXT}", flush=True)
+                bare = getattr(scenario, "BARE", False)
+                disks = Disks(root=prepared.disk) if bare else installed(prepared, payload)
+                result = run_one(scenario, kernel, disks, payload)
+                results.append(result)
+                show(result)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    failed = [result for result in results if not result["passed"]]
+    print(f"{len(results) - len(failed)} passed, {len(failed)} failed; details in {RESULTS}")
+    return 1 if failed or not results else 0
+
+
+def show(result: dict[str, Any]) -> None:
+    """One result, for people."""
+    for name, value in result.get("seen", {}).items():
+        print(f"  {name}: {value}")
+    print(f"  {'passed' if result['passed'] else 'FAILED'} in {result['took_s']} s", flush=True)
+    if not result["passed"]:
+        print(f"  {result['why']}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,12 +15,16 @@ import errno
 import json
 import os
 import select
+import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
 from fswatchd.errors import FswatchError
+from fswatchd.kernel import proc
 
+_FILTER = "fswatchd-seccomp"
 _LEAST_MEMORY = 1 << 30
 _OPEN_FILES = 256
 _MAX_STATUS = 4096
@@ -110,7 +114,7 @@ class Entry:
         try:
             sync_fd = os.dup(status_fd)
             self.fds = (status_fd, sync_fd)
-            filter_fd = os.memfd_create("fswatchd-seccomp")
+            filter_fd = os.memfd_create(_FILTER)
             self.fds = (status_fd, sync_fd, filter_fd)
             os.write(filter_fd, _filter())
             os.lseek(filter_fd, 0, os.SEEK_SET)
@@ -150,6 +154,30 @@ class Entry:
             os.close(self._status)
         codes = [json.loads(line) for line in told.splitlines() if b"exit-code" in line]
         return (int(codes[-1]["exit-code"]) if codes else None), gone
+
+
+def end_orphans() -> int:
+    """End what was being built when its daemon was killed; returns how many there were.
+
+    Between clone(2) and its prctl(2) nothing ends the inner process of bwrap with the outer one,
+    and it would wait for that for ever. It is told by its filter, and by having lost its parent.
+    """
+    ended = 0
+    for pid in proc.pids():
+        if proc.parent(pid) == 1 and proc.command_name(pid) == "bwrap" and _has_our_filter(pid):
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+    return ended
+
+
+def _has_our_filter(pid: int) -> bool:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in names]
+    except OSError:
+        return False
+    return any(link.startswith(f"/memfd:{_FILTER} ") for link in links)
 
 
 @cache
@@ -200,7 +228,7 @@ def _filter() -> bytes:
         _forbid(library, context, "clone3", errno.ENOSYS)
         process = _ArgumentCompare(0, _MASKED_EQUAL, _CLONE_THREAD, 0)
         _forbid(library, context, "clone", errno.EPERM, process)
-        fd = os.memfd_create("fswatchd-seccomp")
+        fd = os.memfd_create(_FILTER)
         try:
             _checked(library.seccomp_export_bpf(ctypes.c_void_p(context), ctypes.c_int(fd)))
             return os.pread(fd, 1 << 16, 0)

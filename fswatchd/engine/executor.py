@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from fswatchd import sandbox
 from fswatchd.book import IncidentBook
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.history import History
@@ -113,6 +114,8 @@ class Executor:
 
     async def recover(self) -> None:
         """Take up what an earlier run of the daemon left half-way; thaw what it left frozen."""
+        if orphans := await asyncio.to_thread(sandbox.end_orphans):
+            log.warning("ended %d sandboxes that an earlier run has left half built", orphans)
         for incident in self._book.open_incidents():
             # At the end of a plan everything is thawed: what is frozen later is somebody else's.
             for record in incident.steps:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from fswatchd import process
-from fswatchd.kernel import loop
+from fswatchd import process, sandbox
+from fswatchd.kernel import loop, proc
 from fswatchd.sandbox import Sandbox, SandboxError
+from tests.system.conftest import wait_until
 
 # What a hole in a fsck program would let a hostile filesystem do; prints what it could.
 HOSTILE = r"""
@@ -137,3 +140,41 @@ async def test_a_sandbox_that_cannot_be_built_is_no_answer_of_the_program(work) 
     argv = ("e2fsck", "-fy", str(work / "missing"))
     with pytest.raises(SandboxError, match="sandbox failed"):
         await process.run(argv, timeout_s=60, sandbox=Sandbox(device=str(work / "missing")))
+
+
+@pytest.mark.parametrize("orphan", [True, False])
+def test_a_sandbox_whose_daemon_was_killed_while_it_was_built_is_ended(
+    work: Path, *, orphan: bool
+) -> None:
+    """And none that a daemon is building: another one may run beside this."""
+    program = work / "bwrap"
+    shutil.copy("/bin/sleep", program)
+    filter_fd = os.memfd_create("fswatchd-seccomp", 0)
+    os.set_inheritable(filter_fd, True)
+    reader, writer = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        inner = os.fork()
+        if inner == 0:
+            os.execv(program, ["bwrap", "1000"])
+        os.write(writer, str(inner).encode())
+        if not orphan:
+            signal.pause()
+        os._exit(0)
+    inner = int(os.read(reader, 16))
+    try:
+        if orphan:
+            os.waitpid(middle, 0)
+        wait_until(lambda: proc.command_name(inner) == "bwrap")
+        sandbox.end_orphans()
+        if orphan:
+            wait_until(lambda: not proc.is_alive(inner, None))
+        else:
+            assert proc.is_alive(inner, None)
+    finally:
+        for fd in (filter_fd, reader, writer):
+            os.close(fd)
+        if not orphan:
+            os.kill(inner, signal.SIGKILL)
+            os.kill(middle, signal.SIGKILL)
+            os.waitpid(middle, 0)

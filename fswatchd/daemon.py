@@ -22,18 +22,7 @@ from typing import Any
 from systemd import daemon as systemd
 
 from fswatchd import __version__, config, doctor, logs, views
-from fswatchd.actions.contain import ContainAction
-from fswatchd.actions.evacuate import EvacuateAction
-from fswatchd.actions.execute import ExecAction
-from fswatchd.actions.fsck import FsckAction
-from fswatchd.actions.notify import NotifyAction
-from fswatchd.actions.quarantine import QuarantineAction
-from fswatchd.actions.remount import RemountAction
-from fswatchd.actions.scrub import ScrubAction
-from fswatchd.actions.snapshot import SnapshotAction
-from fswatchd.actions.task_steps import FreezeAction, ThawAction
-from fswatchd.actions.trim import TrimAction
-from fswatchd.actions.ve_steps import StartAction, StopAction
+from fswatchd.actions.every import every_action
 from fswatchd.api import server
 from fswatchd.api.auth import Peer
 from fswatchd.api.listen import Endpoints, RuntimeDirectory
@@ -75,20 +64,10 @@ from fswatchd.notify.notices import Notices
 from fswatchd.notify.outbox import Outbox
 from fswatchd.notify.webhook import Channel
 from fswatchd.platforms import scope
-from fswatchd.platforms.cri import CriPlatform
-from fswatchd.platforms.declared import DeclaredPlatform
-from fswatchd.platforms.drill import DrillPlatform
-from fswatchd.platforms.engines import EnginePlatform, docker, podman
-from fswatchd.platforms.incus import IncusPlatform
-from fswatchd.platforms.libvirt import LibvirtPlatform
-from fswatchd.platforms.lxc import LxcPlatform
-from fswatchd.platforms.nspawn import NspawnPlatform
-from fswatchd.platforms.openvz import OpenvzPlatform
-from fswatchd.platforms.proxmox import ProxmoxPlatform
-from fswatchd.platforms.uml import UmlPlatform
+from fswatchd.platforms.every import EveryPlatform
 from fswatchd.rules import RuleSet
 from fswatchd.spool import Spool
-from fswatchd.steps import Action, ActionSettings
+from fswatchd.steps import ActionSettings
 from fswatchd.store import Store
 
 log = logging.getLogger(__name__)
@@ -116,34 +95,14 @@ class Daemon:
         )
         self.stream = EventStream(self.store)
         self._book = IncidentBook(self.store, node)
-        self._drills = DrillPlatform()
-        libvirt = LibvirtPlatform()
-        engines: list[IncusPlatform | EnginePlatform | CriPlatform] = [
-            IncusPlatform("incus", "incus", "/var/lib/incus/unix.socket"),
-            IncusPlatform("lxd", "lxc", "/var/lib/lxd/unix.socket"),
-            podman(),
-            docker(),
-            CriPlatform(),
-        ]
-        self._asked = [*(engine.asked for engine in engines), libvirt.asked]
+        self._platforms = EveryPlatform(settings.daemon.ves)
         self.inventory = Inventory(
-            [
-                # First: where two declare an image the later one has it, and users start these.
-                UmlPlatform(),
-                ProxmoxPlatform(),
-                OpenvzPlatform(),
-                NspawnPlatform(),
-                *engines,
-                LxcPlatform(),
-                libvirt,
-                DeclaredPlatform(settings.daemon.ves),
-                self._drills,
-            ],
+            self._platforms.drivers,
             unclaimed=scope.describe,
             own_paths=[str(settings.daemon.state_dir)],
         )
         self._watch = InventoryWatch(self.inventory)
-        for asked in self._asked:
+        for asked in self._platforms.asked:
             asked.changed = self._watch.poke
         self._history = History(self.store)
         self._intake = Intake(self.store, self._book, self.inventory, self.stream)
@@ -158,7 +117,7 @@ class Daemon:
         self.outbox = Outbox(self.store, node, lambda delivery: self.notices.delivered(delivery))
         self.notices = Notices(self._book, self.outbox)
         self._journal = JournalNotices(self._book, JournalSocket())
-        self._scratch = ScratchVes(self._drills, self.inventory, self.notices)
+        self._scratch = ScratchVes(self._platforms.drills, self.inventory, self.notices)
         self.rules = RuleKeeper(
             settings.daemon.rules,
             self.store,
@@ -185,22 +144,6 @@ class Daemon:
             kill_timeout_s=repair.kill_timeout,
             start_timeout_s=repair.start_timeout,
         )
-        actions: dict[str, Action] = {
-            "notify": NotifyAction(self.notices),
-            "remount": RemountAction(),
-            "snapshot": SnapshotAction(),
-            "fsck": FsckAction(),
-            "contain": ContainAction(),
-            "freeze": FreezeAction(),
-            "thaw": ThawAction(),
-            "stop": StopAction(),
-            "start": StartAction(),
-            "quarantine": QuarantineAction(),
-            "scrub": ScrubAction(),
-            "trim": TrimAction(),
-            "exec": ExecAction(),
-            "evacuate": EvacuateAction(),
-        }
         self.evidence = EvidenceRoom(settings.state_dir, repair.keep_evidence)
         self._executor = Executor(
             self._book,
@@ -208,7 +151,7 @@ class Daemon:
             self._listening.state,
             self._history,
             settings,
-            actions,
+            every_action(self.notices),
             self.evidence,
             self._plan_ended,
             lambda incident_id, delay_s: self._decider.poke(incident_id, delay_s),
@@ -348,7 +291,7 @@ class Daemon:
         if unsent := self._journal.close():
             log.warning("the journal has not taken %d entries about incidents", unsent)
         self._book.flush()
-        for asked in self._asked:
+        for asked in self._platforms.asked:
             await asked.close()
         await self.inventory.close()
         await self.store.close()

@@ -86,7 +86,7 @@ class NodeReader:
         remote = serving.mounted(everything, ves)
         served = {devno: found.mounts for devno, found in remote.items()}
         self._paths.served_at(ownership.node_points(served, node_namespace))
-        images = _images(ves, self._paths.key)
+        images, formats = _images(ves, self._paths.key)
         mounted = {d: found for d, found in everything.items() if d not in remote}
         layered = {d: found for d, found in mounted.items() if found[0].mount.fstype == OVERLAY}
         places = {d: found for d, found in mounted.items() if d not in layered}
@@ -98,7 +98,8 @@ class NodeReader:
         self._with_served(devices, images)
         paths = _paths(images, devices)
         # What lies on a server is not opened: it may not answer.
-        chains = self._images.chains({key: p for key, p in paths.items() if key[0] not in remote})
+        local = {key: path for key, path in paths.items() if key[0] not in remote}
+        chains = self._images.chains(local, formats)
         paths |= chains.paths
         hosts: set[Devno | None] = {host for host, _ in paths}
         hosts |= {device.backing.image_devno for device in devices.values()}
@@ -278,14 +279,20 @@ def same_superblock(old: Superblock | None, new: Superblock | None) -> bool:
     return any((place.namespace, place.mount.mount_id) in before for place in new.mounts)
 
 
-def _images(ves: dict[VeId, Ve], key_of: Callable[[str], Key | None]) -> Images:
-    found: dict[tuple[Devno, int], tuple[VeId, str]] = {}
+def _images(
+    ves: dict[VeId, Ve], key_of: Callable[[str], Key | None]
+) -> tuple[Images, dict[Key, str]]:
+    """The images that VEs declare, and the formats of those that something has to open first."""
+    found: dict[Key, tuple[VeId, str]] = {}
+    formats: dict[Key, str] = {}
     for ve in ves.values():
         for volume in ve.volumes:
             key = key_of(volume.image) if volume.image else None
             if key is not None and volume.image:
                 found[key] = (ve.ve_id, volume.image)
-    return found
+                if volume.format != "raw":
+                    formats[key] = volume.format
+    return found, formats
 
 
 def _paths(images: Images, devices: dict[Devno, BlockDevice]) -> dict[tuple[Devno, int], str]:

@@ -15,6 +15,7 @@ from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
 from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
 from tests.unit.inventory.test_stack_graph import PART, layered, loop_on
+from tests.unit.kernel.test_cow import third
 from tests.unit.kernel.test_qcow2 import image
 
 BASE, MIDDLE, TOP = (PART, 1), (PART, 2), (Devno(8, 17), 3)
@@ -127,6 +128,25 @@ def test_the_content_of_an_image_with_another_name_is_not_believed(tmp_path: Pat
     victim.touch()
     liar.write_bytes(image(b"victim.raw", b"raw"))
     assert ImageReader(Places()).chains({key(liar): str(liar)}).bases == {}
+
+
+def test_what_a_platform_opens_as_a_cow_file_or_qcow2_rests_on_what_its_header_names(
+    tmp_path: Path,
+) -> None:
+    base, cow, disk = (tmp_path / name for name in ("base", "ve101.cow", "vm.img"))
+    base.touch()
+    cow.write_bytes(third(os.fsencode(base)))
+    disk.write_bytes(image(os.fsencode(base), b"raw"))
+    images = {key(cow): str(cow), key(disk): str(disk)}
+    reader = ImageReader(Places())
+    formats = {key(cow): "cow", key(disk): "qcow2"}
+    assert reader.chains(images, formats).bases == {key(cow): key(base), key(disk): key(base)}
+    # Whoever writes to an image that is opened as it is can put any header into it.
+    assert reader.chains(images).bases == {}
+    assert reader.chains(images, dict.fromkeys(images, "ubd")).bases == {}
+    # Where an instance ran that was given a name without a directory, nobody knows.
+    cow.write_bytes(third(b"base"))
+    assert reader.chains(images, formats).bases == {key(disk): key(base)}
 
 
 def test_names_that_lead_nowhere_or_to_themselves_make_no_chain(tmp_path: Path) -> None:

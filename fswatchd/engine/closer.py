@@ -236,11 +236,13 @@ class Closer:
             if not incident.recent:
                 return  # opened a moment ago: the event that opened it has not joined yet
             quiet_s = (boottime_ns() - incident.recent[-1][0]) / NS
-            healthy = self._state.health(superblock.devno) is Health.OK
-            keep = incident.requested_by is not None
+            keep = incident.requested_by is not None or incident.confirmed
             # Counters of a filesystem say nothing about its device: that has to be quiet for long.
             keep = keep or (incident.device_errors > 0 and not self._is_quiet(incident))
-            if not keep and not incident.confirmed and healthy and quiet_s > incident.healthy_s:
+            if keep or quiet_s <= incident.healthy_s:
+                return
+            self._state.check(superblock.devno)  # as it is now, not as it was at the last look
+            if self._state.health(superblock.devno) is Health.OK:
                 text = "only log lines said so, and the kernel's own counters are clean"
                 self._book.close(incident, Outcome.FALSE_ALARM, text)
             return

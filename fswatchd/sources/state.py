@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 _OFTEN_S = 0.9
 _ALL_EVERY_S = 15.0
 _HINT_S = 0.02
+# The kernel may write the line before it does what it says (ext4_force_shutdown).
+_HINT_AGAIN_S = 0.5
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class StateSource(Source):
         self._poller: select.epoll | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._hinted: set[Devno] = set()
+        self._hinted_before: set[Devno] = set()
         self._to_ask: asyncio.Queue[Devno] = asyncio.Queue()
         self._asking: set[Devno] = set()
         self._woken_by: dict[int, Devno] = {}
@@ -118,7 +121,8 @@ class StateSource(Source):
             probe.close()
 
     def check_soon(self, devno: Devno) -> None:
-        """Something hinted at this filesystem: look in a moment, once for all hints until then.
+        """Something hinted at this filesystem: look in a moment, once for all hints until then, and
+        again after a longer one.
 
         The moment lets other witnesses be stored first, and makes one look of a storm.
         """
@@ -194,6 +198,14 @@ class StateSource(Source):
 
     def _check_hinted(self) -> None:
         hinted, self._hinted = self._hinted, set()
+        for devno in hinted:
+            self.check(devno)
+        if not self._hinted_before:
+            asyncio.get_running_loop().call_later(_HINT_AGAIN_S, self._check_again)
+        self._hinted_before |= hinted
+
+    def _check_again(self) -> None:
+        hinted, self._hinted_before = self._hinted_before, set()
         for devno in hinted:
             self.check(devno)
 

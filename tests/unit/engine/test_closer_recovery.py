@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.engine.closer import NS, Closer
 from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Health
@@ -25,27 +26,55 @@ class Book:
         self.closed.append(incident.incident_id)
 
 
-@pytest.mark.parametrize("has_events", [True, False])
-def test_an_incident_whose_first_event_has_not_joined_yet_is_not_closed(
-    *, has_events: bool
-) -> None:
-    incident = builders.incident(builders.event("kmsg"), healthy_s=0.001)
-    # A machine may have been started just now.
-    recent = ((boottime_ns() - NS, "kmsg", 1),) if has_events else ()
-    incident = replace(incident, recent=recent, confirmed=False)
+class State:
+    """A filesystem that is as it was at the last look, until somebody looks again."""
+
+    def __init__(self, at_the_next_look: Health) -> None:
+        self._now, self._next = Health.OK, at_the_next_look
+
+    def check(self, _devno: Devno) -> None:
+        self._now = self._next
+
+    def health(self, _devno: Devno) -> Health:
+        return self._now
+
+
+def look(incident: Incident, health: Health = Health.OK) -> bool:
+    """Whether the incident is closed."""
     superblock = SimpleNamespace(
         disk_sequence=incident.filesystem.disk_sequence, devno=builders.LOOP3
     )
     inventory = SimpleNamespace(view=SimpleNamespace(superblocks={builders.LOOP3: superblock}))
-    state = SimpleNamespace(health=lambda _: Health.OK)
     book = Book()
     closer = Closer(
         cast("Any", book),
         cast("Any", inventory),
-        cast("Any", state),
+        cast("Any", State(health)),
         forget_volume=lambda _: None,
         poke=lambda _: None,
         has_room=cast("Any", None),
     )
     closer._look_for_recovery(incident)
-    assert bool(book.closed) is has_events
+    return bool(book.closed)
+
+
+def unconfirmed() -> Incident:
+    incident = builders.incident(builders.event("kmsg"), healthy_s=0.001)
+    # A machine may have been started just now.
+    return replace(incident, recent=((boottime_ns() - NS, "kmsg", 1),), confirmed=False)
+
+
+@pytest.mark.parametrize("has_events", [True, False])
+def test_an_incident_whose_first_event_has_not_joined_yet_is_not_closed(
+    *, has_events: bool
+) -> None:
+    incident = unconfirmed()
+    assert look(incident if has_events else replace(incident, recent=())) is has_events
+
+
+@pytest.mark.parametrize(("health", "closes"), [(Health.OK, True), (Health.SHUTDOWN, False)])
+def test_nothing_is_a_false_alarm_on_the_word_of_an_old_look(
+    health: Health, *, closes: bool
+) -> None:
+    """The kernel writes that it shuts a filesystem down before it does."""
+    assert look(unconfirmed(), health) is closes

@@ -171,7 +171,13 @@ class DaemonUnderTest:
         daemon: str = "",
         more: str = "",
     ) -> None:
-        """Write its configuration; `rules` come in addition to nothing."""
+        """Write its configuration; `rules` come in addition to nothing.
+
+        The hosts of tests are small, and so is the reserve on them.
+        """
+        if "reserve =" not in more:
+            table, _, rest = more.partition("[repair]\n")
+            more = f'{table}[repair]\nreserve = "256M"\n{rest}'
         (self.work / "rules.d").mkdir(exist_ok=True)
         (self.work / "ve.d").mkdir(exist_ok=True)
         if rules:

@@ -177,7 +177,7 @@ class DaemonUnderTest:
         """
         if "reserve =" not in more:
             table, _, rest = more.partition("[repair]\n")
-            more = f'{table}[repair]\nreserve = "256M"\n{rest}'
+            more = f'{table}\n[repair]\nreserve = "256M"\n{rest}'
         (self.work / "rules.d").mkdir(exist_ok=True)
         (self.work / "ve.d").mkdir(exist_ok=True)
         if rules:

@@ -98,9 +98,10 @@ def test_a_daemon_that_runs_beside_is_not_alarmed(daemon, work: Path) -> None:
     daemon.start()
     code, result = drill(work, "--private", "--socket", str(daemon.socket))
     assert code == 0, result["why_failed"]
+    # Whatever else fails on this machine meanwhile is no affair of the drill's.
     for incident in daemon.incidents():
-        assert incident["ves"][0].startswith("drill:")
-        assert incident["steps"] == []
+        if any(ve.startswith("drill:") for ve in incident["ves"]):
+            assert incident["steps"] == []
 
 
 def test_the_running_daemon_handles_a_drill_even_in_mode_observe(daemon, work: Path) -> None:

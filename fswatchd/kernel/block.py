@@ -52,7 +52,7 @@ def disk_sequence(devno: Devno) -> int | None:
 def sectors(devno: Devno, sysfs: Path = SYSFS) -> int | None:
     """The device's size in sectors of 512 bytes."""
     try:
-        return int((sysfs / "dev/block" / str(devno) / "size").read_text(encoding="ascii"))
+        return int(read(f"{sysfs}/dev/block/{devno}/size"))
     except (OSError, ValueError):
         return None
 

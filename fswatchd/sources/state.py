@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,7 +22,6 @@ from fswatchd.events import EventClass, Health, SourceState
 from fswatchd.inventory.model import Superblock
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
-from fswatchd.kernel.remote import RemoteMounts
 from fswatchd.sources import Sink, Source
 from fswatchd.sources.probes import Finding, Memory, Mounts, Probe, Seen, worst_health
 from fswatchd.sources.probes.btrfs import BtrfsProbe
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 # An error of which nothing else tells is known within a second.
 _OFTEN_S = 0.9
 _ALL_EVERY_S = 15.0
+# With many filesystems the turns come less often: a hint is followed at once all the same.
+_EACH_S = 0.003
+_ROUND = 10
 _HINT_S = 0.02
 # The kernel may write the line before it does what it says (ext4_force_shutdown).
 _HINT_AGAIN_S = 0.5
@@ -177,9 +180,7 @@ class StateSource(Source):
                 probes.append(BtrfsProbe(superblock, self._mounts, seen))
             case "f2fs":
                 probes.append(F2fsProbe(superblock))
-        image = superblock.backing.image
-        # An image on a server is not asked: it may not answer.
-        if image is not None and RemoteMounts().holding(image) is None:
+        if superblock.backing.kind == "loop":
             probes.append(LoopProbe(superblock))
         probes += [
             MdProbe(array, Seen(self._memory, f"{volume}#{array}"))
@@ -210,13 +211,15 @@ class StateSource(Source):
             self.check(devno)
 
     async def _look_regularly(self) -> None:
-        rounds = round(_ALL_EVERY_S / _OFTEN_S)
-        number = 0
+        looked = time.monotonic()
         while True:
-            await asyncio.sleep(_OFTEN_S)
-            number += 1
+            all_s = len(self._watched) * _EACH_S
+            await asyncio.sleep(max(_OFTEN_S, all_s))
+            everything = time.monotonic() - looked >= max(_ALL_EVERY_S, _ROUND * all_s)
+            if everything:
+                looked = time.monotonic()
             try:
-                self._look(everything=number % rounds == 0)
+                self._look(everything=everything)
             except Exception:  # a task border: without it all counters would be deaf for good
                 log.exception("cannot look at the state of all filesystems")
 

@@ -18,8 +18,6 @@ from fswatchd.units import show_size
 class LoopProbe(Probe):
     """The image below one superblock."""
 
-    often = True
-
     def __init__(self, superblock: Superblock) -> None:
         self._superblock = superblock
         self._short = 0
@@ -34,9 +32,15 @@ class LoopProbe(Probe):
 
 
 def missing_bytes(superblock: Superblock) -> int:
-    """How many bytes at the end of a loop device its image does not have."""
+    """How many bytes at the end of a loop device its image does not have; 0 where unknown.
+
+    A host filesystem without a device of its own may be a server's, who need not answer: nobody
+    asks for the size of a file there.
+    """
     backing = superblock.backing
     if backing.kind != "loop" or backing.image is None or backing.inode_key is None:
+        return 0
+    if backing.inode_key[0].major == 0:
         return 0
     device = superblock.members[0] if superblock.members else superblock.devno
     return block.image_short_by(device, backing.image, backing.inode_key, backing.offset)

@@ -31,6 +31,7 @@ PIECE = 256 << 20
 _TIMEOUT_S = 300.0
 _LOOK_EVERY_S = 60.0
 _AGAIN_S = 3600.0
+_FORGOTTEN_S = 90 * 86400.0
 # Of the time that it takes to read a piece, so much again passes before the next one.
 _REST = 19
 _IDLE = ("ionice", "-c", "3", "nice", "-n", "19")
@@ -58,7 +59,8 @@ class _Manifest:
     file: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     position: int = 0
-    passed: float = 0.0  # seconds of CLOCK_REALTIME
+    passed: float = 0.0  # seconds of CLOCK_REALTIME, as the next one
+    seen: float = 0.0
 
 
 class BaseDigests:
@@ -104,8 +106,9 @@ class BaseDigests:
         """Read one piece; False where nothing is due."""
         view = self._inventory.view
         paths = {view.image_paths[base]: base for base in view.image_bases.values()}
+        # Nobody looks whether a file is still there: what held it may not answer any more.
         for gone in self._manifests.keys() - paths.keys():
-            if not os.path.exists(gone):
+            if time.time() - self._manifests[gone].seen > _FORGOTTEN_S:
                 del self._manifests[gone]
                 self._facts.set_fact(f"{self._PREFIX}{gone}", None)
         due = [path for path in paths if self._is_due(path)]
@@ -126,6 +129,7 @@ class BaseDigests:
 
     async def _read_piece(self, path: str, base: ImageKey) -> None:
         known = self._manifest(path)
+        known.seen = time.time()
         number, offset = known.position, known.position * self._piece
         answer = await self._read(path, offset, self._piece)
         self._read_s = float(answer.get("seconds", 1.0))

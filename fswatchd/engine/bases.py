@@ -21,6 +21,7 @@ from fswatchd.inventory.bases import children_of_image
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import ImageKey, VeId
 from fswatchd.inventory.view import NodeView
+from fswatchd.kernel.patience import Patience
 from fswatchd.sources.probes import Memory
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class BaseWatch:
         self._memory = memory
         self._report = report
         self._quiet_until: dict[str, float] = {}
+        self._patience = Patience()
 
     async def run(self) -> None:
         """Look for ever."""
@@ -61,8 +63,9 @@ class BaseWatch:
         if not wanted:
             return
         try:
-            async with asyncio.timeout(_ANSWER_S):
-                found = await asyncio.to_thread(_stat, wanted)
+            found = await asyncio.to_thread(
+                self._patience.ask, "bases", lambda: _stat(wanted), _ANSWER_S
+            )
         except TimeoutError:
             log.warning("the bases of images do not answer: not compared")
             return

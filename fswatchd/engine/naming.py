@@ -17,11 +17,14 @@ from pathlib import Path
 
 from fswatchd import process
 from fswatchd.book import IncidentBook
+from fswatchd.errors import FswatchError
 from fswatchd.events import EventClass, FsEvent, LostWrite
 from fswatchd.helpers.client import HelperError
+from fswatchd.incidents import Incident
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import extfs
+from fswatchd.sandbox import Sandbox
 from fswatchd.sources.probes.loop import missing_bytes
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class Naming:
         self._heard: dict[str, tuple[Superblock, set[str]]] = {}
         self._known: dict[str, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        book.subscribe(lambda _, after: self._changed(after))
 
     def heard(self, event: FsEvent, incident_id: str, superblock: Superblock) -> None:
         """An event of this incident may tell where data are lost."""
@@ -59,6 +63,10 @@ class Naming:
             task.add_done_callback(self._tasks.discard)
         if len(details) < _MAX_BLOCKS:
             details.add(event.detail)
+
+    def _changed(self, incident: Incident) -> None:
+        if not incident.is_open:
+            self._known.pop(incident.incident_id, None)
 
     async def _look(self, incident_id: str) -> None:
         await asyncio.sleep(_SETTLE_S)
@@ -76,7 +84,7 @@ class Naming:
                 found = await _on_ext(superblock, fresh)
             else:
                 return
-        except (OSError, HelperError, process.ProcessError) as error:
+        except (OSError, HelperError, FswatchError) as error:
             log.warning("cannot name the files hurt on %s: %s", superblock.device, error)
             return
         incident = self._book.get(incident_id)
@@ -163,7 +171,8 @@ async def _on_ext(superblock: Superblock, details: set[str]) -> list[LostWrite]:
 
 async def _debugfs(device: str, request: str) -> str:
     argv = ("debugfs", "-R", request, device)
-    return (await process.run(argv, timeout_s=_TIMEOUT_S, heavy=True)).output
+    sandbox = Sandbox(device=device, readonly=True, cpu_s=_TIMEOUT_S)
+    return (await process.run(argv, timeout_s=_TIMEOUT_S, heavy=True, sandbox=sandbox)).output
 
 
 def _bytes(superblock: Superblock) -> int:

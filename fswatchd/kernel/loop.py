@@ -7,7 +7,7 @@ namespace or end in ` (deleted)`. The file's device and inode from LOOP_GET_STAT
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ _CONFIG = struct.Struct("=II232s64s")
 _ATTEMPTS = 16
 # A local filesystem answers at once, also on a node that has much to do.
 _LOCAL_S = 10.0
+_TOGETHER_S = 1.0
 _patience = Patience()
 
 
@@ -51,15 +52,15 @@ def status(device: str, patience_s: float = _LOCAL_S) -> LoopStatus:
     The kernel asks the filesystem of the file (loop_get_status, drivers/block/loop.c), and so the
     server of one that others serve: TimeoutError where that does not answer.
     """
+    return _patience.ask(device, lambda: _status(device), patience_s)
 
-    def ask() -> LoopStatus:
-        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return status_of(fd, device)
-        finally:
-            os.close(fd)
 
-    return _patience.ask(device, ask, patience_s)
+def _status(device: str) -> LoopStatus:
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return status_of(fd, device)
+    finally:
+        os.close(fd)
 
 
 def status_of(fd: int, device: str) -> LoopStatus:
@@ -92,7 +93,7 @@ def backing_file(name: str) -> str | None:
 def attached() -> list[LoopStatus]:
     """Every attached loop device of this machine, whatever namespace attached it."""
     # Gone or re-attached between the listing and the question: the next look sees it.
-    return list(_asked(_names()))
+    return _asked(_names())
 
 
 def holders(devno: Devno, inode: int) -> list[str]:
@@ -115,10 +116,20 @@ def _names() -> list[str]:
     return [e.name for e in entries if e.name.startswith("loop") and (e / "loop").is_dir()]
 
 
-def _asked(names: Iterable[str]) -> Iterator[LoopStatus]:
+def _asked(names: list[str]) -> list[LoopStatus]:
+    """All together, which costs one thread; where one of them hangs, each by itself."""
+    try:
+        return _patience.ask("all", lambda: _answers(names, _status), _TOGETHER_S)
+    except TimeoutError:
+        return _answers(names, status)
+
+
+def _answers(names: list[str], ask: Callable[[str], LoopStatus]) -> list[LoopStatus]:
+    found = []
     for name in names:
         with suppress(OSError):
-            yield status(f"/dev/{name}")
+            found.append(ask(f"/dev/{name}"))
+    return found
 
 
 def attach(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fswatchd import process
+from fswatchd.errors import FswatchError
 from fswatchd.events import printable
 from fswatchd.kernel import jbd2
 from fswatchd.sandbox import Sandbox
@@ -232,7 +233,7 @@ class _Search:
             done = await process.run(
                 argv, timeout_s=_TOOL_S, heavy=True, sandbox=sandbox, max_output=64 << 20
             )
-        except process.ProcessError as error:
+        except FswatchError as error:
             raise OSError(str(error)) from None
         if not done.succeeded:
             raise OSError(done.describe())

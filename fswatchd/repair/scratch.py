@@ -87,8 +87,9 @@ async def _locked(fd: int) -> None:
 
 async def _gone(image: int) -> None:
     status = os.fstat(image)
+    file = (Devno.of(status.st_dev), status.st_ino)
     deadline = time.monotonic() + _RELEASE_TIMEOUT_S
-    while loop.holders(Devno.of(status.st_dev), status.st_ino):
+    while await asyncio.to_thread(loop.holders, *file):
         if time.monotonic() > deadline:
             raise TimeoutError
         await asyncio.sleep(_POLL_S)

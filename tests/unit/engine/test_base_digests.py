@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from fswatchd.devno import Devno
+from fswatchd.engine import base_digests
 from fswatchd.engine.attribution import Attribution
 from fswatchd.engine.base_digests import BaseDigests
 from fswatchd.events import EventClass, FsEvent
@@ -141,11 +143,17 @@ async def test_one_that_cannot_be_read_is_told_as_that(tmp_path: Path, base: Pat
     assert not await verified.digests.step()
 
 
-async def test_what_was_a_base_is_forgotten_when_it_is_gone(base: Path) -> None:
+async def test_what_was_a_base_is_forgotten_when_it_is_gone(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     facts = Facts()
     verified = Verified(base, facts)
     await verified.passes()
     base.unlink()
     verified.digests._inventory.view = view()
+    assert not await verified.digests.step()
+    assert None not in facts.kept.values()  # a server may only be lost for a while
+    later = time.time() + 91 * 86400
+    monkeypatch.setattr(base_digests.time, "time", lambda: later)
     assert not await verified.digests.step()
     assert list(facts.kept.values()) == [None]

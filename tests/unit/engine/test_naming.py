@@ -46,6 +46,8 @@ async def test_other_lines_lead_to_none(tables: list[str], line: str) -> None:
 
 
 class _NoBook:
+    def subscribe(self, _listener: object) -> None: ...
+
     def get(self, _: str) -> None:
         return None
 

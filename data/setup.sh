@@ -29,5 +29,7 @@ if [ ! -x .venv/bin/fswatchd ] || [ ! -e "$stamp" ] || [ pyproject.toml -nt "$st
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check wheel
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra"
+    # Starts are quick from the first one on, also where Python may not write bytecode by itself.
+    .venv/bin/python -m compileall -q fswatchd
     touch "$stamp" .venv/.installed-run
 fi

@@ -323,7 +323,7 @@ def _show_status(document: dict[str, Any]) -> None:
     for problem in document["platforms"]["problems"].values():
         print(f"platform: {problem}")
     for entry in document["disarmed"]:
-        print(f"disarmed: {entry['target']} by {entry['by']}: {entry['reason']}")
+        print(f"disarmed: {entry['target']} by {entry['by']}: {printable(entry['reason'])}")
     for entry in document["frozen"]:
         _show_frozen(entry)
     for problem in document["reserve"]["low"]:

@@ -29,6 +29,7 @@ from fswatchd.units import show_duration
 
 NS = 1_000_000_000
 _BUSY = {State.ACTING, State.VERIFYING}
+_OUTPUT_SHOWN = 20_000
 
 
 class Operator:
@@ -151,7 +152,7 @@ class Operator:
             "found": seen.check.summary(),
             "would_do": seen.would_do,
             **seen.document(),
-            "output": (seen.cure.repaired if seen.cure else seen.check).output[-20_000:],
+            "output": (seen.cure.repaired if seen.cure else seen.check).shown(_OUTPUT_SHOWN),
         }
 
     def dry_run(self, filesystem: Filesystem, ves: tuple[str, ...]) -> DryRun:

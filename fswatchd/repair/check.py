@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from fswatchd.events import printable
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
@@ -30,6 +32,13 @@ class CheckResult:
     def usable(self) -> bool:
         """Whether the answer is about the filesystem at all."""
         return self.clean or self.fixed or self.damaged
+
+    def shown(self, limit: int) -> str:
+        """The last `limit` characters of the output, as a terminal may get them.
+
+        Tools quote names that a tenant has chosen, and not all of them escape what is in these.
+        """
+        return "\n".join(printable(line, limit) for line in self.output[-limit:].splitlines())
 
     def plus(self, more: CheckResult) -> CheckResult:
         """This run and the one after it: what both have done, and how it ended."""

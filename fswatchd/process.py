@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import shlex
 import shutil
 import signal
@@ -21,8 +20,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fswatchd import transient
 from fswatchd.errors import FswatchError
-from fswatchd.sandbox import Entry, Sandbox, SandboxError
+from fswatchd.sandbox import Sandbox, SandboxError
+from fswatchd.sandbox.bubblewrap import Bubblewrap
+from fswatchd.sandbox.entry import Entry
+from fswatchd.sandbox.unit import Unit
 
 MAX_OUTPUT = 1 << 20
 _GRACE_S = 2.0
@@ -34,6 +37,9 @@ _HEAVY_OOM_SCORE = 500
 # disk idle work can wait for ever. What nobody waits for is idle.
 _LAST_IN_LINE = ("ionice", "-c", "2", "-n", "7")
 _IDLE = ("ionice", "-c", "3")
+# The same in the words of systemd.exec(5).
+_LAST_IN_LINE_UNIT = ("IOSchedulingClass=best-effort", "IOSchedulingPriority=7")
+_IDLE_UNIT = ("IOSchedulingClass=idle",)
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -111,23 +117,30 @@ async def run(
     the cancellation goes on.
     """
     started = time.monotonic()
-    command = _in_unit(argv, timeout_s) if unit and _is_service() else tuple(argv)
     if shutil.which(argv[0], path=ENVIRONMENT["PATH"]) is None:
         hint = "is the program installed, and executable?"
         raise ProcessError(f"cannot run {argv[0]}: there is no such program", hint=hint)
-    entry = None if sandbox is None else _into(sandbox)
+    entry: Entry | None = None
+    if sandbox is not None:
+        place = _IDLE_UNIT if idle else _LAST_IN_LINE_UNIT if heavy else ()
+        score = f"OOMScoreAdjust={_HEAVY_OOM_SCORE if heavy else 0}"
+        entry = _into(sandbox, pass_fds, timeout_s, (*place, score))
+        command = entry.command(argv)
+    elif unit and transient.is_service():
+        command = _in_unit(argv, timeout_s)
+    else:
+        command = tuple(argv)
     try:
         process = await asyncio.create_subprocess_exec(
             *_DIE_WITH_US,
             *oom_score_prefix(_HEAVY_OOM_SCORE if heavy else 0, own=_oom_score()),
             *(_IDLE if idle else _LAST_IN_LINE if heavy else ()),
-            *(() if entry is None else entry.command),
             *command,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL if entry is None else entry.stdin,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stderr=asyncio.subprocess.STDOUT if entry is None else entry.stderr,
             start_new_session=True,
-            pass_fds=(*pass_fds, *(() if entry is None else entry.fds)),
+            pass_fds=pass_fds if entry is None else entry.inherited,
             env=ENVIRONMENT | (environment or {}),
             cwd="/",
         )
@@ -149,9 +162,9 @@ async def run(
             await process.wait()
     except TimeoutError:
         timed_out = True
-        stuck = not await _end(process)
+        stuck = not await _end(process, entry)
     except asyncio.CancelledError:
-        await asyncio.shield(_end(process))
+        await asyncio.shield(_end(process, entry))
         raise
     finally:
         if not reader.done():
@@ -179,38 +192,27 @@ async def run(
     )
 
 
-def _into(sandbox: Sandbox) -> Entry:
+def _into(
+    sandbox: Sandbox, pass_fds: Sequence[int], timeout_s: float, place: Sequence[str]
+) -> Entry:
+    if transient.is_service():
+        # The deadline is ours; the unit's holds where we are gone.
+        last_s = timeout_s + _GRACE_S
+        return Unit(sandbox, pass_fds, timeout_s=last_s, place=place, environment=ENVIRONMENT)
     if shutil.which("bwrap", path=ENVIRONMENT["PATH"]) is None:
         what = f"{sandbox.device} is not read without a sandbox, and there is no bwrap"
         raise SandboxError(what, hint="install bubblewrap")
-    return Entry(sandbox)
-
-
-def _is_service() -> bool:
-    """Whether systemd has started this process itself (systemd.exec(5), since version 248)."""
-    return os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+    return Bubblewrap(sandbox, pass_fds)
 
 
 def _in_unit(argv: Sequence[str], timeout_s: float) -> tuple[str, ...]:
-    """The program by systemd-run(1): it waits, and passes output and exit code on.
-
-    The unit's name is known to fswatchd.service, which ends such units before a daemon starts.
-    """
-    return (
-        "systemd-run",
-        "--quiet",
-        "--wait",
-        "--pipe",
-        "--collect",
-        f"--unit=fswatchd-start-{secrets.token_hex(4)}.service",
-        "--service-type=oneshot",
-        "--property=KillMode=process",
-        f"--property=TimeoutStartSec={timeout_s:g}",
-        f"--property=TimeoutStopSec={_GRACE_S:g}",
-        *(f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()),
-        "--",
-        *argv,
+    properties = (
+        "Type=oneshot",
+        "KillMode=process",
+        f"TimeoutStartSec={timeout_s:g}",
+        f"TimeoutStopSec={_GRACE_S:g}",
     )
+    return transient.command(transient.new_name("start"), properties, ENVIRONMENT, argv)
 
 
 def oom_score_prefix(wanted: int, *, own: int) -> tuple[str, ...]:
@@ -231,7 +233,15 @@ async def _collect(process: asyncio.subprocess.Process, output: bytearray, most:
         output += chunk[: max(room, 0)]
 
 
-async def _end(process: asyncio.subprocess.Process) -> bool:
+async def _end(process: asyncio.subprocess.Process, entry: Entry | None) -> bool:
+    ended = await _end_group(process)
+    if entry is not None and (command := entry.end_command()):
+        # What was asked for before the asking program died is ended after it was begun.
+        await run(command, timeout_s=2 * _GRACE_S)
+    return ended
+
+
+async def _end_group(process: asyncio.subprocess.Process) -> bool:
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

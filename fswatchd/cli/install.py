@@ -67,10 +67,10 @@ def run(
             story = _remove_all(layout)
         else:
             story = _write_all(layout)
+        for done, path in story:
+            print(f"{done:<10} {path}")
     except OSError as error:
         raise FswatchError(f"{error.filename or root}: {error.strerror}") from error
-    for done, path in story:
-        print(f"{done:<10} {path}")
     if live:
         _tell_systemd(layout, installed=not uninstall)
     if not uninstall:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from fswatchd import sandbox
 from fswatchd.book import IncidentBook
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.history import History
@@ -28,6 +27,7 @@ from fswatchd.repair import clone, freeze, resume, rollback, ve_freeze
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.platform_lock import VeLocks
 from fswatchd.rules import Step, step_from_options
+from fswatchd.sandbox import bubblewrap
 from fswatchd.situation import RunningRepair, Scope
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import Action, ActionSettings, Next, StepEnded, StepResult, refuse
@@ -114,7 +114,7 @@ class Executor:
 
     async def recover(self) -> None:
         """Take up what an earlier run of the daemon left half-way; thaw what it left frozen."""
-        if orphans := await asyncio.to_thread(sandbox.end_orphans):
+        if orphans := await asyncio.to_thread(bubblewrap.end_orphans):
             log.warning("ended %d sandboxes that an earlier run has left half built", orphans)
         for incident in self._book.open_incidents():
             # At the end of a plan everything is thawed: what is frozen later is somebody else's.

@@ -38,7 +38,7 @@ async def check(path: str, timeout_s: float, on_progress: OnProgress | None = No
     """Check all metadata, change nothing."""
     del on_progress  # what it prints is for people
     argv = ("btrfs", "check", "--readonly", path)
-    sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s)
+    sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s, threads=True)
     return interpret(await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox))
 
 

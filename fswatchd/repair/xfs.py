@@ -95,7 +95,7 @@ async def repair(
 
 
 async def _run(options: tuple[str, ...], path: str, timeout_s: float) -> process.Completed:
-    sandbox = Sandbox(device=path, cpu_s=timeout_s)
+    sandbox = Sandbox(device=path, cpu_s=timeout_s, threads=True)
     return await process.run(
         (NAME, *options, path), timeout_s=timeout_s, heavy=True, sandbox=sandbox
     )

@@ -139,3 +139,10 @@ def test_a_unit_never_names_a_daemon_that_is_not_there(tmp_path, monkeypatch) ->
     (tmp_path / "fswatchd").touch()
     run(**arguments, program=None, uninstall=False)
     assert f"ExecStart={tmp_path}/fswatchd\n" in (tmp_path / "root" / SERVICE).read_text()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "usr").mkdir()
+    (tmp_path / "usr/lib").write_text("in the way")
+    with pytest.raises(FswatchError, match="usr/lib/fswatchd"):
+        install(tmp_path)

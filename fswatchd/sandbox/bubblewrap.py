@@ -1,0 +1,201 @@
+"""A sandbox of bubblewrap: namespaces, limits, and a call filter.
+
+The filter lets a program make no processes, sockets or namespaces. See bwrap(1), prlimit(1),
+seccomp(2).
+
+Not here: its deadline, its place at the disk and what the OOM killer thinks of it (`process`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+
+from fswatchd.kernel import proc
+from fswatchd.sandbox import OPEN_FILES, SETTINGS, SYSTEM, Sandbox, SandboxError
+from fswatchd.sandbox.entry import Entry
+
+_FILTER = "fswatchd-seccomp"
+
+# include/seccomp.h of libseccomp
+_ALLOW = 0x7FFF0000
+_ERRNO = 0x00050000
+_MASKED_EQUAL = 7
+_CLONE_THREAD = 0x00010000
+_FORBIDDEN = (
+    "add_key", "bpf", "fork", "io_uring_setup", "kcmp", "keyctl", "mount", "open_by_handle_at",
+    "perf_event_open", "process_vm_writev", "ptrace", "request_key", "setns", "socket",
+    "socketpair", "unshare", "userfaultfd", "vfork",
+)  # fmt: skip
+
+
+class Bubblewrap(Entry):
+    """By bwrap(1), a child of ours. Raises SandboxError, or OSError."""
+
+    def __init__(self, sandbox: Sandbox, passed: Sequence[int]) -> None:
+        super().__init__()
+        try:
+            sync_fd = os.dup(self._status_end)
+            self._ours.append(sync_fd)
+            filter_fd = os.memfd_create(_FILTER)
+            self._ours.append(filter_fd)
+            os.write(filter_fd, _filter())
+            os.lseek(filter_fd, 0, os.SEEK_SET)
+        except BaseException:
+            self.close()
+            raise
+        self.inherited = (*passed, *self._ours)
+        self._into = _command(sandbox, filter_fd, self._status_end, sync_fd)
+
+    def command(self, argv: Sequence[str]) -> tuple[str, ...]:
+        """See Entry."""
+        return (*self._into, *argv)
+
+    def end_command(self) -> tuple[str, ...]:
+        """Nothing: --die-with-parent."""
+        return ()
+
+    def exit_code(self, told: bytes) -> int | None:
+        """From the lines of --json-status-fd."""
+        codes = [json.loads(line) for line in told.splitlines() if b"exit-code" in line]
+        return int(codes[-1]["exit-code"]) if codes else None
+
+
+def end_orphans() -> int:
+    """End what was being built when its daemon was killed; returns how many there were.
+
+    Between clone(2) and its prctl(2) nothing ends the inner process of bwrap with the outer one,
+    and it would wait for that for ever. It is told by its filter, and by having lost its parent.
+    """
+    ended = 0
+    for pid in proc.pids():
+        if proc.parent(pid) == 1 and proc.command_name(pid) == "bwrap" and _has_our_filter(pid):
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+    return ended
+
+
+def _has_our_filter(pid: int) -> bool:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+        links = [os.readlink(f"/proc/{pid}/fd/{name}") for name in names]
+    except OSError:
+        return False
+    return any(link.startswith(f"/memfd:{_FILTER} ") for link in links)
+
+
+def _command(sandbox: Sandbox, filter_fd: int, status_fd: int, sync_fd: int) -> tuple[str, ...]:
+    """What runs a program inside; see `Entry` for the descriptors."""
+    return (
+        "prlimit",
+        f"--as={sandbox.most_memory}",
+        f"--cpu={max(int(sandbox.cpu_s), 1)}",
+        "--core=0",
+        f"--nofile={OPEN_FILES}",
+        "--",
+        "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        *("--cap-drop", "ALL"),
+        *_node_programs(),
+        # Read-only: user 0 may write the node's sysctls without any capability.
+        *("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"),
+        *_reachable(sandbox),
+        # Files in memory would count for nobody's limit.
+        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
+        *("--seccomp", str(filter_fd)),
+        *("--json-status-fd", str(status_fd), "--sync-fd", str(sync_fd)),
+        "--",
+    )
+
+
+def _reachable(sandbox: Sandbox) -> tuple[str, ...]:
+    bind = "--ro-bind" if sandbox.readonly else "--bind"
+    if sandbox.is_device:
+        # A bind that knows no devices (MS_NODEV) would not open; what is written to one is
+        # up to the mode in which it is opened, a read-only mount does not hold it.
+        bind = "--dev-bind"
+    found: tuple[str, ...] = (bind, sandbox.device, sandbox.device)
+    if sandbox.directory is not None:
+        found += ("--bind", sandbox.directory, sandbox.directory)
+    return found
+
+
+@cache
+def _node_programs() -> tuple[str, ...]:
+    found: tuple[str, ...] = ("--ro-bind", "/usr", "/usr")
+    for path in SYSTEM:
+        if os.path.islink(path):
+            found += ("--symlink", os.readlink(path), path)
+        elif os.path.isdir(path):
+            found += ("--ro-bind", path, path)
+    for path in SETTINGS:
+        if os.path.exists(path):
+            found += ("--ro-bind", path, path)
+    return found
+
+
+class _ArgumentCompare(ctypes.Structure):
+    _fields_ = (
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("datum_a", ctypes.c_uint64),
+        ("datum_b", ctypes.c_uint64),
+    )
+
+
+@cache
+def _filter() -> bytes:
+    """The filter as bwrap takes it: everything but a few calls, and threads but no processes."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    except OSError as error:
+        raise SandboxError(f"no sandbox: {error}", hint="install libseccomp2") from None
+    library.seccomp_init.restype = ctypes.c_void_p
+    context = library.seccomp_init(ctypes.c_uint32(_ALLOW))
+    if not context:
+        raise SandboxError("no sandbox: libseccomp makes no filter")
+    try:
+        for name in _FORBIDDEN:
+            _forbid(library, context, name, errno.EPERM)
+        # glibc then makes threads by clone(2), whose flags a filter can see.
+        _forbid(library, context, "clone3", errno.ENOSYS)
+        process = _ArgumentCompare(0, _MASKED_EQUAL, _CLONE_THREAD, 0)
+        _forbid(library, context, "clone", errno.EPERM, process)
+        fd = os.memfd_create(_FILTER)
+        try:
+            _checked(library.seccomp_export_bpf(ctypes.c_void_p(context), ctypes.c_int(fd)))
+            return os.pread(fd, 1 << 16, 0)
+        finally:
+            os.close(fd)
+    finally:
+        library.seccomp_release(ctypes.c_void_p(context))
+
+
+def _forbid(
+    library: ctypes.CDLL, context: int, name: str, code: int, only: _ArgumentCompare | None = None
+) -> None:
+    number = library.seccomp_syscall_resolve_name(ctypes.c_char_p(name.encode()))
+    if number < 0:
+        return  # this architecture has no such call
+    _checked(
+        library.seccomp_rule_add_array(
+            ctypes.c_void_p(context),
+            ctypes.c_uint32(_ERRNO | code),
+            ctypes.c_int(number),
+            ctypes.c_uint(0 if only is None else 1),
+            None if only is None else ctypes.byref(only),
+        )
+    )
+
+
+def _checked(answer: int) -> None:
+    if answer < 0:
+        raise SandboxError(f"no sandbox: libseccomp: {os.strerror(-answer)}")

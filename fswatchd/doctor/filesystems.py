@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fswatchd.doctor.finding import Finding
+from fswatchd.doctor.finding import Finding, critical, ok, warning
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 
@@ -15,11 +15,7 @@ def examine(inventory: Inventory) -> list[Finding]:
     """What the mount tables show."""
     superblocks = inventory.view.superblocks.values()
     text = f"{len(superblocks)} disk filesystems seen in all mount namespaces, by "
-    findings = [
-        Finding(
-            code="FSW-DOCTOR-MOUNTS", name="mounts", level="ok", text=text + inventory.scanner.name
-        )
-    ]
+    findings = [ok("FSW-DOCTOR-MOUNTS", "mounts", text + inventory.scanner.name)]
     findings += [_not_reached(device) for device in inventory.unreached()]
     by_uuid: dict[str, list[str]] = {}
     for superblock in superblocks:
@@ -31,21 +27,16 @@ def examine(inventory: Inventory) -> list[Finding]:
         if len(devices) > 1:
             text = f"{', '.join(sorted(devices))} share the UUID {uuid} (copies of one image)"
             remedy = "tune2fs -U random on each while it is unmounted; fswatchd copes meanwhile"
-            findings.append(
-                Finding(
-                    code="FSW-DOCTOR-UUID", name="uuid", level="warning", text=text, remedy=remedy
-                )
-            )
+            findings.append(warning("FSW-DOCTOR-UUID", "uuid", text, remedy))
     return findings
 
 
 def _not_reached(device: str) -> Finding:
-    return Finding(
-        code="FSW-DOCTOR-UNREACHED",
-        name=f"filesystem {device}",
-        level="warning",
-        text="it cannot be reached: fanotify does not hear its errors, the kernel log does",
-        remedy="the log of fswatchd says why: a mount over it, or a sandbox that is too tight",
+    return warning(
+        "FSW-DOCTOR-UNREACHED",
+        f"filesystem {device}",
+        "it cannot be reached: fanotify does not hear its errors, the kernel log does",
+        "the log of fswatchd says why: a mount over it, or a sandbox that is too tight",
     )
 
 
@@ -55,17 +46,11 @@ def _on_error(inventory: Inventory, superblock: Superblock, errors: str | None) 
     if errors == "panic":
         text = "errors=panic: an error in it takes the whole node down"
         remedy = f"tune2fs -e remount-ro /dev/{superblock.device}, and remount it"
-        return [
-            Finding(code="FSW-DOCTOR-PANIC", name=name, level="critical", text=text, remedy=remedy)
-        ]
+        return [critical("FSW-DOCTOR-PANIC", name, text, remedy)]
     if errors == "continue" and owners:
         text = f"errors=continue: {', '.join(owners)} goes on writing to a damaged filesystem"
         remedy = f"tune2fs -e remount-ro /dev/{superblock.device}; it holds from the next mount on"
-        return [
-            Finding(
-                code="FSW-DOCTOR-CONTINUE", name=name, level="warning", text=text, remedy=remedy
-            )
-        ]
+        return [warning("FSW-DOCTOR-CONTINUE", name, text, remedy)]
     return []
 
 

@@ -25,3 +25,18 @@ class Finding:
             "text": self.text,
             "remedy": self.remedy or None,
         }
+
+
+def ok(code: str, name: str, text: str) -> Finding:
+    """As it should be."""
+    return Finding(code=code, name=name, level="ok", text=text)
+
+
+def warning(code: str, name: str, text: str, remedy: str = "") -> Finding:
+    """Something would not work, or not well."""
+    return Finding(code=code, name=name, level="warning", text=text, remedy=remedy)
+
+
+def critical(code: str, name: str, text: str, remedy: str = "") -> Finding:
+    """The node is in danger, or the daemon of no use."""
+    return Finding(code=code, name=name, level="critical", text=text, remedy=remedy)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 
 from fswatchd.config import RepairTable
-from fswatchd.doctor.finding import Finding
+from fswatchd.doctor.finding import Finding, critical, warning
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import extfs
 from fswatchd.kernel.patience import Patience
@@ -37,11 +37,7 @@ async def examine(inventory: Inventory, repair: RepairTable) -> list[Finding]:
     except TimeoutError:
         text = f"the VEs' images could not be looked at within {_PATIENCE_S:.0f} s"
         remedy = "a disk or a server beneath them does not answer"
-        return [
-            Finding(
-                code="FSW-DOCTOR-IMAGES", name="images", level="warning", text=text, remedy=remedy
-            )
-        ]
+        return [warning("FSW-DOCTOR-IMAGES", "images", text, remedy)]
 
 
 def look(images: dict[str, str], repair: RepairTable, hosts: dict[str, str]) -> list[Finding]:
@@ -54,24 +50,14 @@ def look(images: dict[str, str], repair: RepairTable, hosts: dict[str, str]) -> 
             uuid, errors = extfs.uuid_and_errors(path)
         except OSError as error:
             text = f"{ve_id}: {path} cannot be read: {error.strerror}"
-            findings.append(
-                Finding(code="FSW-DOCTOR-IMAGE", name="image", level="warning", text=text)
-            )
+            findings.append(warning("FSW-DOCTOR-IMAGE", "image", text))
             continue
         if uuid:
             by_uuid.setdefault(uuid, []).append(path)
         if errors == "panic":
             text = f"{ve_id}: {path} has errors=panic: mounted, an error takes the whole node down"
             remedy = f"tune2fs -e remount-ro {path} while the VE is stopped"
-            findings.append(
-                Finding(
-                    code="FSW-DOCTOR-IMAGE",
-                    name="image",
-                    level="critical",
-                    text=text,
-                    remedy=remedy,
-                )
-            )
+            findings.append(critical("FSW-DOCTOR-IMAGE", "image", text, remedy))
         total = room.f_blocks * room.f_frsize
         free = room.f_bavail * room.f_frsize
         reserve = max(int(total * repair.reserve_percent / 100), repair.reserve)
@@ -83,27 +69,18 @@ def look(images: dict[str, str], repair: RepairTable, hosts: dict[str, str]) -> 
                 f"{ve_id}: no room for a clone of {path}: {show_size(free)} of {show_size(needed)}"
             )
             remedy = "free some, or [repair] reserve in fswatchd.toml; offline repair needs none"
-            findings.append(
-                Finding(
-                    code="FSW-DOCTOR-CLONE-SPACE",
-                    name="clone space",
-                    level="warning",
-                    text=text,
-                    remedy=remedy,
-                )
-            )
+            findings.append(warning("FSW-DOCTOR-CLONE-SPACE", "clone space", text, remedy))
     findings += _copies(by_uuid.items())
     return findings
 
 
 def _copies(by_uuid: Iterable[tuple[str, list[str]]]) -> list[Finding]:
     return [
-        Finding(
-            code="FSW-DOCTOR-UUID",
-            name="uuid",
-            level="warning",
-            text=f"{', '.join(sorted(paths))} share the UUID {uuid} (copies of one image)",
-            remedy="tune2fs -U random on each while its VE is stopped; fswatchd copes meanwhile",
+        warning(
+            "FSW-DOCTOR-UUID",
+            "uuid",
+            f"{', '.join(sorted(paths))} share the UUID {uuid} (copies of one image)",
+            "tune2fs -U random on each while its VE is stopped; fswatchd copes meanwhile",
         )
         for uuid, paths in by_uuid
         if len(paths) > 1

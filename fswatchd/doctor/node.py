@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fswatchd import process
 from fswatchd.config import Switch
-from fswatchd.doctor.finding import Finding
+from fswatchd.doctor.finding import Finding, critical, ok, warning
 from fswatchd.events import SourceState
 from fswatchd.kernel import proc
 from fswatchd.sources import SourceStatus
@@ -47,33 +47,19 @@ _HIGH_AVAILABILITY = {
 def root() -> list[Finding]:
     """Whether the daemon may do what it is for."""
     if os.geteuid() == 0:
-        return [Finding(code="FSW-DOCTOR-ROOT", name="root", level="ok", text="runs as root")]
+        return [ok("FSW-DOCTOR-ROOT", "root", "runs as root")]
     text = "not root: fanotify, foreign mount namespaces and every repair cannot work"
-    return [
-        Finding(
-            code="FSW-DOCTOR-ROOT",
-            name="root",
-            level="critical",
-            text=text,
-            remedy="run the daemon as root",
-        )
-    ]
+    return [critical("FSW-DOCTOR-ROOT", "root", text, "run the daemon as root")]
 
 
 def source(status: SourceStatus, switch: Switch) -> Finding:
     """Whether a source listens, and whether that matters here."""
     name = f"source {status.name}"
     if status.state is SourceState.OK:
-        return Finding(
-            code="FSW-DOCTOR-SOURCE", name=name, level="ok", text=status.detail or "listens"
-        )
+        return ok("FSW-DOCTOR-SOURCE", name, status.detail or "listens")
     if status.state is SourceState.OFF:
-        return Finding(
-            code="FSW-DOCTOR-SOURCE-OFF",
-            name=name,
-            level="warning",
-            text="switched off",
-            remedy="see [sources] in fswatchd.toml",
+        return warning(
+            "FSW-DOCTOR-SOURCE-OFF", name, "switched off", "see [sources] in fswatchd.toml"
         )
     level = "critical" if status.name in {"kmsg", "state"} else "warning"
     if status.name in _OPTIONAL and switch == "auto":
@@ -125,9 +111,7 @@ async def tools() -> list[Finding]:
         elif tool == "e2fsck":
             findings.append(e2fsck((await process.run((tool, "-V"), timeout_s=_TOOL_S)).output))
         else:
-            findings.append(
-                Finding(code="FSW-DOCTOR-TOOL", name=f"tool {tool}", level="ok", text="found")
-            )
+            findings.append(ok("FSW-DOCTOR-TOOL", f"tool {tool}", "found"))
     return findings
 
 
@@ -136,13 +120,12 @@ def e2fsck(said: str) -> Finding:
     found = re.match(r"e2fsck (\d+)\.(\d+)\S*", said)
     if found is None or (int(found[1]), int(found[2])) >= _E2FSCK:
         version = found[0].partition(" ")[2] if found else "of unknown version"
-        return Finding(code="FSW-DOCTOR-TOOL", name="tool e2fsck", level="ok", text=version)
-    return Finding(
-        code="FSW-DOCTOR-TOOL",
-        name="tool e2fsck",
-        level="warning",
-        text=f"{found[0]}: it cannot check filesystems with orphan_file (newer mke2fs)",
-        remedy="a VE with a newer Debian may have one: install e2fsprogs 1.47 or later",
+        return ok("FSW-DOCTOR-TOOL", "tool e2fsck", version)
+    return warning(
+        "FSW-DOCTOR-TOOL",
+        "tool e2fsck",
+        f"{found[0]}: it cannot check filesystems with orphan_file (newer mke2fs)",
+        "a VE with a newer Debian may have one: install e2fsprogs 1.47 or later",
     )
 
 
@@ -150,12 +133,11 @@ def rivals() -> list[Finding]:
     """Programs that repair, stop or start what fswatchd does, at the same time."""
     running = {proc.command_name(pid) for pid in proc.pids()}
     findings = [
-        Finding(
-            code="FSW-DOCTOR-RIVAL",
-            name="rival",
-            level="warning",
-            text=f"{what} runs: it may start a VE that a repair has stopped",
-            remedy="VEs that it manages: set them to maintenance before you permit repairs",
+        warning(
+            "FSW-DOCTOR-RIVAL",
+            "rival",
+            f"{what} runs: it may start a VE that a repair has stopped",
+            "VEs that it manages: set them to maintenance before you permit repairs",
         )
         for program, what in _HIGH_AVAILABILITY.items()
         # The kernel keeps the first 15 bytes of a name.
@@ -163,30 +145,23 @@ def rivals() -> list[Finding]:
     ]
     if "xfs_healer" in running:
         text = "xfs_healer repairs XFS here: fswatchd leaves that to it, and tells what it says"
-        findings.append(Finding(code="FSW-DOCTOR-RIVAL", name="rival", level="ok", text=text))
+        findings.append(ok("FSW-DOCTOR-RIVAL", "rival", text))
     if "vzeventd" in running:
         text = "vzeventd runs: its scripts act when containers start and stop"
         remedy = "look whether one in /etc/vz/vzevent.d starts or stops containers after errors"
-        findings.append(
-            Finding(
-                code="FSW-DOCTOR-RIVAL", name="rival", level="warning", text=text, remedy=remedy
-            )
-        )
+        findings.append(warning("FSW-DOCTOR-RIVAL", "rival", text, remedy))
     return findings
 
 
 def channels(names: list[str]) -> list[Finding]:
     """Whether anybody is told."""
     if names:
-        return [
-            Finding(code="FSW-DOCTOR-CHANNELS", name="channels", level="ok", text=", ".join(names))
-        ]
+        return [ok("FSW-DOCTOR-CHANNELS", "channels", ", ".join(names))]
     return [
-        Finding(
-            code="FSW-DOCTOR-CHANNELS",
-            name="channels",
-            level="warning",
-            text="nobody would be told: there is no notification channel",
-            remedy="add a [channel.NAME] table to fswatchd.toml",
+        warning(
+            "FSW-DOCTOR-CHANNELS",
+            "channels",
+            "nobody would be told: there is no notification channel",
+            "add a [channel.NAME] table to fswatchd.toml",
         )
     ]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from fswatchd import process
-from fswatchd.doctor.finding import Finding
+from fswatchd.doctor.finding import Finding, ok, warning
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Ve
 
@@ -22,43 +22,28 @@ def examine(inventory: Inventory) -> list[Finding]:
         if _could_be_repaired(ve) and not ve.commands.start:
             text = "it has a volume and no start command: it could not be started after a repair"
             remedy = "give start, stop and kill in its ve.d file"
-            findings.append(
-                Finding(
-                    code="FSW-DOCTOR-NO-START",
-                    name=ve.ve_id,
-                    level="warning",
-                    text=text,
-                    remedy=remedy,
-                )
-            )
+            findings.append(warning("FSW-DOCTOR-NO-START", ve.ve_id, text, remedy))
     for what, count in Counter(filter(None, (ve.unrepairable for ve in known))).items():
         text = f"{count} reported, never repaired: each is {what}"
-        findings.append(Finding(code="FSW-DOCTOR-VES", name="ves", level="ok", text=text))
+        findings.append(ok("FSW-DOCTOR-VES", "ves", text))
     for kind, count in Counter(_formats(known)).items():
         text = f"{count} in the format {kind}: errors are reported, and never repaired here"
-        findings.append(Finding(code="FSW-DOCTOR-FORMAT", name="volumes", level="ok", text=text))
+        findings.append(ok("FSW-DOCTOR-FORMAT", "volumes", text))
     for program in _missing_programs(inventory):
         text = f"{program} is not found: VEs that need it cannot be started or stopped"
-        findings.append(
-            Finding(code="FSW-DOCTOR-TOOL", name=f"tool {program}", level="warning", text=text)
-        )
+        findings.append(warning("FSW-DOCTOR-TOOL", f"tool {program}", text))
     for name, problem in inventory.problems.items():
-        findings.append(
-            Finding(
-                code="FSW-DOCTOR-PLATFORM", name=f"platform {name}", level="warning", text=problem
-            )
-        )
+        findings.append(warning("FSW-DOCTOR-PLATFORM", f"platform {name}", problem))
     counts = ", ".join(f"{count} {name}" for name, count in sorted(platforms.items()))
     if counts:
-        findings.append(Finding(code="FSW-DOCTOR-VES", name="ves", level="ok", text=counts))
+        findings.append(ok("FSW-DOCTOR-VES", "ves", counts))
     else:
         findings.append(
-            Finding(
-                code="FSW-DOCTOR-NO-VE",
-                name="ves",
-                level="warning",
-                text="no VE is known: faults would be reported, never repaired",
-                remedy="declare VEs of platforms without a driver in /etc/fswatchd/ve.d",
+            warning(
+                "FSW-DOCTOR-NO-VE",
+                "ves",
+                "no VE is known: faults would be reported, never repaired",
+                "declare VEs of platforms without a driver in /etc/fswatchd/ve.d",
             )
         )
     return findings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def booted(work: Path) -> Iterator[Booted]:
         "--private-network",
         "--boot",
         "--console=pipe",
-        f"--bind-ro={PROJECT}",
+        *(f"--bind-ro={path}" for path in dict.fromkeys((PROJECT, Path(sys.prefix).resolve()))),
         f"--bind={work}:/var/tmp",
         "--capability=all",
         *(f"--bind={path}" for path in ("/dev/loop-control", "/dev/kmsg")),

@@ -35,7 +35,7 @@ _STAMP = rf"""
 _BRACKETS = r"(?:\[[^\]\n]{1,40}\]:?\ {0,16}){0,3}"
 _LEVEL = r"(?:emerg|alert|crit|err|error|warn|warning|notice|info|debug)"
 _BEFORE = rf"""
-    (?: <[0-7]>(?:1\ )?
+    (?: <[0-7]>(?:1\ (?:-\ (?=[^\s]{{1,255}}\ kernel\ ))?)?
       | 1\ (?=\d{{4}}-)
       | [0-7],\d{{1,20}},\d{{1,20}},[^;\n]{{1,60}};
       | kern\ *:{_LEVEL}\ {{0,8}}:\ {{1,2}}
@@ -43,6 +43,8 @@ _BEFORE = rf"""
     {_BRACKETS}
     (?:(?P<stamp>{_STAMP})\ {{0,16}}{_BRACKETS})?
 """
+# Structured data of RFC 5424: elements follow one another, and a value may hold an escaped bracket.
+_DATA = r"(?:-|(?:\[(?:[^\]\\\n]|\\[^\n]){0,255}\]){1,8})"
 _BOM = r"(?:\ufeff|\xef\xbb\xbf)?"
 _TAG = rf"(?:(?:kern\.)?{_LEVEL}\ {{1,8}})?kernel(?:\[\d{{1,9}}\])?:\ {{0,4}}"
 # What may stand between time and message: the kernel's tag, before it a host; or a host alone, but
@@ -53,7 +55,7 @@ _SENDER = rf"""
       | [^:\s]{{1,255}}+
         (?: \ {{1,16}}
             (?: {_TAG}
-              | kernel\ [^\s]{{1,128}}\ [^\s]{{1,32}}\ (?:-|\[[^\]\n]{{0,255}}\])\ {_BOM}
+              | kernel\ [^\s]{{1,128}}\ [^\s]{{1,32}}\ {_DATA}\ {_BOM}
               | (?(stamp)|(?!))
             )
           | :\ kern:\ {{1,8}}{_LEVEL}:\ {{1,8}}

@@ -271,6 +271,10 @@ PREFIXES = [
     "1 2024-06-20T09:42:14.123Z host kernel - - - ",
     "<2>1 2024-06-20T09:42:14.123Z host kernel - - - \ufeff",
     "<2>1 2024-06-20T09:42:14.123Z host kernel - - - \xef\xbb\xbf",
+    "<2>1 - host kernel - - - ",
+    "<2>1 - - kernel - - - ",
+    '<2>1 2024-06-20T09:42:14Z host kernel - ID4 [a@1 b="c"][d@2 e="f"] ',
+    '<2>1 2024-06-20T09:42:14Z host kernel - - [a@1 b="c \\] d"] ',
 ]
 
 
@@ -288,6 +292,9 @@ def test_a_message_is_found_behind_any_usual_prefix(prefix: str) -> None:
         "Jul 30 05:09:46 host myapp: kernel: EXT4-fs error (device sda1): x:1: y",
         "2024-06-20T09:42:14Z host app[1]: [  1.0] EXT4-fs (sda1): Remounting filesystem read-only",
         "somebody said EXT4-fs error (device sda1): x:1: y",
+        "<2>1 - host app - - - EXT4-fs error (device sda1): x:1: y",
+        '<2>1 - host app - - [a b="kernel - - -"] EXT4-fs error (device sda1): x:1: y',
+        "<14>1 - host kernel - - - EXT4-fs error (device sda1): x:1: y",
         "EXT4-fs: EXT4-fs error (device sda1): x:1: y",
         "[    1.0] systemd[1]: EXT4-fs error (device sda1): x:1: y",
         "[    1.0] word EXT4-fs error (device sda1): x:1: y",

@@ -27,11 +27,7 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
             code="FSW-REFUSED-NO-ROLLBACK",
         )
     if "original" not in undo:
-        raise RefusedError(
-            f"{incident.incident_id} was repaired in place and the VE has run since then",
-            hint=f"what e2fsck changed is in {undo.get('undo_file')}, see e2undo(8)",
-            code="FSW-REFUSED-NO-ROLLBACK",
-        )
+        raise _no_way_back(incident.incident_id, undo)
     if not os.path.exists(str(undo["original"])):
         raise RefusedError(
             f"the volume from before the repair is no longer at {undo['original']}",
@@ -44,6 +40,23 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
             hint="to go back all the same: --discard-newer (the repaired volume is kept beside it)",
             code="FSW-REFUSED-NEWER-DATA",
         )
+
+
+def _no_way_back(incident_id: str, undo: Mapping[str, Any]) -> RefusedError:
+    """Why there is no volume from before the repair: never kept, kept no longer, or no repair."""
+    hint = ""
+    if undo.get("undo_file"):
+        text = f"{incident_id} was repaired in place and the VE has run since then"
+        hint = f"what e2fsck changed is in {undo['undo_file']}, see e2undo(8)"
+    elif "image" in undo:
+        text = f"the volume from before the repair of {incident_id} is not kept any more"
+        hint = "its time (keep_original) was over, or the room was needed: fswatch why says which"
+    else:
+        text = f"{incident_id} changed nothing that could be rolled back"
+    if "snapshot" in undo:
+        hint = f"{hint}; " if hint else ""
+        hint += f"a snapshot from then is {undo['snapshot']}"
+    return RefusedError(text, hint=hint, code="FSW-REFUSED-NO-ROLLBACK")
 
 
 async def run(context: ActionContext) -> StepResult:

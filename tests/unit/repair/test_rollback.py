@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fswatchd.errors import RefusedError
 from fswatchd.repair import rollback, swap, ve_control
 from fswatchd.repair.journal import describe_file
 from fswatchd.repair.scope import ImageFile
@@ -152,3 +153,21 @@ async def test_another_file_under_the_originals_name_is_not_put_in_place(
     assert caught.value.result.next is Next.OPERATOR
     assert context.image.read_bytes() == b"repaired"
     assert started == []
+
+
+@pytest.mark.parametrize(
+    ("undo", "text", "hint"),
+    [
+        (None, "changed nothing", ""),
+        ({"snapshot": "/vz/a.snapshot-x"}, "changed nothing", "/vz/a.snapshot-x"),
+        ({"undo_file": "/state/a.undo"}, "repaired in place", "/state/a.undo"),
+        ({"image": "/vz/a", "ve": "lxc:a", "keep_s": 1.0}, "not kept any more", "keep_original"),
+    ],
+    ids=["nothing", "only-a-snapshot", "in-place", "kept-no-longer"],
+)
+def test_what_cannot_be_rolled_back_says_why(undo: Any, text: str, hint: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        rollback.check(builders.incident(undo=undo), discard_newer=True)
+    assert text in caught.value.message
+    assert hint in caught.value.hint
+    assert "None" not in str(caught.value)

@@ -5,7 +5,7 @@ They are asked in the order of `GUARDS`; the first that does not pass ends the a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fswatchd.cause import blame
@@ -411,3 +411,13 @@ GUARDS: tuple[_Guard, ...] = (
     _guard_cooldown,
     _guard_budget,
 )
+_NAMES = tuple(guard.__name__.lstrip("_").removeprefix("guard_") for guard in GUARDS)
+
+
+def not_asked(answered: Sequence[str]) -> list[str]:
+    """The guards that were not asked, because the last of these answers ended the asking.
+
+    Some guards answer by the name "approval" when they want one: then it was the next in the order.
+    """
+    left = [name for name in _NAMES if name not in answered]
+    return left[1:] if answered[-1:] == ["approval"] else left

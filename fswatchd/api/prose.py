@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fswatchd import codes, summary, views
+from fswatchd import codes, guards, summary, views
 from fswatchd.events import CONSEQUENCES, Domain, printable, witnesses
 from fswatchd.incidents import Incident, StepRecord
 from fswatchd.units import show_duration
@@ -156,6 +156,9 @@ def _decision(incident: Incident) -> list[str]:
     for guard, passed, text in incident.guards:
         mark, code = ("yes", "") if passed else ("NO ", f" [{codes.of_guard(guard)}]")
         lines.append(f"  {mark} {guard:<10} {text}{code}")
+    answered = [guard for guard, _, _ in incident.guards]
+    if not incident.guards[-1][1] and len(answered) > 1 and (left := guards.not_asked(answered)):
+        lines.append(f"      not asked after that: {', '.join(left)}")
     return lines
 
 

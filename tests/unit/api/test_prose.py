@@ -1,0 +1,41 @@
+"""What `fswatch why` says of guards."""
+
+from __future__ import annotations
+
+from fswatchd import guards, policy
+from fswatchd.api import prose
+from tests.unit import builders
+
+RULE = """
+[[rule]]
+name = "r"
+mode = "MODE"
+[[rule.step]]
+do = "fsck"
+"""
+
+
+def decided(mode: str) -> tuple[tuple[str, bool, str], ...]:
+    rules = builders.rules(RULE.replace("MODE", mode))
+    found, scope, state = builders.incident(), builders.scope(), builders.policy_state()
+    answers = policy.decide(rules, found, scope, state, builders.NOW_NS).answers
+    return tuple((one.guard, one.passed, one.text) for one in answers)
+
+
+def test_where_the_asking_ended_the_guards_that_were_left_out_are_named() -> None:
+    answers = decided("approve")
+    assert answers[-1][:2] == ("approval", False)
+    told = prose.why(builders.incident(guards=answers))
+    assert "not asked after that: asked, copies, flap, cooldown, budget" in told
+
+
+def test_where_all_were_asked_none_is_named() -> None:
+    answers = decided("auto")
+    assert "budget" in [guard for guard, _, _ in answers]
+    assert guards.not_asked([guard for guard, _, _ in answers]) == []
+    assert "not asked after that" not in prose.why(builders.incident(guards=answers))
+
+
+def test_where_no_rule_matches_there_was_nothing_to_ask() -> None:
+    found = builders.incident(guards=(("rule", False, "no rule matches this incident"),))
+    assert "not asked after that" not in prose.why(found)

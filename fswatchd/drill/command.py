@@ -182,12 +182,13 @@ class Drill:
     ) -> dict[str, float]:
         """What stands for a repair where there is none, as the drill has seen it.
 
-        `contained` is when the incident named what is lost, `repaired` the VE's first write after
-        that was known to all, `verified` when everything else had been read back.
+        `contained` is when the incident was decided and named what is lost, `repaired` the VE's
+        first write after that was known to all, `verified` when everything else had been read back.
         """
         write = next(moment for moment in control.records[TARGET].acks if moment > after_ns)
+        decided_ns = injected_ns + round((self._result["timeline_s"]["decided"] or 0) * NS)
         moments = {
-            "contained": self._named_ns or after_ns,
+            "contained": max(self._named_ns or after_ns, decided_ns),
             "repaired": write,
             "verified": time.monotonic_ns(),
         }

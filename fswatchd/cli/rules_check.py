@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from fswatchd import config, rulefiles, rulereview
@@ -15,8 +17,8 @@ def run(paths: list[Path], *, as_json: bool) -> int:
 
     What looks unintended is a warning, and changes nothing about that.
     """
-    problems, rules = _check(paths)
-    warnings, count = rulereview.warnings(rules), len(rules.rules)
+    problems, rules, refused = _check(paths)
+    warnings, count = [*refused, *rulereview.warnings(rules)], len(rules.rules)
     if as_json:
         document = {
             "ok": not problems,
@@ -45,21 +47,25 @@ def _document(problem: RuleProblem) -> dict[str, str | None]:
     }
 
 
-def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet]:
+def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet, list[RuleProblem]]:
+    """What is wrong, the rules, and the files that are right but would not be taken from there."""
     if not paths:
         rules, problems = rulefiles.load(config.load(None).daemon.rules)
-        return problems, rules
+        return problems, rules, []
     problems = [found for path in paths if path.is_dir() and (found := rulefiles.unreadable(path))]
     files = [
         file for path in paths for file in (rulefiles.chosen([path]) if path.is_dir() else [path])
     ]
     texts: list[tuple[str, str]] = []
+    refused: list[RuleProblem] = []
     for file in files:
         # Whoever checks a file may be editing it as themselves: ownership is for the daemon.
         text = rulefiles.read(file, trusted=True)
         if isinstance(text, RuleProblem):
             problems.append(text)
-        else:
-            texts.append((str(file), text))
+            continue
+        texts.append((str(file), text))
+        if os.geteuid() == 0 and isinstance(found := rulefiles.read(file), RuleProblem):
+            refused.append(replace(found, message=f"fswatchd would refuse it: {found.message}"))
     rules, wrong = assemble(texts)
-    return problems + wrong, rules
+    return problems + wrong, rules, refused

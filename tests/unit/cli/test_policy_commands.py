@@ -159,6 +159,18 @@ def test_warnings_of_a_check_do_not_change_its_exit_status(rules, capsys) -> Non
     assert (warning["rule"], warning["code"]) == ("late", "FSW-RULE-UNREACHABLE")
 
 
+def test_root_is_warned_of_files_that_the_daemon_would_refuse(rules, capsys, monkeypatch) -> None:
+    for file in rules.iterdir():
+        file.chmod(0o666)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    code, found = run(capsys, "rules", "check", rules)
+    assert (code, found["ok"]) == (0, True)
+    assert {one["code"] for one in found["warnings"]} == {"FSW-RULE-FILE"}
+    assert len(found["warnings"]) == len(list(rules.iterdir()))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert run(capsys, "rules", "check", rules)[1]["warnings"] == []
+
+
 def test_a_code_is_explained(capsys) -> None:
     code, found = run(capsys, "explain", "fsw-guard-scope")
     assert (code, found["code"]) == (0, "FSW-GUARD-SCOPE")

@@ -79,6 +79,7 @@ def incident(found: Incident) -> dict[str, Any]:
         "steps": [step(record) for record in found.steps],
         "attempts": found.attempts,
         "approved_by": found.approved_by,
+        "denied_by": found.denied_by,
         "requested_by": found.requested_by,
         "acknowledged_by": found.acknowledged_by,
         "muted": muted(found),

@@ -196,18 +196,23 @@ class _Api:
         return web.json_response(views.incident(incident), status=202)
 
     async def approve(self, request: web.Request) -> web.Response:
-        by, _ = await change(request)
-        incident = await self._daemon.operator.approve(request.match_info["id"], by.name)
+        by, body = await change(request)
+        reason = text_or_none(body, "reason") or ""
+        incident = await self._daemon.operator.approve(request.match_info["id"], by.name, reason)
         return web.json_response(views.incident(incident))
 
     async def deny(self, request: web.Request) -> web.Response:
-        by, _ = await change(request)
-        incident = await self._daemon.operator.deny(request.match_info["id"], by.name)
+        by, body = await change(request)
+        reason = text_or_none(body, "reason") or ""
+        incident = await self._daemon.operator.deny(request.match_info["id"], by.name, reason)
         return web.json_response(views.incident(incident))
 
     async def acknowledge(self, request: web.Request) -> web.Response:
-        by, _ = await change(request)
-        incident = await self._daemon.operator.acknowledge(request.match_info["id"], by.name)
+        by, body = await change(request)
+        reason = text_or_none(body, "reason") or ""
+        incident = await self._daemon.operator.acknowledge(
+            request.match_info["id"], by.name, reason
+        )
         return web.json_response(views.incident(incident))
 
     async def freeze(self, request: web.Request) -> web.Response:

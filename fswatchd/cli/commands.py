@@ -280,7 +280,8 @@ def _follow(arguments: argparse.Namespace, client: Client, document: dict[str, A
 
 
 def _decide(arguments: argparse.Namespace, client: Client, verb: str) -> int:
-    document = client.post(f"/v1/incidents/{quoted(arguments.id)}/{verb}")
+    path = f"/v1/incidents/{quoted(arguments.id)}/{verb}"
+    document = client.post(path, {"reason": arguments.reason})
     _print_json(document) if arguments.json else print(f"{document['id']}: {document['state']}")
     return Exit.OK
 

@@ -11,12 +11,15 @@ from typing import NoReturn
 
 from fswatchd import __version__
 from fswatchd.cli import commands, policy_commands
-from fswatchd.client import Client, ClientError
+from fswatchd.client import DEFAULT_SOCKET, Client, ClientError
 from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.exitcode import Exit
 from fswatchd.rules import MODES
+from fswatchd.units import parse_duration
 
 Command = Callable[[argparse.Namespace, Client], int]
+
+_LAST_CURSOR = (1 << 63) - 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,11 +37,32 @@ def _absolute(text: str) -> Path:
     return Path(text)
 
 
+def _duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _cursor(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= _LAST_CURSOR):
+        raise argparse.ArgumentTypeError(f"{text!r} is no cursor: it is a whole number from 0 on")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     shared = _Parser(add_help=False)
-    shared.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS)
-    shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    shared.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help=f"of the daemon; default: $FSWATCH_SOCKET, then {DEFAULT_SOCKET}",
+    )
+    shared.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, for programs"
+    )
     top = _Parser(
         prog="fswatch", description="Ask fswatchd, and tell it what to do.", parents=[shared]
     )
@@ -63,19 +87,25 @@ def parser() -> argparse.ArgumentParser:
         "--evidence", metavar="FILE", help="write what was seen before anything was done"
     )
 
+    add("why", commands.why, "why something was, or was not, done about an incident").add_argument(
+        "id", metavar="ID"
+    )
     for name, serve, text in (
-        ("why", commands.why, "why something was, or was not, done about an incident"),
         ("approve", commands.approve, "permit what an incident waits for"),
         ("deny", commands.deny, "forbid what an incident waits for"),
         ("ack", commands.acknowledge, "somebody has seen the incident"),
     ):
-        add(name, serve, text).add_argument("id", metavar="ID")
+        answer = add(name, serve, text)
+        answer.add_argument("id", metavar="ID")
+        answer.add_argument("--reason", metavar="TEXT", default="")
 
     events = add("events", commands.events, "what the sources have heard")
     events.add_argument(
         "--follow", action="store_true", help="go on with what is heard from now on"
     )
-    events.add_argument("--since", type=int, metavar="CURSOR")
+    events.add_argument(
+        "--since", type=_cursor, metavar="CURSOR", help="what comes after this one; 0: everything"
+    )
     events.add_argument("--ve", metavar="VE")
 
     classify = add("classify", commands.classify, "what lines of a kernel log mean (no daemon)")
@@ -104,7 +134,12 @@ def parser() -> argparse.ArgumentParser:
     freeze = add("freeze", commands.freeze, "hold a VE's processes and its filesystems")
     freeze.add_argument("ve", metavar="VE")
     freeze.add_argument(
-        "--for", dest="duration", metavar="TIME", default="60s", help="at the most; default: 60s"
+        "--for",
+        type=_duration,
+        dest="duration",
+        metavar="TIME",
+        default="60s",
+        help="at the most; default: 60s",
     )
     freeze.add_argument("--reason", metavar="TEXT", default="")
     thaw = add("thaw", commands.thaw, "end a freeze")
@@ -116,7 +151,11 @@ def parser() -> argparse.ArgumentParser:
     disarm.add_argument("--node", action="store_true", help="the whole node")
     disarm.add_argument("--reason", required=True, metavar="TEXT")
     disarm.add_argument(
-        "--for", dest="duration", metavar="TIME", help='like "2h"; default: until arm'
+        "--for",
+        type=_duration,
+        dest="duration",
+        metavar="TIME",
+        help='like "2h"; default: until arm',
     )
     arm = add("arm", commands.arm, "end a disarm")
     arm.add_argument("ve", nargs="?", metavar="VE")
@@ -143,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
 
     drill = add("drill", commands.drill, "a real fault on a scratch VE, handled by the daemon")
     drill.add_argument("--fs", default="ext4", choices=["ext4", "xfs", "btrfs"])
-    drill.add_argument("--fault", default="dir-block", metavar="NAME")
+    drill.add_argument("--fault", default="dir-block", metavar="NAME", help="see fswatch(1)")
     drill.add_argument("--private", action="store_true", help="with a daemon of its own")
     drill.add_argument("--keep", action="store_true", help="leave everything in place afterwards")
     drill.add_argument("--size", default="512M", help="size of the scratch VE's image")
@@ -175,7 +214,11 @@ def _add_rules(rules: argparse.ArgumentParser, shared: _Parser) -> None:
         "replay", parents=[shared], help="what the rules would have done with recorded events"
     )
     replay.add_argument(
-        "--since", metavar="TIME", default="7d", help="before the newest event; default: 7d"
+        "--since",
+        type=_duration,
+        metavar="TIME",
+        default="7d",
+        help="before the newest event; default: 7d",
     )
     replay.add_argument("--events", metavar="FILE", help="lines of fswatch events --json")
     replay.add_argument("--mode", choices=MODES, help="instead of the node's recorded mode")
@@ -189,7 +232,9 @@ def _add_policy(
 ) -> None:
     mute = add("mute", policy_commands.mute, "no notices of an incident, until it gets worse")
     mute.add_argument("id", metavar="ID")
-    mute.add_argument("--for", dest="duration", metavar="TIME", required=True, help='like "1d"')
+    mute.add_argument(
+        "--for", type=_duration, dest="duration", metavar="TIME", required=True, help='like "1d"'
+    )
     mute.add_argument("--reason", metavar="TEXT", default="")
     add("unmute", policy_commands.unmute, "end a mute").add_argument("id", metavar="ID")
     notify = add("notify", commands.group, "notification channels")

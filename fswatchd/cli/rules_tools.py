@@ -114,10 +114,7 @@ def run_replay(
     as_json: bool,
 ) -> int:
     """What the rules would have decided about the recorded events, beside what was decided."""
-    try:
-        span_s = parse_duration(since)
-    except ValueError as error:
-        raise ConfigError(f"--since: {error}") from None
+    span_s = parse_duration(since)
     settings = config.load(None).daemon
     in_force = _from_daemon(client, "/v1/rules")
     if events_file is None:

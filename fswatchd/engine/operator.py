@@ -18,7 +18,7 @@ from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import describe
-from fswatchd.kernel import magic
+from fswatchd.kernel import block, magic
 from fswatchd.repair import clone, preview, rollback, scope, tools
 from fswatchd.repair.clone_repair import require_image
 from fswatchd.situation import Disarm
@@ -177,7 +177,7 @@ class Operator:
         self._executor.begin_rollback(incident)
         return self._book.get(incident.incident_id) or incident
 
-    async def approve(self, text: str, by: str) -> Incident:
+    async def approve(self, text: str, by: str, reason: str = "") -> Incident:
         """Permit what the incident waits for."""
         incident = await self.find(text)
         if incident.state is not State.WAITING or incident.waiting_for != "approval":
@@ -192,11 +192,11 @@ class Operator:
             approved_for=incident.rule,
             denied_by=None,
         )
-        self._book.put(incident.noted(time.time_ns(), f"approved by {by}"))
+        self._book.put(incident.noted(time.time_ns(), _said(f"approved by {by}", reason)))
         self._decider.poke(incident.incident_id, 0.0)
         return incident
 
-    async def deny(self, text: str, by: str) -> Incident:
+    async def deny(self, text: str, by: str, reason: str = "") -> Incident:
         """Forbid what the incident waits for; it stays open."""
         incident = await self.find(text)
         if incident.state is not State.WAITING:
@@ -205,19 +205,20 @@ class Operator:
                 code="FSW-CONFLICT-NOT-WAITING",
             )
         incident = replace(incident, denied_by=by, approved_by=None)
-        self._book.put(incident.noted(time.time_ns(), f"denied by {by}"))
+        self._book.put(incident.noted(time.time_ns(), _said(f"denied by {by}", reason)))
         self._decider.poke(incident.incident_id, 0.0)
         return incident
 
-    async def acknowledge(self, text: str, by: str) -> Incident:
+    async def acknowledge(self, text: str, by: str, reason: str = "") -> Incident:
         """Somebody has seen it; an incident that needs an operator ends with that, and a storm."""
         incident = await self.find(text)
         if incident.state is State.CLOSED:
             raise ConflictError(f"{incident.incident_id} is closed", code="FSW-CONFLICT-CLOSED")
         incident = replace(incident, acknowledged_by=by)
+        said = _said(f"acknowledged by {by}", reason)
         if incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM:
-            return self._book.close(incident, Outcome.DISMISSED, f"acknowledged by {by}")
-        incident = incident.noted(time.time_ns(), f"acknowledged by {by}")
+            return self._book.close(incident, Outcome.DISMISSED, said)
+        incident = incident.noted(time.time_ns(), said)
         self._book.put(incident)
         return incident
 
@@ -241,7 +242,7 @@ class Operator:
         """The one filesystem that is meant, and its VEs. Raises UnknownTargetError."""
         await self._inventory.refresh()
         view = self._inventory.view
-        ve, found = lookup.find_superblocks(view, target)
+        ve, found = lookup.find_superblocks(view, block.without_links(target))
         if ve is not None and not found:
             # A volume that others have mounted too is no unmounted one.
             owned = view.superblocks_of(ve.ve_id)
@@ -315,6 +316,10 @@ class Operator:
                     hint="fswatch arm ends that",
                     code="FSW-REFUSED-DISARMED",
                 )
+
+
+def _said(what: str, reason: str) -> str:
+    return f"{what}: {reason}" if reason else what
 
 
 def refuse_another(incident: Incident, filesystem: Filesystem, ves: tuple[str, ...]) -> None:

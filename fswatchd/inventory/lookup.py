@@ -35,7 +35,8 @@ def find_ve(view: NodeView, text: str) -> Ve:
 def find_superblocks(view: NodeView, text: str) -> tuple[Ve | None, list[Superblock]]:
     """The filesystems that `text` (a VE, a device or a mount point) names.
 
-    A VE's filesystems are those that nobody else uses. Raises UnknownTargetError.
+    A device may be named as `status` shows it, without `/dev/`, where no VE has that name. A VE's
+    filesystems are those that nobody else uses. Raises UnknownTargetError.
     """
     if text.startswith("/dev/") or _is_devno(text):
         wanted = text.removeprefix("/dev/")
@@ -61,7 +62,17 @@ def find_superblocks(view: NodeView, text: str) -> tuple[Ve | None, list[Superbl
             f"{text} is no mount point of a disk filesystem on this node",
             code="FSW-UNKNOWN-FILESYSTEM",
         )
-    ve = find_ve(view, text)
+    called = [one for one in view.superblocks.values() if one.device == text]
+    try:
+        ve = find_ve(view, text)
+    except UnknownTargetError as error:
+        if called and error.code == "FSW-UNKNOWN-VE":
+            return None, called[:1]
+        raise
+    if called:
+        raise UnknownTargetError(
+            f"{text} names several things: {ve.ve_id}, /dev/{text}", code="FSW-UNKNOWN-AMBIGUOUS"
+        )
     return ve, [
         superblock
         for superblock in view.superblocks_of(ve.ve_id)

@@ -16,6 +16,7 @@ BLKFLSBUF = 0x1261
 SYSFS = Path("/sys")
 BLKGETDISKSEQ = 0x80081280
 _PAGE = 4096
+_MAX_LINKS = 40  # as the kernel (path_resolution(7))
 _NAME = re.compile(r"[A-Za-z0-9!._:-]{1,64}")
 
 
@@ -39,6 +40,23 @@ def devno_of(name: str, sysfs: Path = SYSFS) -> Devno | None:
         return Devno.parse((sysfs / "class/block" / name / "dev").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
+
+
+def without_links(path: str, root: str = "/dev/") -> str:
+    """A path below /dev with the kernel's name of the device: `/dev/vg/ve101` is `/dev/dm-3`.
+
+    Only links below /dev are followed, so that no other filesystem is asked; any other path, and
+    one that leads out of there, is given back as it is.
+    """
+    found = path
+    for _ in range(_MAX_LINKS):
+        if not found.startswith(root):
+            return path
+        try:
+            found = os.path.normpath(os.path.join(os.path.dirname(found), os.readlink(found)))
+        except (OSError, ValueError):
+            return found
+    return path
 
 
 def disk_sequence(devno: Devno) -> int | None:

@@ -192,6 +192,28 @@ def test_a_bad_rule_file_keeps_the_running_rules_and_shows_in_status(daemon, ve,
     wait_until(lambda: not daemon.status()["rules"]["problems"])
 
 
+def test_why_somebody_has_acknowledged_is_in_the_story(daemon, ve) -> None:
+    trigger(ve)
+    incident = daemon.wait_for_incident("open")
+    done = fswatch(daemon, "ack", incident["id"], "--reason", "a test of the disk", "--json")
+    assert json.loads(done.stdout)["acknowledged_by"] == "root"
+    assert "acknowledged by root: a test of the disk" in daemon.why(incident["id"])
+
+
+def test_a_device_is_a_target_by_any_of_its_names(daemon, ve) -> None:
+    daemon.wait_until_known("ve101")
+    name = os.path.basename(ve.device)
+    link = f"/dev/{daemon.work.name}"
+    os.symlink(name, link)
+    try:
+        for target in (name, ve.device, link):
+            done = fswatch(daemon, "repair", target, "--dry-run", "--json")
+            assert json.loads(done.stdout)["ve"] == "declared:ve101", done.stderr
+    finally:
+        os.unlink(link)
+    assert fswatch(daemon, "repair", link, "--dry-run").returncode == Exit.USAGE
+
+
 def test_doctor_names_what_is_missing_and_what_to_do(daemon, ve) -> None:
     done = fswatch(daemon, "doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}

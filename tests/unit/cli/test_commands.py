@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fswatchd.cli.commands import status_code
-from fswatchd.cli.main import main
+from fswatchd.cli.main import main, parser
 from fswatchd.exitcode import Exit
 
 
@@ -36,6 +36,37 @@ def test_wrong_usage_is_64(argv: list[str], capsys) -> None:
         main(argv)
     assert caught.value.code == 64
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["freeze", "ve101", "--for", "soon"],
+        ["disarm", "--node", "--reason", "x", "--for", "2"],
+        ["mute", "abcde", "--for", "1y"],
+        ["rules", "replay", "--since", "yesterday"],
+        ["events", "--since", "-5"],
+        ["events", "--since", "99999999999999999999"],
+    ],
+)
+def test_what_is_no_time_and_no_cursor_is_64_without_a_daemon(argv, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--socket", str(tmp_path / "none"), *argv])
+    assert caught.value.code == 64
+    assert argv[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["disarm", "--node", "--reason", "x", "--for", "1h30m"],
+        ["approve", "abcde", "--reason", "x"],
+        ["events", "--since", "0"],
+        ["mute", "abcde", "--for", "1d"],
+    ],
+)
+def test_what_is_right_is_taken(argv) -> None:
+    assert parser().parse_args(argv).command == argv[0]
 
 
 def test_classify_needs_no_daemon(tmp_path, capsys) -> None:

@@ -132,13 +132,21 @@ class TestTargets:
         )
         assert find_superblocks(seen, "a")[1] == [own]
 
-    @pytest.mark.parametrize("text", ["/dev/loop1", "7:1", "/vz/a", "/vz/a/"])
+    @pytest.mark.parametrize("text", ["/dev/loop1", "loop1", "7:1", "/vz/a", "/vz/a/"])
     def test_devices_and_mount_points(self, text: str) -> None:
         one = superblock(1, (NODE, "/vz/a"))
         seen = view(superblocks=(one,), owners={NODE: "the node"})
         assert find_superblocks(seen, text) == (None, [one])
 
-    @pytest.mark.parametrize("text", ["/dev/loop9", "7:9", "/vz/b"])
+    def test_a_ve_with_the_name_of_a_device_is_not_guessed(self) -> None:
+        one = superblock(1, (INSIDE, "/"))
+        seen = view(ve("lxc", "loop1"), superblocks=(one,), owners={INSIDE: "lxc:a"})
+        with pytest.raises(UnknownTargetError, match="lxc:loop1, /dev/loop1") as caught:
+            find_superblocks(seen, "loop1")
+        assert caught.value.code == "FSW-UNKNOWN-AMBIGUOUS"
+        assert find_superblocks(seen, "/dev/loop1") == (None, [one])
+
+    @pytest.mark.parametrize("text", ["/dev/loop9", "loop9", "7:9", "/vz/b"])
     def test_what_is_not_mounted(self, text: str) -> None:
         one = superblock(1, (NODE, "/vz/a"))
         with pytest.raises(UnknownTargetError):

@@ -80,3 +80,18 @@ def test_nvme_says_it_itself(tmp_path: Path, said: str, words: str) -> None:
     (tmp_path / "dev/block").mkdir(parents=True)
     (tmp_path / "dev/block/259:0").symlink_to(device)
     assert block.transport(Devno(259, 0), tmp_path) == words
+
+
+def test_links_below_dev_are_followed_to_the_kernels_name(tmp_path: Path) -> None:
+    root = tmp_path / "dev"
+    (root / "vg").mkdir(parents=True)
+    (root / "dm-3").touch()
+    (root / "vg" / "ve101").symlink_to("../dm-3")
+    (root / "by-name").symlink_to("vg/ve101")
+    (root / "out").symlink_to("../somewhere")
+    (root / "round").symlink_to("round")
+    for name, real in (("vg/ve101", "dm-3"), ("by-name", "dm-3"), ("dm-3", "dm-3")):
+        assert block.without_links(f"{root}/{name}", f"{root}/") == f"{root}/{real}"
+    for name in ("out", "round", "missing"):
+        assert block.without_links(f"{root}/{name}", f"{root}/") == f"{root}/{name}"
+    assert block.without_links("ve101") == "ve101"

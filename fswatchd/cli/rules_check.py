@@ -65,7 +65,8 @@ def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet, list[RuleProb
             problems.append(text)
             continue
         texts.append((str(file), text))
-        if os.geteuid() == 0 and isinstance(found := rulefiles.read(file), RuleProblem):
-            refused.append(replace(found, message=f"fswatchd would refuse it: {found.message}"))
+        trusted = rulefiles.read(file, trusted=os.geteuid() != 0)
+        if isinstance(trusted, RuleProblem):
+            refused.append(replace(trusted, message=f"fswatchd would refuse it: {trusted.message}"))
     rules, wrong = assemble(texts)
     return problems + wrong, rules, refused

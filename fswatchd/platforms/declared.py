@@ -29,6 +29,7 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, Lock, NamespaceKey, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, mounts, proc
+from fswatchd.match import did_you_mean
 
 _INIT_TIMEOUT_S = 2.0
 # A file's time comes from the last timer interrupt, up to 10 ms ago (CONFIG_HZ=100).
@@ -101,6 +102,10 @@ class _File(_Table):
     ve: list[DeclaredVe] = []
 
 
+# By how deep a key stands: in the file, in a [[ve]], in one of its volumes.
+_MODELS: dict[int, type[_Table]] = {1: _File, 3: DeclaredVe, 5: DeclaredVolume}
+
+
 def load_file(path: Path) -> list[DeclaredVe]:
     """The VEs in one file; raises ConfigError naming file, VE and key of every mistake."""
     try:
@@ -113,7 +118,13 @@ def load_file(path: Path) -> list[DeclaredVe]:
         lines = []
         for detail in error.errors():
             place = ".".join(str(p + 1 if isinstance(p, int) else p) for p in detail["loc"])
-            lines.append(f"{path}: {place}: {detail['msg'].removeprefix('Value error, ')}")
+            message = detail["msg"].removeprefix("Value error, ")
+            if detail["type"] == "extra_forbidden":
+                model = _MODELS.get(len(detail["loc"]), _File)
+                known = list(model.model_fields)
+                close = did_you_mean(str(detail["loc"][-1]), known)
+                message = f"unknown key{close or '; known here: ' + ', '.join(known)}"
+            lines.append(f"{path}: {place}: {message}")
         raise ConfigError("\n".join(lines)) from error
 
 

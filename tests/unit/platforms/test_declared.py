@@ -59,6 +59,21 @@ def test_what_makes_no_sense_is_refused(path: Path, wrong: str) -> None:
         declared.load_file(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[[vee]]\nname = "a"\n', 'vee: unknown key; did you mean "ve"'),
+        ('[[ve]]\nname = "a"\ncgruop = "/a"\n', '1.cgruop: unknown key; did you mean "cgroup"'),
+        ('[[ve]]\nname = "a"\nvolume = [{ imag = "/a" }]\n', 'imag: .* did you mean "image"'),
+        ('[[ve]]\nname = "a"\ncgroup = "/a"\nxyz = 1\n', "xyz: unknown key; known here: name,"),
+    ],
+)
+def test_of_an_unknown_key_the_near_ones_are_told(path: Path, text: str, told: str) -> None:
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        declared.load_file(path)
+
+
 async def test_what_is_declared_completes_what_a_driver_has_found(path: Path) -> None:
     path.write_text(WHOLE)
     (one,) = declared.load_file(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import reprlib
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from pydantic import (
     ValidationError,
 )
 
+from fswatchd import rulehints
 from fswatchd.match import MAX_DEPTH, Match, Patterns, Window, depth, did_you_mean, groups
 from fswatchd.ruleindex import RuleIndex
 from fswatchd.units import Threshold, parse_duration, parse_size, parse_threshold
@@ -273,7 +274,7 @@ class RuleSet:
 def parse_file(name: str, text: str) -> tuple[list[Rule], list[RuleProblem]]:
     """The rules in one file's text, and everything wrong with it."""
     rules, _, problems = _parse(name, text)
-    return rules, problems
+    return rules, [_with_hint(problem) for problem in problems]
 
 
 def _parse(name: str, text: str) -> tuple[list[Rule], Storm | None, list[RuleProblem]]:
@@ -333,7 +334,7 @@ def _parse_storm(name: str, table: object) -> tuple[Storm | None, list[RuleProbl
     if storm.ves is None and storm.share is None:
         message = "neither `ves` nor `share` says how many failing VEs are a storm"
         hint = 'write ves = 10, or share = "25%", or leave the table out'
-        return None, [RuleProblem(file=name, rule="storm", key="", message=message, hint=hint)]
+        return None, [RuleProblem(file=name, rule="storm", key="ves", message=message, hint=hint)]
     return storm, []
 
 
@@ -345,7 +346,7 @@ def assemble(files: list[tuple[str, str]]) -> tuple[RuleSet, list[RuleProblem]]:
     problems: list[RuleProblem] = []
     for name, text in files:
         found, found_storm, wrong = _parse(name, text)
-        problems += wrong
+        problems += [_with_hint(problem) for problem in wrong]
         if found_storm is not None and storm is not None:
             message = f"there is a [storm] in {storm[1]} already"
             hint = "a file of the same name in a later directory replaces that one"
@@ -389,6 +390,13 @@ def _unavailable(file: str, rule: Rule) -> list[RuleProblem]:
             key = f"step[{index + 1}]"
             problems.append(RuleProblem(file=file, rule=rule.name, key=key, message=message))
     return problems
+
+
+def _with_hint(problem: RuleProblem) -> RuleProblem:
+    if problem.hint:
+        return problem
+    message, hint = rulehints.completed(problem.key, problem.message)
+    return replace(problem, message=message, hint=hint)
 
 
 _STEP_MODELS: dict[str, type[BaseModel]] = {

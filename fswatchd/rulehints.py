@@ -1,0 +1,66 @@
+"""What to write instead, for every mistake in a rule file. Pure."""
+
+from __future__ import annotations
+
+import re
+
+_MANUAL = "fswatchd.rules(5) describes {}"
+_TOML = "mostly a quote, a comma or a bracket is missing there or just before"
+_PLACE = re.compile(r"\[\d+\]")
+# What a message ends with when it says itself what to write.
+_TOLD = re.compile(r"; ((?:write it like|did you mean|write) .*)", re.DOTALL)
+# A value that is right, by the last part of the key.
+_EXAMPLES = {
+    "name": 'name = "web-ext4": letters, digits, dot, dash and underscore',
+    "match": 'match.fstype = "ext4"',
+    "class": 'match.class = ["corruption", "readonly"]',
+    "severity": 'match.severity = ">= error"',
+    "fstype": 'match.fstype = "ext4"',
+    "ve": 'match.ve = "web-*"',
+    "platform": 'match.platform = ["lxc", "proxmox"]',
+    "node": 'match.node = "hn1", and in a budget node = 2',
+    "label": 'match.label.tier = "gold"',
+    "role": 'match.role = "rootfs"',
+    "cause": 'match.cause = "none"',
+    "ves": 'match.ves = ">= 3"',
+    "during": 'match.during = "22:00-06:00"',
+    "confirmed": "match.confirmed = true",
+    "any": 'match.any = [{ fstype = "ext4" }, { role = "rootfs" }]',
+    "all": 'match.all = [{ fstype = "ext4" }, { role = "rootfs" }]',
+    "not": 'match.not = { ve = "test-*" }',
+    "threshold": 'threshold = "3 in 10m"',
+    "mode": 'mode = "approve"',
+    "approval": 'approval = "4h"',
+    "cooldown": 'cooldown = "30m"',
+    "backoff": 'backoff = "1d"',
+    "flap": 'flap = "1d"',
+    "budget": "budget = { node = 2, device = 1 }",
+    "device": "budget = { node = 2, device = 1 }",
+    "filesystem": "budget = { node = 2, filesystem = 1 }",
+    "copies": 'copies = "cluster", the name of a label',
+    "healthy": 'healthy = "1m"',
+    "continue": "continue = true",
+    "step": '[[rule.step]], and in it do = "fsck"',
+    "do": 'do = "fsck"',
+    "to": 'to = ["ops"]',
+    "on_failure": 'on_failure = "quarantine"',
+    "timeout": 'timeout = "10m"',
+    "strategy": 'strategy = "clone"',
+    "run": 'run = ["/usr/local/sbin/tell", "--now"]',
+    "share": 'share = "25%"',
+    "window": 'window = "10m"',
+    "resume": 'resume = "operator"',
+}
+
+
+def completed(key: str, message: str) -> tuple[str, str]:
+    """The message of a mistake at `key` (`step[1].to`; empty: the whole file) and a hint to it."""
+    told = _TOLD.search(message)
+    if told is not None:
+        return message[: told.start()], told[1]
+    last = _PLACE.sub("", key.rpartition(".")[2])
+    if example := _EXAMPLES.get(last):
+        return message, f"like {example}"
+    if message.startswith("not valid TOML"):
+        return message, _TOML
+    return message, _MANUAL.format(key or "what it may hold")

@@ -1,0 +1,52 @@
+"""Every mistake in a rule file comes with what to write instead, and that is right."""
+
+from __future__ import annotations
+
+import pytest
+
+from fswatchd import rulehints
+from fswatchd.rules import parse_file
+
+RULE = '[[rule]]\nname = "r"\n{}\n[[rule.step]]\ndo = "fsck"\n'
+
+
+ALONE = [
+    "threshold",
+    "mode",
+    "approval",
+    "cooldown",
+    "backoff",
+    "flap",
+    "budget",
+    "healthy",
+    "continue",
+]
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        text
+        for key, text in rulehints._EXAMPLES.items()
+        if key in ALONE or (text.startswith("match.") and key != "node")
+    ],
+)
+def test_what_is_shown_as_an_example_is_right(example: str) -> None:
+    assert parse_file("x.toml", RULE.format(example))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (RULE.format('cooldown = "x"'), "'x' is no duration", 'write it like "30s"'),
+        (RULE.format('match.class = "corruptio"'), "no class is called", "corruption"),
+        (RULE.format("budget = 3"), "budget", "budget = { node = 2, device = 1 }"),
+        ('[[rule]]\nname = "r"\n', "missing", "[[rule.step]]"),
+        ("[[rule\n", "not valid TOML", "bracket"),
+    ],
+)
+def test_the_hint_is_apart_from_what_is_wrong(text: str, message: str, hint: str) -> None:
+    (found,) = parse_file("x.toml", text)[1]
+    assert message in f"{found.key}: {found.message}"
+    assert hint in found.hint
+    assert hint not in found.message

@@ -225,7 +225,7 @@ async def test_its_own_incident_is_no_cause_of_it(engine: Engine) -> None:
 async def test_updates_that_come_too_fast_are_told_together_and_not_dropped(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fswatchd.notify.notices._UPDATE_EVERY_S", 0.05)
+    monkeypatch.setattr("fswatchd.notify.notices._UPDATE_EVERY_S", 1.0)
     monkeypatch.setattr("fswatchd.notify.notices._SETTLE_S", 0.01)
     await engine.open("host", 9)
     engine.layers = (host("host"),)

@@ -317,7 +317,7 @@ class Daemon:
 
     def status(self, ve: str | None) -> dict[str, Any]:
         """See server.Facade."""
-        only = lookup.find_ve(self.inventory.view, ve) if ve else None
+        only = lookup.find_ve(self.inventory.view, ve) if ve is not None else None
         return {
             "node": self._config.daemon.node,
             "mode": self._decider.mode,

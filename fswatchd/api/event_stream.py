@@ -103,7 +103,7 @@ class EventRoutes:
 
     def _ve(self, request: web.Request) -> str | None:
         ve = request.query.get("ve")
-        return lookup.find_ve(self._daemon.inventory.view, ve).ve_id if ve else None
+        return lookup.find_ve(self._daemon.inventory.view, ve).ve_id if ve is not None else None
 
 
 class _Following:

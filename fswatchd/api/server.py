@@ -147,7 +147,7 @@ class _Api:
 
     async def incidents(self, request: web.Request) -> web.Response:
         ve = request.query.get("ve")
-        wanted = lookup.find_ve(self._daemon.inventory.view, ve).ve_id if ve else None
+        wanted = lookup.find_ve(self._daemon.inventory.view, ve).ve_id if ve is not None else None
         operator = self._daemon.operator
         everything = request.query.get("all") == "1"
         found = await operator.incidents() if everything else operator.open_incidents()

@@ -115,6 +115,7 @@ def run_replay(
 ) -> int:
     """What the rules would have decided about the recorded events, beside what was decided."""
     span_s = parse_duration(since)
+    tried = _load([directory]) if directory is not None else None
     settings = config.load(None).daemon
     in_force = _from_daemon(client, "/v1/rules")
     if events_file is None:
@@ -128,7 +129,7 @@ def run_replay(
         directories = [directory]
     else:
         directories = [Path(d) for d in in_force["directories"]] if in_force else settings.rules
-    rules = _load(directories)
+    rules = tried if tried is not None else _load(directories)
     chosen = _since(recorded, span_s)
     usual = in_force["mode"] if in_force else settings.mode
     found = replay.replay(rules, chosen, told, mode, usual, _seconds_of_day)

@@ -35,11 +35,14 @@ def trigger(ve) -> None:
 
 
 def test_exit_codes_are_those_of_a_monitoring_check(daemon, ve) -> None:
-    assert fswatch(daemon, "status").returncode == Exit.OK
+    assert fswatch(daemon, "status", "ve101").returncode == Exit.OK
     trigger(ve)
     daemon.wait_for_incident("open")
     assert fswatch(daemon, "status", "ve101").returncode == Exit.WARNING
-    assert fswatch(daemon, "status", "ve999").returncode == Exit.USAGE
+    for name in ("ve999", ""):
+        assert fswatch(daemon, "status", name).returncode == Exit.USAGE
+        assert fswatch(daemon, "incidents", "--ve", name).returncode == Exit.USAGE
+        assert fswatch(daemon, "events", "--ve", name).returncode == Exit.USAGE
     daemon.stop()
     done = fswatch(daemon, "status")
     assert done.returncode == Exit.UNKNOWN

@@ -159,6 +159,11 @@ def test_warnings_of_a_check_do_not_change_its_exit_status(rules, capsys) -> Non
     assert (warning["rule"], warning["code"]) == ("late", "FSW-RULE-UNREACHABLE")
 
 
+def test_rules_that_cannot_be_read_are_65_also_without_a_daemon(tmp_path, capsys) -> None:
+    code, found = run(capsys, "rules", "replay", "--rules", tmp_path / "none")
+    assert (code, found["code"]) == (65, "FSW-RULE")
+
+
 def test_root_is_warned_of_files_that_the_daemon_would_refuse(rules, capsys, monkeypatch) -> None:
     for file in rules.iterdir():
         file.chmod(0o666)

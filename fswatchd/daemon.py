@@ -182,6 +182,7 @@ class Daemon:
         self.rehearsal = Rehearsal(self._book, self.inventory, self._decider, substrate)
         self._intake.subscribe(self._decider.poke)
         self._intake.subscribe(self._closer.event_joined)
+        self._operations = Operations(self.store)
         self.operator = Operator(
             self._book,
             self.store,
@@ -191,8 +192,8 @@ class Daemon:
             self._executor,
             self._history,
             settings,
+            self._operations,
         )
-        self._operations = Operations(self.store)
         self.freezer = Freezer(
             self.store,
             self._book,
@@ -329,7 +330,12 @@ class Daemon:
             "rules": self.rules.status(),
             "refused": self.refusals.latest(_OPERATIONS_SHOWN),
             "platforms": {"problems": self.inventory.problems},
-            "disarmed": [disarm_document(d) for d in self._history.current_disarms()],
+            "disarmed": [
+                disarm_document(
+                    d, None if d.until_ns is None else self._history.wall_ns(d.until_ns)
+                )
+                for d in self._history.current_disarms()
+            ],
             "frozen": self.freezer.current(),
             "operations": self._operations.latest(_OPERATIONS_SHOWN),
             "notices": {"waiting": self.outbox.waiting(), "failing": self.outbox.failures},

@@ -246,8 +246,9 @@ class _Api:
         return web.json_response({"disarmed": name})
 
     async def arm(self, request: web.Request) -> web.Response:
-        _, body = await change(request)
-        name = await self._daemon.operator.arm(text_or_none(body, "target"))
+        by, body = await change(request)
+        target, reason = text_or_none(body, "target"), text_or_none(body, "reason") or ""
+        name = await self._daemon.operator.arm(target, by.name, reason)
         return web.json_response({"armed": name})
 
     async def register_scratch_ve(self, request: web.Request) -> web.Response:

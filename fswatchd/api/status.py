@@ -74,6 +74,11 @@ class StatusView:
         return ve.state
 
 
-def disarm(found: Disarm) -> dict[str, Any]:
-    """A disarm in `status`."""
-    return {"target": found.target, "reason": found.reason, "by": found.by}
+def disarm(found: Disarm, until_ns: int | None) -> dict[str, Any]:
+    """A disarm in `status`; `until_ns` is when it ends by the wall clock, None: with `arm`."""
+    return {
+        "target": found.target,
+        "reason": found.reason,
+        "by": found.by,
+        "until": views.timestamp(until_ns),
+    }

@@ -226,7 +226,8 @@ def disarm(arguments: argparse.Namespace, client: Client) -> int:
 
 def arm(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch arm`"""
-    document = client.post("/v1/arm", {"target": _ve_or_node(arguments)})
+    body = {"target": _ve_or_node(arguments), "reason": arguments.reason}
+    document = client.post("/v1/arm", body)
     _print_json(document) if arguments.json else print(f"armed: {document['armed']}")
     return Exit.OK
 
@@ -324,7 +325,8 @@ def _show_status(document: dict[str, Any]) -> None:
     for problem in document["platforms"]["problems"].values():
         print(f"platform: {problem}")
     for entry in document["disarmed"]:
-        print(f"disarmed: {entry['target']} by {entry['by']}: {printable(entry['reason'])}")
+        until = f" until {render.clock(entry['until'])}" if entry["until"] else ""
+        print(f"disarmed: {entry['target']} by {entry['by']}{until}: {printable(entry['reason'])}")
     for entry in document["frozen"]:
         _show_frozen(entry)
     for problem in document["reserve"]["low"]:

@@ -160,6 +160,7 @@ def parser() -> argparse.ArgumentParser:
     arm = add("arm", commands.arm, "end a disarm")
     arm.add_argument("ve", nargs="?", metavar="VE")
     arm.add_argument("--node", action="store_true", help="the whole node")
+    arm.add_argument("--reason", metavar="TEXT", default="")
 
     add("doctor", commands.doctor, "is this node ready, and what to do about what is not")
 

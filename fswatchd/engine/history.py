@@ -139,8 +139,12 @@ class History:
 
     def stamp(self, moment_ns: int) -> dict[str, Any]:
         """A moment of CLOCK_BOOTTIME in a form that can be kept over a reboot."""
-        wall_ns = self._clock.wall_ns() + moment_ns - self._clock.boottime_ns()
+        wall_ns = self.wall_ns(moment_ns)
         return {"boot": self._clock.boot, "boottime_ns": moment_ns, "wall_ns": wall_ns}
+
+    def wall_ns(self, moment_ns: int) -> int:
+        """What the wall clock shows at a moment of CLOCK_BOOTTIME, as it goes now."""
+        return self._clock.wall_ns() + moment_ns - self._clock.boottime_ns()
 
     def here(self, stamp: Mapping[str, Any]) -> int:
         """The moment (CLOCK_BOOTTIME of this boot) that `stamp` was made of."""

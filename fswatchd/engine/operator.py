@@ -11,6 +11,7 @@ from fswatchd.book import IncidentBook
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
 from fswatchd.engine.history import History, boottime_ns
+from fswatchd.engine.operations import Operations
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
@@ -45,6 +46,7 @@ class Operator:
         executor: Executor,
         history: History,
         settings: ActionSettings,
+        operations: Operations,
     ) -> None:
         self._book = book
         self._store = store
@@ -54,6 +56,7 @@ class Operator:
         self._executor = executor
         self._history = history
         self._settings = settings
+        self._operations = operations
 
     async def find(self, text: str) -> Incident:
         """An incident by its id or the end of it; raises UnknownTargetError."""
@@ -227,14 +230,17 @@ class Operator:
         name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
         until = None if for_s is None else boottime_ns() + int(for_s * NS)
         await self._history.disarm(Disarm(target=name, reason=reason, by=by, until_ns=until))
+        result = "until arm" if for_s is None else f"for {show_duration(for_s)}"
+        self._operations.record("disarm", name, by, reason, result)
         self._decider.poke_all()
         return name
 
-    async def arm(self, target: str | None) -> str:
+    async def arm(self, target: str | None, by: str, reason: str = "") -> str:
         """Act again; returns what was armed. Raises ConflictError when it was not disarmed."""
         name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
         if not await self._history.arm(name):
             raise ConflictError(f"{name} is not disarmed", code="FSW-CONFLICT-ARMED")
+        self._operations.record("arm", name, by, reason, "armed")
         self._decider.poke_all()
         return name
 

@@ -195,6 +195,21 @@ def test_a_bad_rule_file_keeps_the_running_rules_and_shows_in_status(daemon, ve,
     wait_until(lambda: not daemon.status()["rules"]["problems"])
 
 
+def test_who_disarms_and_arms_is_kept_with_the_reason(daemon, ve) -> None:
+    argv = ("disarm", "ve101", "--reason", "storage move", "--for", "2h")
+    assert fswatch(daemon, *argv).returncode == Exit.OK
+    (disarmed,) = daemon.status()["disarmed"]
+    assert (disarmed["by"], disarmed["reason"]) == ("root", "storage move")
+    assert disarmed["until"] > daemon.status()["since"]
+    assert fswatch(daemon, "repair", "ve101").returncode == Exit.WARNING
+    assert fswatch(daemon, "arm", "ve101", "--reason", "it is moved").returncode == Exit.OK
+    assert fswatch(daemon, "arm", "ve101").returncode == Exit.WARNING
+    daemon.stop()
+    daemon.start()
+    told = [(one["what"], one["by"], one["reason"]) for one in daemon.status()["operations"]]
+    assert told == [("disarm", "root", "storage move"), ("arm", "root", "it is moved")]
+
+
 def test_why_somebody_has_acknowledged_is_in_the_story(daemon, ve) -> None:
     trigger(ve)
     incident = daemon.wait_for_incident("open")

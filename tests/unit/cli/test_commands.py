@@ -60,6 +60,7 @@ def test_what_is_no_time_and_no_cursor_is_64_without_a_daemon(argv, tmp_path, ca
     "argv",
     [
         ["disarm", "--node", "--reason", "x", "--for", "1h30m"],
+        ["arm", "--node", "--reason", "x"],
         ["approve", "abcde", "--reason", "x"],
         ["events", "--since", "0"],
         ["mute", "abcde", "--for", "1d"],

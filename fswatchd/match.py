@@ -34,6 +34,8 @@ class VeNames(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def aliases(self) -> Sequence[str]: ...
+    @property
     def platform(self) -> str: ...
     @property
     def labels(self) -> Mapping[str, str]: ...
@@ -293,11 +295,15 @@ def tokens(match: Match) -> list[Token] | None:
 
 def tokens_of(ve: VeNames) -> list[Token]:
     """All that `tokens` could name of this VE."""
-    names = (ve.ve_id, ve.name)
+    names = _called(ve)
     found = [("ve", name) for name in names]
     found += [("prefix", name[:end]) for name in names for end in range(1, len(name) + 1)]
     found += [(f"label {key}", value) for key, value in ve.labels.items()]
     return found
+
+
+def _called(ve: VeNames) -> tuple[str, ...]:
+    return (ve.ve_id, ve.name, *ve.aliases)
 
 
 def _name_tokens(patterns: list[str]) -> list[Token] | None:
@@ -378,7 +384,7 @@ def whole(match: Match) -> Test:
     if (platform := names(match.platform)) is not None:
         parts.append(lambda _subject, ve: ve is not None and platform(ve.platform))
     if (named := names(match.ve)) is not None:
-        parts.append(lambda _s, ve: ve is not None and (named(ve.ve_id) or named(ve.name)))
+        parts.append(lambda _s, ve: ve is not None and any(named(one) for one in _called(ve)))
     parts += tests(match)
     return lambda subject, ve: all(part(subject, ve) for part in parts)
 

@@ -34,7 +34,8 @@ def joined_labels(labels: Mapping[str, str], *others: Mapping[str, str]) -> dict
 class VeFacts:
     """What rules may ask about a VE. `scratch` is true only for ids the daemon made itself; to
     what is `hands_off` nothing is ever done, to what is `busy` nothing until that has ended, to the
-    volumes of what is `unrepairable` (see `inventory.model.Ve`) nothing but to tell."""
+    volumes of what is `unrepairable` (see `inventory.model.Ve`) nothing but to tell. `aliases` are
+    ids that other platforms know it by."""
 
     ve_id: str
     name: str
@@ -44,6 +45,7 @@ class VeFacts:
     scratch: bool = False
     hands_off: bool = False
     unrepairable: str | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def wish(self) -> Mode | None:

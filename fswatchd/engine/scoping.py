@@ -70,6 +70,7 @@ def _facts(ve: Ve) -> VeFacts:
         scratch=ve.scratch,
         hands_off=ve.hands_off,
         unrepairable=ve.unrepairable,
+        aliases=ve.aliases,
     )
 
 

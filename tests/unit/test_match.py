@@ -68,6 +68,23 @@ def test_each_key(table: dict[str, Any], wanted: bool) -> None:
     assert matches(table) is wanted
 
 
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("proxmox:101", True),
+        ("lxc:101", True),
+        ("lxc:*", True),
+        ("re:lxc:[0-9]+", True),
+        ("lxc:102", False),
+        ("incus:*", False),
+    ],
+)
+def test_a_ve_is_asked_for_by_any_of_its_ids(pattern: str, wanted: bool) -> None:
+    known = ve_facts(ve_id="proxmox:101", name="web", platform="proxmox", aliases=("lxc:101",))
+    assert matches({"ve": pattern}, ves=(known,)) is wanted
+    assert matches({"not": {"ve": pattern}}, ves=(known,)) is not wanted
+
+
 def test_with_several_ves_each_must_match_also_in_groups() -> None:
     ves = (ve_facts(labels={"tier": "gold"}), ve_facts(ve_id="lxc:b", name="b"))
     assert not matches({"label": {"tier": "gold"}}, ves=ves)

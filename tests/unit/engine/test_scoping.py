@@ -91,3 +91,8 @@ def test_copies_are_ves_with_the_same_value_and_those_that_run_and_have_no_fault
 def test_a_storm_belongs_to_nobody() -> None:
     found = builders.incident(domain=Domain.STORM, ves=("lxc:ve101",))
     assert scope(node(), found=found) == Scope()
+
+
+def test_rules_may_name_a_ve_as_another_platform_does() -> None:
+    seen = node("/", aliases=("declared:ve101",))
+    assert [one.aliases for one in scope(seen).ves] == [("declared:ve101",)]

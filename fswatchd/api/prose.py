@@ -7,7 +7,7 @@ from typing import Any
 
 from fswatchd import codes, guards, summary, views
 from fswatchd.events import CONSEQUENCES, Domain, printable, witnesses
-from fswatchd.incidents import Incident, StepRecord
+from fswatchd.incidents import Filesystem, Incident, StepRecord
 from fswatchd.units import show_duration
 
 _NS = 1_000_000_000
@@ -59,13 +59,12 @@ def _head(incident: Incident) -> list[str]:
         "",
         f"  VE          {', '.join(incident.direct_ves) or 'none: it belongs to no VE'}",
         f"  Filesystem  {filesystem.fstype or 'unknown'} on {where}"
-        + (f" ({filesystem.devno})" if filesystem.devno else "")
-        + (f", UUID {filesystem.uuid}" if filesystem.uuid else ""),
+        + (f" ({filesystem.devno})" if filesystem.devno else ""),
     ]
     if filesystem.image:
-        inode = filesystem.image_inode
-        proof = f" (inode {inode[1]} on {inode[0]})" if inode else ""
-        lines.append(f"  Image       {filesystem.image}{proof}")
+        lines.append(f"  Image       {filesystem.image}")
+    if proof := _identity(filesystem):
+        lines.append(f"  Identity    {proof}")
     if incident.stack:
         lines.append(f"  Stack       {views.chain(incident.stack)}")
     if incident.through:
@@ -81,6 +80,19 @@ def _head(incident: Incident) -> list[str]:
             link = "is about that" if incident.part_of else "was about that"
             lines.append(f"              incident {incident.cause['incident']} {link}")
     return lines
+
+
+def _identity(filesystem: Filesystem) -> str:
+    """What says that it is the same filesystem, and not another one of the same name."""
+    parts = []
+    if filesystem.disk_sequence is not None:
+        parts.append(f"attachment {filesystem.disk_sequence} of {filesystem.devno} (DISKSEQ)")
+    if filesystem.uuid:
+        parts.append(f"UUID {filesystem.uuid}")
+    if filesystem.image_inode:
+        devno, inode = filesystem.image_inode
+        parts.append(f"image inode {inode} on {devno}")
+    return ", ".join(parts)
 
 
 def _lost(incident: Incident) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `fswatch why` says of guards."""
+"""What `fswatch why` says of identity and of guards."""
 
 from __future__ import annotations
 
@@ -39,3 +39,11 @@ def test_where_all_were_asked_none_is_named() -> None:
 def test_where_no_rule_matches_there_was_nothing_to_ask() -> None:
     found = builders.incident(guards=(("rule", False, "no rule matches this incident"),))
     assert "not asked after that" not in prose.why(found)
+
+
+def test_what_proves_that_it_is_the_same_filesystem_is_told() -> None:
+    told = prose.why(builders.incident())
+    uuid = "11111111-2222-3333-4444-555555555555"
+    assert f"attachment 42 of 7:3 (DISKSEQ), UUID {uuid}, image inode 77 on 8:1" in told
+    unknown = builders.filesystem(disk_sequence=None, uuid=None, image_inode=None)
+    assert "Identity" not in prose.why(builders.incident(filesystem=unknown))

@@ -125,7 +125,7 @@ class Substrate:
         return self._with_incidents(device, layer)
 
     def _with_incidents(self, device: BlockDevice, layer: Layer) -> Layer:
-        """The layer with what incidents say of it, or of the filesystem on it where there is one."""
+        """The layer with what incidents say of it, or of the filesystem that lies on it."""
         view = self._inventory.view
         above = view.superblock_on(device.devno)
         key = view.describe(above).key if above else f"{device.devno}/{device.disk_sequence or 0}"

@@ -25,6 +25,7 @@ from fswatchd.inventory.model import (
     Ve,
     VeId,
 )
+from fswatchd.inventory.names import as_known
 from fswatchd.inventory.owners import Unclaimed
 from fswatchd.inventory.platform import Platform, PlatformError
 from fswatchd.inventory.reader import NamespaceSeen, NodeReader, on_its_device, same_superblock
@@ -218,7 +219,7 @@ class Inventory:
             except PlatformError as error:
                 found += error.partial
                 self.problems[platform.name] = str(error)
-        ves = merged(found)
+        ves = merged(map(as_known, found))
         for adjusted in self.adjust:
             ves = {ve_id: adjusted(ve) for ve_id, ve in ves.items()}
         return ves

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from fswatchd.engine.history import boottime_ns
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.engine.substrate import Substrate
-from fswatchd.events import EventClass, Health
+from fswatchd.events import Domain, EventClass, Health
 from fswatchd.incidents import Incident, Outcome
 from fswatchd.inventory.model import Backing, BlockDevice, Superblock
 from fswatchd.inventory.view import NodeView
@@ -29,6 +31,7 @@ from fswatchd.sources.state import StateSource
 from fswatchd.store import Store
 from tests.unit import builders
 from tests.unit.inventory.test_lookup import NODE, superblock, ve, view
+from tests.unit.inventory.test_ownership import remote
 
 POOL, DISK = Devno(253, 9), Devno(7, 100)
 FULL = "0 409600 thin-pool 1 12/1024 3199/3200 - rw queue_if_no_space - 256\n"
@@ -333,3 +336,103 @@ async def test_a_member_that_btrfs_misses_is_not_back_because_all_others_are_wel
     found = of_its_device(node, READ)
     await node.sweep()
     assert node.book.get(found.incident_id) is not None
+
+
+class OnHost:
+    """ve101 on an image that lies on a host filesystem, beside another one that is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, book: Any, *, full: str) -> None:
+        self.reported: list[str] = []
+        host, other = superblock(0, (NODE, "/vz")), superblock(1, (NODE, "/other"))
+        above = replace(superblock(3, (NODE, "/vz/ve101")), device="loop3")
+        image = Backing(kind="loop", image="/vz/a", image_devno=host.devno, image_inode=5)
+        seen = view(
+            ve("lxc", "ve101"),
+            superblocks=(host, other, above),
+            devices={
+                above.devno: BlockDevice(
+                    devno=above.devno, name="loop3", kind="loop", backing=image
+                )
+            },
+        )
+        self.of = {one.devno: one for one in (host, other, above)}
+        self.full = {"host": host.devno, "other": other.devno}[full].minor
+        inventory = SimpleNamespace(view=seen, opened=self.opened)
+        state = SimpleNamespace(
+            check=lambda _: None,
+            health=lambda _: Health.OK,
+            report=lambda found, *_: self.reported.append(found.device),
+        )
+        monkeypatch.setattr(os, "fstatvfs", self.statvfs)
+        monkeypatch.setattr(block, "attribute", lambda *_: None)
+        monkeypatch.setattr(block, "image_short_by", lambda *_: 0)
+        self.substrate = Substrate(cast("Any", inventory), cast("Any", state), book)
+        filesystem = seen.describe(above)
+        self.incident = builders.incident(filesystem=filesystem, incident_id="of-loop3")
+
+    @asynccontextmanager
+    async def opened(self, found: Superblock) -> AsyncIterator[int]:
+        yield found.devno.minor
+
+    def statvfs(self, fd: int) -> SimpleNamespace:
+        free = 0 if fd == self.full else 1 << 20
+        return SimpleNamespace(
+            f_frsize=4096, f_blocks=1 << 21, f_bavail=free, f_files=1000, f_favail=900
+        )
+
+
+@pytest.mark.parametrize(("full", "blamed"), [("host", True), ("other", False)])
+async def test_a_full_filesystem_is_blamed_by_what_lies_on_it_and_by_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: str, *, blamed: bool
+) -> None:
+    book = IncidentBook(Store(tmp_path / "none.db"), "hn1")
+    node = OnHost(monkeypatch, book, full=full)
+    cause = blame(await node.substrate.beneath(node.incident))
+    assert (cause is not None) is blamed
+    assert node.reported == (["loop0"] if blamed else [])
+
+
+async def test_a_server_that_is_lost_is_the_cause_of_all_that_has_its_image_there(
+    tmp_path: Path,
+) -> None:
+    nas = remote((NODE, "/vz"), source="nas:/vz", devno=Devno(0, 50))
+    filer = remote((NODE, "/more"), source="filer:/vz", devno=Devno(0, 51))
+    above = {n: superblock(n, (NODE, f"/vz/{n}")) for n in (1, 2, 3)}
+    on = {1: nas, 2: nas, 3: filer}
+    devices = {
+        one.devno: BlockDevice(
+            devno=one.devno,
+            name=one.device,
+            kind="loop",
+            backing=Backing(
+                kind="loop", image=f"/vz/{n}.raw", image_devno=on[n].devno, image_inode=n
+            ),
+        )
+        for n, one in above.items()
+    }
+    seen = view(
+        *(ve("lxc", f"ve10{n}") for n in above),
+        superblocks=tuple(above.values()),
+        devices=devices,
+        remote={one.devno: one for one in (nas, filer)},
+        image_owners={(on[n].devno, n): f"lxc:ve10{n}" for n in above},
+    )
+    book = IncidentBook(Store(tmp_path / "none.db"), "hn1")
+    lost = builders.incident(
+        builders.event("kmsg", "not_responding", fstype="nfs"),
+        incident_id="server",
+        filesystem=builders.filesystem(devno=None, device=None, fstype="nfs", server="nas"),
+        domain=Domain.REMOTE,
+    )
+    book._open[lost.incident_id] = lost
+    state = SimpleNamespace(check=lambda _: None, health=lambda _: Health.OK)
+    substrate = Substrate(cast("Any", SimpleNamespace(view=seen)), cast("Any", state), book)
+    for n, one in above.items():
+        incident = builders.incident(filesystem=seen.describe(one), incident_id=f"of-{n}")
+        cause = blame(await substrate.beneath(incident))
+        if on[n] is filer:
+            assert cause is None
+        else:
+            assert cause is not None
+            assert (cause.incident, cause.text) == ("server", "it does not answer")
+            assert set(cause.ves) == {"lxc:ve101", "lxc:ve102"}

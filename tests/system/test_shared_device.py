@@ -15,7 +15,7 @@ from fswatchd.drill.receiver import Receiver
 from tests.system import rules
 from tests.system.conftest import wait_until
 from tests.system.test_host_fails import declared, run_telling, told
-from tests.system.test_stack import about, device_of, trigger
+from tests.system.test_stack import about, trigger
 
 _SIZE, _FIRST = 64 << 20, 1 << 20
 VE = '[[ve]]\nname = "{name}"\ncgroup = "/{cgroup}"\nvolume = [{{ {volume}, mountpoint = "/" }}]\n'
@@ -147,8 +147,7 @@ def test_what_one_ve_rests_on_alone_is_its_own_incident(
     run_telling(daemon, receiver, work, mode="observe", rules=rules.TELL)
     daemon.wait_until_known("ve104")
     os.truncate(image, _SIZE - 4096)
-    trigger(device_of(image))
-    incident = daemon.wait_for_incident("open", "waiting", ve="ve104")
+    incident = daemon.wait_for_incident("open", "waiting", ve="ve104", timeout_s=120)
 
     def opened() -> list[str]:
         return [i["id"] for i in told(receiver, "opened") if "declared:ve104" in i["ves"]]
@@ -160,3 +159,7 @@ def test_what_one_ve_rests_on_alone_is_its_own_incident(
     assert about(daemon, disk.device) is None
     for number in (1, 2, 3):
         assert daemon.incidents(f"ve{100 + number}") == []
+    os.truncate(image, _SIZE)
+    ended = daemon.wait_for_incident("closed", ve="ve104")
+    assert (ended["id"], ended["outcome"]) == (incident["id"], "recovered")
+    assert "nothing is wrong with its device any more" in daemon.why(incident["id"])

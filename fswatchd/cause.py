@@ -19,6 +19,19 @@ _FULL_SHARE = 1000
 _FULL_MOST_BYTES = 64 << 20
 
 SUSPENDED = "suspended"
+# Of dm; of SCSI (drivers/scsi/scsi_sysfs.c); of NVMe (drivers/nvme/host/sysfs.c).
+_IN_PASSING = frozenset(
+    {
+        SUSPENDED,
+        "blocked",
+        "quiesce",
+        "created",
+        "created-blocked",
+        "new",
+        "resetting",
+        "connecting",
+    }
+)
 _STOPPED = {Health.SHUTDOWN: "it is shut down", Health.READONLY: "it is read-only"}
 
 
@@ -96,15 +109,15 @@ def culprit(beneath: Sequence[Layer]) -> int | None:
 def fault_of_device(layer: Layer) -> EventClass | None:
     """What is wrong with a device by what can be read of it, None where nothing is.
 
-    Not the errors that it has reported: these are events already. A suspended device is well, for
-    all that anybody knows: LVM suspends one for a moment whenever it changes it.
+    Not the errors that it has reported: these are events already. Nor a state that it passes
+    through: LVM suspends a device whenever it changes it, and a path is blocked while it is sought.
     """
     if layer.kind != "device":
         return None
     if layer.short_by:
         return EventClass.IO_ERROR
     if layer.state:
-        return None if layer.state == SUSPENDED else EventClass.DEVICE_LOST
+        return None if layer.state in _IN_PASSING else EventClass.DEVICE_LOST
     if layer.lacks:
         return EventClass.SPACE
     if layer.missing:

@@ -231,14 +231,17 @@ async def test_what_lies_elsewhere_is_not_looked_at_and_not_blamed(make) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["dm/suspended", "ro of what is only read", "ro beneath what only reads"]
+    "name",
+    ["dm/suspended", "device/state", "ro of what is only read", "ro beneath what only reads"],
 )
 async def test_what_is_as_it_should_be_is_no_fault(make, name: str) -> None:
-    """LVM suspends a device whenever it changes it; an external origin is read-only; so is a disk
-    from which nothing but read-only filesystems are mounted."""
+    """LVM suspends a device whenever it changes it; a path is blocked while it is sought; an
+    external origin is read-only; so is a disk from which only read-only filesystems are mounted."""
     node = make(on=DISK)
     if name == "dm/suspended":
         node.attributes[DISK, name] = "1"
+    elif name == "device/state":
+        node.attributes[DISK, name] = "blocked"
     elif name == "ro of what is only read":
         node.attributes[SOME_BASE, "ro"] = "1"
         devices = dict(node.inventory.view.devices)

@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bench import attribution
 from bench.bench import daemon, percentile, scene, summary, table, wait_until
 from bench.idle import cpu_s, rss_mb
 from fswatchd.devno import Devno
@@ -119,6 +120,15 @@ def run(
             *(one["event_ms"]["median"] for one in found.values()),
         ),
         ("… p99 (ms)", *(one["event_ms"]["p99"] for one in found.values())),
+        (
+            "error → which VE, alone, median (ms of CPU)",
+            *(one["attribution_ms"]["median"] for one in found.values()),
+        ),
+        ("… p99 (ms of CPU)", *(one["attribution_ms"]["p99"] for one in found.values())),
+        (
+            "… first after a look (ms of CPU)",
+            *(one["attribution_ms"]["first"] for one in found.values()),
+        ),
         ("load of the machine", *(one["load_after"] for one in found.values())),
         ("`status` of all VEs (ms)", *(one["status_ms"]["median"] for one in found.values())),
     ]
@@ -135,6 +145,7 @@ def _measure(size: int, seconds: int, starts: int) -> dict[str, Any]:
         for ve in ves:
             ending.callback(ve.end)
             ve.start()
+        alone = attribution.run(paths.directory / "ve.d", {ve.name: ve.device for ve in ves})
         new = [Ve(paths, size + number) for number in range(_NEW)]
         config = f'mode = "observe"\nves = ["{paths.directory}/ve.d"]\n'
         took, worked = [], []
@@ -177,6 +188,7 @@ def _measure(size: int, seconds: int, starts: int) -> dict[str, Any]:
         "cpu_percent": round(share, 3),
         "new_ve_ms": summary(news),
         "event_ms": summary(events),
+        "attribution_ms": alone,
         "status_ms": summary(statuses),
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fswatchd.events import Health
+from fswatchd.events import EventClass, Health
 from fswatchd.units import show_size
 
 # Less than this is no room for a write: the larger of 1 MiB, and a thousandth of up to 64 GiB.
@@ -18,6 +18,20 @@ _FULL_BYTES = 1 << 20
 _FULL_SHARE = 1000
 _FULL_MOST_BYTES = 64 << 20
 
+SUSPENDED = "suspended"
+# Of dm; of SCSI (drivers/scsi/scsi_sysfs.c); of NVMe (drivers/nvme/host/sysfs.c).
+_IN_PASSING = frozenset(
+    {
+        SUSPENDED,
+        "blocked",
+        "quiesce",
+        "created",
+        "created-blocked",
+        "new",
+        "resetting",
+        "connecting",
+    }
+)
 _STOPPED = {Health.SHUTDOWN: "it is shut down", Health.READONLY: "it is read-only"}
 
 
@@ -71,22 +85,44 @@ class Cause:
 
 def blame(beneath: Sequence[Layer]) -> Cause | None:
     """The deepest of the layers that is not well: all above it only suffer from it."""
-    for layer in reversed(beneath):
-        text, kind, incident = _unwell(layer), str(layer.kind), layer.incident
-        if layer.lacks:
-            kind = "space"
-        elif layer.kind == "filesystem" and is_full(layer):
-            kind, incident = "space", layer.full_incident
-        if text is not None:
-            return Cause(
-                kind=kind,
-                name=layer.name,
-                text=text,
-                since_ns=layer.since_ns,
-                incident=incident,
-                ves=layer.ves,
-            )
-    return None
+    place = culprit(beneath)
+    if place is None:
+        return None
+    layer = beneath[place]
+    space = is_full(layer) or fault_of_device(layer) is EventClass.SPACE
+    return Cause(
+        kind="space" if space else layer.kind,
+        name=layer.name,
+        text=unwell(layer) or "",
+        since_ns=layer.since_ns,
+        incident=layer.full_incident if space else layer.incident,
+        ves=layer.ves,
+    )
+
+
+def culprit(beneath: Sequence[Layer]) -> int | None:
+    """Which of the layers `blame` blames."""
+    places = reversed(range(len(beneath)))
+    return next((place for place in places if unwell(beneath[place]) is not None), None)
+
+
+def fault_of_device(layer: Layer) -> EventClass | None:
+    """What is wrong with a device by what can be read of it, None where nothing is.
+
+    Not the errors that it has reported: these are events already. Nor a state that it passes
+    through: LVM suspends a device whenever it changes it, and a path is blocked while it is sought.
+    """
+    if layer.kind != "device":
+        return None
+    if layer.short_by:
+        return EventClass.IO_ERROR
+    if layer.state:
+        return None if layer.state in _IN_PASSING else EventClass.DEVICE_LOST
+    if layer.lacks:
+        return EventClass.SPACE
+    if layer.missing:
+        return EventClass.DEGRADED
+    return EventClass.READONLY if layer.readonly else None
 
 
 def is_full(layer: Layer) -> bool:
@@ -99,7 +135,8 @@ def is_full(layer: Layer) -> bool:
     return layer.free_bytes < max(_FULL_BYTES, share)
 
 
-def _unwell(layer: Layer) -> str | None:
+def unwell(layer: Layer) -> str | None:
+    """What is wrong with a layer, in words; None where nothing is."""
     if layer.kind == "device":
         if layer.short_by:
             return f"its image file is {show_size(layer.short_by)} shorter than the device"

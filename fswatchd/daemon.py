@@ -174,6 +174,7 @@ class Daemon:
             forget_volume=self._listening.memory.forget,
             poke=self._decider.poke,
             has_room=substrate.has_room,
+            device_fault=substrate.device_fault,
         )
         self._decider.look_for_recovery = self._closer.look_after_room
         self._intake.naming = Naming(self._book, self.inventory)

@@ -284,7 +284,8 @@ class Incident:
         """The incident with one more event, the one with this cursor in the store."""
         # That the filesystem has stopped is what came of an error, not another one.
         errors = 0 if event.klass in CONSEQUENCES else event.count
-        from_device = is_of_device(event.klass, event.fstype)
+        # What was read of a device is no error that it has reported.
+        from_device = is_of_device(event.klass, event.fstype) and event.source != "state"
         sources = self.sources
         if event.source not in sources:
             sources = (*sources, event.source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fswatchd.events import Domain, EventClass, printable
+from fswatchd.events import Domain, EventClass, names_filesystem, printable
 from fswatchd.incidents import Incident, Outcome, State
 
 _NAMES_SHOWN = 8
@@ -26,6 +26,11 @@ _BROKEN = {
     EventClass.SPACE: "has no room left",
     EventClass.QUOTA: "has reached a quota",
     EventClass.NOT_RESPONDING: "does not get an answer from its server",
+}
+# Of a device that only other things rest on: nothing is beneath it that could be at fault.
+_BROKEN_DEVICE = _BROKEN | {
+    EventClass.DEVICE_LOST: "is gone, or does not run",
+    EventClass.IO_ERROR: "cannot be read or written as a whole",
 }
 _REMEDY = {
     "space": "Make room there",
@@ -55,7 +60,8 @@ def _what(found: Incident) -> str:
         failed = _count(len(found.ves), "VE has", "VEs have")
         return f"{failed} failed at once ({names(found.ves)}): nothing is repaired until it ends."
     filesystem = found.filesystem
-    what = _BROKEN.get(found.klass, "has a fault")
+    bare = filesystem.device is not None and not names_filesystem(filesystem.fstype)
+    what = (_BROKEN_DEVICE if bare else _BROKEN).get(found.klass, "has a fault")
     layer = found.stack[0] if found.stack else {}
     point = layer.get("mountpoint") if layer.get("kind") == "filesystem" else None
     device = f"/dev/{filesystem.device}" if filesystem.device else filesystem.image or "a volume"

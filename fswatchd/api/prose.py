@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fswatchd import codes, guards, summary, views
-from fswatchd.events import CONSEQUENCES, Domain, printable, witnesses
+from fswatchd.events import (
+    CONSEQUENCES,
+    Domain,
+    names_filesystem,
+    printable,
+    witnesses,
+)
 from fswatchd.incidents import Filesystem, Incident, StepRecord
 from fswatchd.units import show_duration
 
@@ -58,7 +64,11 @@ def _head(incident: Incident) -> list[str]:
         *(f"  {sentence}" for sentence in summary.sentences(incident)),
         "",
         f"  VE          {', '.join(incident.direct_ves) or 'none: it belongs to no VE'}",
-        f"  Filesystem  {filesystem.fstype or 'unknown'} on {where}"
+        (
+            f"  Filesystem  {filesystem.fstype or 'unknown'} on {where}"
+            if names_filesystem(filesystem.fstype) or filesystem.devno is None
+            else f"  Device      {where}"
+        )
         + (f" ({filesystem.devno})" if filesystem.devno else ""),
     ]
     if filesystem.image:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from fswatchd import views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import boottime_ns
-from fswatchd.events import Domain, Health, names_filesystem, printable
+from fswatchd.events import Domain, EventClass, Health, names_filesystem, printable
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Superblock
+from fswatchd.inventory.model import BlockDevice, Superblock
 from fswatchd.inventory.ownership import served_from
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
@@ -32,6 +32,9 @@ _MISSING_S = 5.0
 _DEVICE_QUIET_S = 600.0
 _READ_TIMEOUT_S = 10.0
 NS = 1_000_000_000
+# Classes and sources of what is read of a device that a filesystem rests on.
+_OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
+_READ_OF_DEVICE = frozenset({"state", "uevent"})
 
 
 class Closer:
@@ -46,6 +49,7 @@ class Closer:
         forget_volume: Callable[[str], None],
         poke: Callable[[str], None],
         has_room: Callable[[Superblock], Awaitable[bool | None]],
+        device_fault: Callable[[BlockDevice], Awaitable[str | None]],
     ) -> None:
         self._book = book
         self._inventory = inventory
@@ -53,6 +57,7 @@ class Closer:
         self._forget_volume = forget_volume
         self._poke = poke
         self._has_room = has_room
+        self._device_fault = device_fault
         self._wake = asyncio.Event()
         self._missing: dict[str, float] = {}
         # Incident and attempt → when it was first seen verifying (CLOCK_MONOTONIC, ns). In memory
@@ -104,6 +109,8 @@ class Closer:
     async def _look_at(self, incident: Incident) -> None:
         if incident.state is State.VERIFYING:
             await self._verify(incident)
+        elif incident.filesystem.server is not None:
+            self._look_for_mounts(incident)
         elif incident.state in {State.OPEN, State.WAITING}:
             if (
                 incident.cause is not None
@@ -111,18 +118,18 @@ class Closer:
                 and self._superblock(incident) is not None
             ):
                 return  # it ends first
-            if incident.domain is Domain.SPACE:
-                await self._look_at_space(incident)
-            elif incident.domain is not Domain.DAMAGE:
+            if incident.domain not in {Domain.DAMAGE, Domain.SPACE}:
                 return
-            elif self._is_bare_device(incident):
-                await self._look_at_device(incident)
+            if (device := self._bare_device(incident)) is not None:
+                await self._look_at_device(incident, device)
+            elif _still_there(incident):
+                return  # nothing rests on it for now; what is wrong with it is not over by that
+            elif incident.domain is Domain.SPACE:
+                await self._look_at_space(incident)
             elif self._had_no_room(incident):
                 await self.look_after_room(incident.incident_id)
-            else:
+            elif not await self._recovered_with_its_device(incident):
                 self._look_for_recovery(incident)
-        elif incident.filesystem.server is not None and incident.is_open:
-            self._look_for_mounts(incident)
 
     def _look_for_mounts(self, incident: Incident) -> None:
         """A server that nothing is mounted from any more cannot be missed by anybody."""
@@ -156,34 +163,71 @@ class Closer:
         relapsed = replace(incident, state=State.NEEDS_OPERATOR)
         self._book.put(relapsed.noted(time.time_ns(), f"not healthy after the repair: {why}"))
 
-    def _is_bare_device(self, incident: Incident) -> bool:
-        """Whether it is about a device that only other things rest on, or about its errors."""
+    def _bare_device(self, incident: Incident) -> BlockDevice | None:
+        """The device, where it is about one that only other things rest on, or about its errors."""
         devno = incident.filesystem.devno
         if devno is None or names_filesystem(incident.filesystem.fstype):
-            return False
+            return None
         device = self._inventory.view.devices.get(devno)
-        return device is not None and device.disk_sequence == incident.filesystem.disk_sequence
+        if device is None or device.disk_sequence != incident.filesystem.disk_sequence:
+            return None
+        return device
 
-    async def _look_at_device(self, incident: Incident) -> None:
-        """A device is well when it was quiet for long, and reads at both ends succeed.
+    async def _look_at_device(self, incident: Incident, device: BlockDevice) -> None:
+        """A device is well when all that can be read of it is, and nothing else was said of it.
 
-        It may be quiet because nothing is asked of it any more; so it is asked.
+        Of what lines have said nobody knows for how long: it has to be quiet for long, and reads at
+        both ends succeed. It may be quiet because nothing is asked of it any more; so it is asked.
         """
-        if not incident.recent or not self._is_quiet(incident):
+        if not incident.recent or await self._device_fault(device) is not None:
             return
         path = f"/dev/{incident.filesystem.device}"
-        try:
-            async with asyncio.timeout(_READ_TIMEOUT_S):
-                await asyncio.to_thread(block.read_ends, path)
-        except (OSError, TimeoutError):
-            return
+        text = f"nothing is wrong with {path} any more"
+        if incident.sources != ("state",):
+            if incident.domain is Domain.SPACE:
+                if _quiet_s(incident) <= incident.healthy_s:
+                    return
+            elif not self._is_quiet(incident) or not await _can_be_read(path):
+                return
+            else:
+                quiet = f"no error for {_DEVICE_QUIET_S / 60:.0f} minutes"
+                text = f"{quiet}, and {path} can be read"
+        if incident.domain is Domain.SPACE:
+            text = "there is room again"
         current = self._book.get(incident.incident_id)
         if current is not None and current.recent == incident.recent:
-            text = f"no error for {_DEVICE_QUIET_S / 60:.0f} minutes, and {path} can be read"
             self._book.close(current, Outcome.RECOVERED, text)
 
+    async def _recovered_with_its_device(self, incident: Incident) -> bool:
+        """Whether nothing was wrong with the filesystem but its device, and that is well again.
+
+        Only what was read of the device has to be all there was: an error that the filesystem has
+        met is counted, told by the kernel, or has stopped it.
+        """
+        superblock = self._superblock(incident)
+        if superblock is None or not _is_only_of_device(incident):
+            return False
+        members = superblock.members or (superblock.devno,)
+        below = {
+            one for member in members for one in (member, *self._inventory.view.beneath(member))
+        }
+        devices = self._inventory.view.devices
+        for device in (devices[one] for one in below if one in devices):
+            if await self._device_fault(device) is not None:
+                return False
+        if self._state.errors(superblock.devno):
+            return False
+        if await verify.healthy(self._inventory, self._state, superblock) is not None:
+            return False
+        current = self._book.get(incident.incident_id)
+        if current is None or current.recent != incident.recent:
+            return False
+        text = "nothing is wrong with its device any more, and a write succeeds"
+        self._book.close(current, Outcome.RECOVERED, text)
+        return True
+
     def _is_quiet(self, incident: Incident) -> bool:
-        return boottime_ns() - incident.recent[-1][0] > _DEVICE_QUIET_S * NS
+        return _quiet_s(incident) > _DEVICE_QUIET_S
 
     def _had_no_room(self, incident: Incident) -> bool:
         return incident.cause_is_over and (incident.cause or {}).get("kind") == "space"
@@ -222,7 +266,7 @@ class Closer:
             await self.look_after_room(incident.incident_id)
         elif incident.recent and await self._has_room(superblock):
             # A fact is over with the fact; of what a line has said nobody knows for how long.
-            quiet_s = (boottime_ns() - incident.recent[-1][0]) / NS
+            quiet_s = _quiet_s(incident)
             current = self._book.get(incident.incident_id)
             if current is not None and (
                 current.sources == ("state",) or quiet_s > current.healthy_s
@@ -235,7 +279,7 @@ class Closer:
             self._missing.pop(incident.incident_id, None)
             if not incident.recent:
                 return  # opened a moment ago: the event that opened it has not joined yet
-            quiet_s = (boottime_ns() - incident.recent[-1][0]) / NS
+            quiet_s = _quiet_s(incident)
             keep = incident.requested_by is not None or incident.confirmed
             # Counters of a filesystem say nothing about its device: that has to be quiet for long.
             keep = keep or (incident.device_errors > 0 and not self._is_quiet(incident))
@@ -285,3 +329,39 @@ class Closer:
             elif now.device == wanted.device and now.uuid == wanted.uuid:
                 return found
         return None
+
+
+def _quiet_s(incident: Incident) -> float:
+    return (boottime_ns() - incident.recent[-1][0]) / NS
+
+
+def _is_only_of_device(incident: Incident) -> bool:
+    return (
+        incident.confirmed
+        and incident.requested_by is None
+        and bool(incident.recent)
+        and incident.domain is Domain.DAMAGE
+        and incident.classes <= _OF_DEVICE
+        # A member that btrfs misses is no device beneath it any more.
+        and not (incident.filesystem.fstype == "btrfs" and EventClass.DEGRADED in incident.classes)
+        and _READ_OF_DEVICE.issuperset(incident.sources)
+    )
+
+
+def _still_there(incident: Incident) -> bool:
+    """Whether what was read of a bare device may still be so: the device is there."""
+    known = incident.filesystem
+    if known.devno is None or names_filesystem(known.fstype) or incident.sources != ("state",):
+        return False
+    if block.name_of(known.devno) is None:
+        return False
+    return block.disk_sequence(known.devno) == known.disk_sequence
+
+
+async def _can_be_read(path: str) -> bool:
+    try:
+        async with asyncio.timeout(_READ_TIMEOUT_S):
+            await asyncio.to_thread(block.read_ends, path)
+    except (OSError, TimeoutError):
+        return False
+    return True

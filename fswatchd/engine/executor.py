@@ -23,9 +23,9 @@ from fswatchd.incidents import Incident, Outcome, State, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import cgroup
 from fswatchd.policy import Decision
-from fswatchd.repair import clone, freeze, resume, rollback, ve_freeze
-from fswatchd.repair.journal import RepairJournal
+from fswatchd.repair import freeze, rollback, ve_freeze
 from fswatchd.repair.platform_lock import VeLocks
+from fswatchd.repair.resume import discard_copies
 from fswatchd.rules import Step, step_from_options
 from fswatchd.sandbox import bubblewrap
 from fswatchd.situation import RunningRepair, Scope
@@ -122,14 +122,24 @@ class Executor:
                 if incident.state is State.ACTING or record.result == freeze.LEFT_FROZEN:
                     await self._thaw_leftover(record)
         for incident in self._book.open_incidents():
-            for record in incident.steps:
-                self._ve_locks.adopt(record.journal.get("lock"), incident.incident_id)
-            if incident.state is not State.ACTING:
-                await self._unlock(incident.incident_id)
+            await self._recover_locks(incident)
         for incident in self._book.open_incidents():
             if incident.state is State.ACTING:
                 self._book.note(incident.incident_id, "the daemon was restarted in the middle")
                 self._begin(incident, resume=True)
+
+    async def _recover_locks(self, incident: Incident) -> None:
+        stopped = self._has_stopped_its_ve(incident.incident_id)
+        for record in incident.steps:
+            lock = record.journal.get("lock")
+            problem = await self._ve_locks.adopt(lock, incident.incident_id)
+            if problem is not None:
+                if not stopped:
+                    await asyncio.to_thread(discard_copies, incident.incident_id, record)
+                self._hand_over(incident, problem)
+                return
+        if incident.state is not State.ACTING:
+            await self._unlock(incident.incident_id)
 
     def begin_rollback(self, incident: Incident) -> None:
         """Undo what the incident's plan has changed (already checked and permitted)."""
@@ -213,7 +223,7 @@ class Executor:
                 await self._take_evidence(incident.incident_id, index)
                 result = await self._step(incident.incident_id, index, cut_off=cut_off)
             elif cut_off:
-                await asyncio.to_thread(_discard_clones, incident.incident_id, record)
+                await asyncio.to_thread(discard_copies, incident.incident_id, record)
             changed = changed or result.changed
             if result.next is not Next.CONTINUE and not self._may_go_on(
                 incident.incident_id, index, result
@@ -436,17 +446,6 @@ def _has_begun(incident: Incident) -> bool:
     """Whether a step of the plan has begun to do what cannot just be left as it is."""
     marks = ("stopping", "swapping", "writing", "changed")
     return any(record.journal.get(mark) for record in incident.steps for mark in marks)
-
-
-def _discard_clones(incident_id: str, record: StepRecord) -> None:
-    """Delete the copies that a step which was cut off has made, and that nobody uses."""
-    journal = RepairJournal.read(record.journal)
-    if journal.image is not None:
-        clone.discard_unfinished(clone.clone_path(journal.image, incident_id, "preview"))
-    resume.discard_copy(journal)
-    snapshot = record.journal.get("snapshot")
-    if isinstance(snapshot, str):
-        clone.discard_unfinished(snapshot)
 
 
 def _skip_rest(incident: Incident, index: int) -> Incident:

@@ -10,11 +10,11 @@ import asyncio
 import os
 import time
 from dataclasses import replace
-from errno import ENOSPC
+from errno import EIO, ENODEV, ENOSPC, EROFS
 
 from fswatchd import process, views
 from fswatchd.book import IncidentBook
-from fswatchd.cause import Layer, is_full
+from fswatchd.cause import SUSPENDED, Layer, culprit, fault_of_device, is_full, unwell
 from fswatchd.devno import Devno
 from fswatchd.events import DEVICE_CLASSES, Domain, EventClass, VeState, printable
 from fswatchd.helpers.client import HelperError
@@ -34,6 +34,13 @@ _NONE = Devno(0, 0)
 _MEASURED_S = 1.0
 # What `device/state` says of a disk that does its work (drivers/scsi/scsi_sysfs.c, nvme/host).
 _RUNNING = frozenset({"running", "live", ""})
+# What a request to a device in such a state gets.
+_ERRNO = {
+    EventClass.IO_ERROR: EIO,
+    EventClass.DEVICE_LOST: ENODEV,
+    EventClass.SPACE: ENOSPC,
+    EventClass.READONLY: EROFS,
+}
 
 
 class Substrate:
@@ -61,6 +68,8 @@ class Substrate:
         if superblock is None:
             return ()
         layers: list[Layer] = []
+        of_device: dict[int, BlockDevice] = {}
+        only_read = _only_read(view, superblock.devno)
         for number in (superblock.devno, *view.beneath(superblock.devno)):
             ves = view.affected(number)
             host = view.superblocks.get(number)
@@ -71,14 +80,64 @@ class Substrate:
                 layers += _served_by(view, remote)
             device = view.devices.get(number)
             if device is not None:
-                key = f"{device.devno}/{device.disk_sequence or 0}"
-                about = self._book.find_key(key, Domain.DAMAGE)
+                layer = self._with_incidents(device, await self._device(device))
+                readonly = layer.readonly and number not in only_read
+                of_device[len(layers)] = device
+                layers.append(replace(layer, ves=ves, readonly=readonly))
                 on_server = device.backing.image_devno in view.remote
-                layer = await asyncio.to_thread(_device, device, about, on_server=on_server)
-                layers.append(replace(await self._as_pool(device, layer), ves=ves))
                 if not on_server and (quota := await self._quota(device)) is not None:
                     layers.append(quota)
+        place = culprit(layers)
+        if place in of_device:
+            layers[place] = self._told(superblock, of_device[place], layers[place])
         return tuple(layers)
+
+    async def device_fault(self, device: BlockDevice) -> str | None:
+        """What is wrong with a device by what can be read of it, in words; None where nothing is.
+
+        Errors that it has reported are none of that.
+        """
+        layer = await self._device(device)
+        return unwell(layer) if fault_of_device(layer) is not None else None
+
+    async def _device(self, device: BlockDevice) -> Layer:
+        on_server = device.backing.image_devno in self._inventory.view.remote
+        layer = await asyncio.to_thread(_device, device, on_server=on_server)
+        return await self._as_pool(device, layer)
+
+    def _told(self, superblock: Superblock, device: BlockDevice, layer: Layer) -> Layer:
+        """The layer with an incident of its own, where several VEs rest on what is not well.
+
+        No event tells of an image that was cut short or a pool that is full, or only one for each
+        filesystem above: the first that suffers has it told, and all are parts of that. What a
+        single VE rests on, or a filesystem alone, is that incident itself.
+        """
+        klass = fault_of_device(layer)
+        known = layer.full_incident if klass is EventClass.SPACE else layer.incident
+        if klass is None or known is not None or len(layer.ves) < 2:
+            return layer
+        view = self._inventory.view
+        if view.superblock_on(device.devno) is superblock:
+            return layer
+        if klass is EventClass.READONLY and not _is_written(view, device.devno):
+            return layer
+        self._state.report_device(device, klass, unwell(layer) or "", _ERRNO.get(klass))
+        return self._with_incidents(device, layer)
+
+    def _with_incidents(self, device: BlockDevice, layer: Layer) -> Layer:
+        """The layer with what incidents say of it, or of the filesystem that lies on it."""
+        view = self._inventory.view
+        above = view.superblock_on(device.devno)
+        key = view.describe(above).key if above else f"{device.devno}/{device.disk_sequence or 0}"
+        about = self._book.find_key(key, Domain.DAMAGE)
+        full = self._book.find_key(key, Domain.SPACE)
+        return replace(
+            layer,
+            since_ns=about.device_since_ns if about else None,
+            errors=about.device_errors if about else 0,
+            incident=about.incident_id if about else None,
+            full_incident=full.incident_id if full else None,
+        )
 
     def _remote(self, remote: RemoteFilesystem) -> Layer:
         """A served filesystem is never asked: who asks a server that is lost waits for it."""
@@ -193,7 +252,12 @@ class Substrate:
         pool = known[1]
         if pool is None:
             return layer
-        return replace(layer, lacks=pool.lacks, state=layer.state or pool.broken)
+        return replace(
+            layer,
+            lacks=pool.lacks,
+            state=layer.state or pool.broken,
+            readonly=layer.readonly or pool.readonly,
+        )
 
 
 def _named(name: str) -> Layer:
@@ -240,18 +304,27 @@ def _served_by(view: NodeView, remote: RemoteFilesystem) -> list[Layer]:
     return [Layer(kind="ve", name=ve.ve_id, state=state)]
 
 
-def _device(device: BlockDevice, known: Incident | None, *, on_server: bool) -> Layer:
+def _only_read(view: NodeView, devno: Devno) -> frozenset[Devno]:
+    """What beneath it is never written, because others were made of it: it may be read-only."""
+    devices = (view.devices.get(one) for one in (devno, *view.beneath(devno)))
+    bases = {base for device in devices if device is not None for base in device.bases}
+    return frozenset({*bases, *(lower for base in bases for lower in view.beneath(base))})
+
+
+def _is_written(view: NodeView, devno: Devno) -> bool:
+    """Whether a filesystem that rests on the device is mounted to be written."""
+    above = (one for one in view.superblocks.values() if devno in view.beneath(one.devno))
+    return any("ro" not in one.options for one in above)
+
+
+def _device(device: BlockDevice, *, on_server: bool) -> Layer:
     missing = block.attribute(device.devno, "md/degraded") or "0"
     state = block.attribute(device.devno, "device/state") or ""
     if block.attribute(device.devno, "dm/suspended") == "1":
-        state = "suspended"
-    errors, since = (known.device_errors, known.device_since_ns) if known else (0, None)
+        state = SUSPENDED
     return Layer(
         kind="device",
         name=f"/dev/{device.name}",
-        since_ns=since,
-        errors=errors,
-        incident=known.incident_id if known else None,
         readonly=block.attribute(device.devno, "ro") == "1",
         missing=int(missing) if missing.isdecimal() else 0,
         state="" if state in _RUNNING else state,

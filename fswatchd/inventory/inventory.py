@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +25,16 @@ from fswatchd.inventory.model import (
     Ve,
     VeId,
 )
+from fswatchd.inventory.names import as_known
 from fswatchd.inventory.owners import Unclaimed
 from fswatchd.inventory.platform import Platform, PlatformError
 from fswatchd.inventory.reader import NamespaceSeen, NodeReader, on_its_device, same_superblock
-from fswatchd.inventory.scan import MountScanner, best_scanner, open_namespace
+from fswatchd.inventory.scan import (
+    MountScanner,
+    best_scanner,
+    namespace_of_process,
+    open_namespace,
+)
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block, extfs, fs
 
@@ -38,6 +44,7 @@ _OPEN_TIMEOUT_S = 3.0
 _MAX_HANGS = 2
 _RETRY_BUDGET_S = 0.3
 _RETRY_AT_ONCE = 4
+_CLOSED_TOGETHER = 16
 _HELPER = "fswatchd.helpers.mounts"
 
 NewSuperblock = Callable[[Superblock, int], None]
@@ -67,6 +74,40 @@ class _Unreached:
         return cls(tries, time.monotonic() + pause_s)
 
 
+class _Leaving:
+    """Closes descriptors on detached mounts, some at a time, in a thread.
+
+    The kernel waits at each for all processors to have seen that the mount is gone: at the first
+    look at a thousand filesystems that is a good part of a second.
+    """
+
+    def __init__(self) -> None:
+        self._left: list[int] = []
+        self._closing: list[asyncio.Future[None]] = []
+
+    def leave(self, fd: int) -> None:
+        """Close it soon."""
+        self._left.append(fd)
+        if len(self._left) >= _CLOSED_TOGETHER:
+            self._close()
+
+    async def all_left(self) -> None:
+        """Close what is left, and wait until all is closed."""
+        if self._left:
+            self._close()
+        closing, self._closing = self._closing, []
+        await asyncio.gather(*closing)
+
+    def _close(self) -> None:
+        fds, self._left = self._left, []
+        self._closing.append(asyncio.get_running_loop().run_in_executor(None, _close_all, fds))
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class Inventory:
     """The live picture. One per daemon; used from the event loop only."""
 
@@ -90,6 +131,7 @@ class Inventory:
         self._reader = NodeReader(
             scanner or best_scanner(), self._namespace_seen, unclaimed, own_paths
         )
+        self._leaving = _Leaving()
         # Seen, but not reached yet: nobody watches them, so it is tried again.
         self._unreached: dict[Devno, _Unreached] = {}
 
@@ -192,11 +234,17 @@ class Inventory:
             for superblock in vanished:
                 for callback in self._on_vanished:
                     callback(superblock)
-            identified = [await self._identify(found) for found in appeared]
-            until = time.monotonic() + _RETRY_BUDGET_S
-            identified += [
-                await self._identify(found) for found in to_retry if time.monotonic() < until
-            ]
+            mmp = await _all_mmp(appeared) if appeared else {}
+            try:
+                identified = [
+                    await self._identify(found, mmp=mmp.get(found.devno)) for found in appeared
+                ]
+                until = time.monotonic() + _RETRY_BUDGET_S
+                identified += [
+                    await self._identify(found) for found in to_retry if time.monotonic() < until
+                ]
+            finally:
+                await self._leaving.all_left()
             return Changes(appeared=tuple(identified), vanished=tuple(vanished))
 
     async def announce(self, superblock: Superblock) -> bool:
@@ -218,7 +266,7 @@ class Inventory:
             except PlatformError as error:
                 found += error.partial
                 self.problems[platform.name] = str(error)
-        ves = merged(found)
+        ves = merged(map(as_known, found))
         for adjusted in self.adjust:
             ves = {ve_id: adjusted(ve) for ve_id, ve in ves.items()}
         return ves
@@ -243,7 +291,7 @@ class Inventory:
                 due.append((same, not_before, found))
         return [found for *_, found in sorted(due, key=lambda one: one[:2])]
 
-    async def _identify(self, superblock: Superblock) -> Superblock:
+    async def _identify(self, superblock: Superblock, *, mmp: bool | None = None) -> Superblock:
         try:
             fd, answer = await self._open(superblock)
         except (OSError, HelperError) as error:
@@ -260,7 +308,7 @@ class Inventory:
                 uuid=uuid,
                 members=block.btrfs_members(uuid) if uuid and superblock.fstype == "btrfs" else (),
                 fsid=bytes.fromhex(fsid) if fsid else None,
-                mmp=await _mmp(superblock),
+                mmp=await _mmp(superblock) if mmp is None else mmp,
             )
             devices = self._reader.devices(superblock.members)
             superblock = on_its_device(superblock, devices)
@@ -268,7 +316,7 @@ class Inventory:
             for callback in self._on_superblock:
                 callback(superblock, fd)
         finally:
-            os.close(fd)
+            self._leaving.leave(fd)
         return superblock
 
     async def _open(self, superblock: Superblock) -> tuple[int, dict[str, Any]]:
@@ -279,11 +327,13 @@ class Inventory:
         )
         for place in places[:8]:
             pid = self._pid_in(place.namespace)
-            try:
-                ns_fd = await asyncio.to_thread(open_namespace, place.namespace, pid)
-            except OSError as error:
-                failures.append(error)
-                continue
+            ns_fd = namespace_of_process(place.namespace, pid)
+            if ns_fd is None:
+                try:
+                    ns_fd = await asyncio.to_thread(open_namespace, place.namespace, pid)
+                except OSError as error:
+                    failures.append(error)
+                    continue
             try:
                 answer, fds = await self._helper.request(
                     {"path": place.mount.point, "devno": str(superblock.devno)},
@@ -318,11 +368,32 @@ class Inventory:
         return self._reader.process_in(namespace)
 
 
+async def _all_mmp(superblocks: Iterable[Superblock]) -> dict[Devno, bool]:
+    """Of many at once, which costs one thread; only the first where one does not answer."""
+    answers: dict[Devno, bool] = {}
+
+    def ask() -> None:
+        for found in superblocks:
+            answers[found.devno] = _read_mmp(found)
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            await asyncio.to_thread(ask)
+    return dict(answers)
+
+
 async def _mmp(superblock: Superblock) -> bool:
+    try:
+        async with asyncio.timeout(_OPEN_TIMEOUT_S):
+            return await asyncio.to_thread(_read_mmp, superblock)
+    except TimeoutError:
+        return False  # a repair asks again
+
+
+def _read_mmp(superblock: Superblock) -> bool:
     if not superblock.fstype.startswith("ext"):
         return False
     try:
-        async with asyncio.timeout(_OPEN_TIMEOUT_S):
-            return await asyncio.to_thread(extfs.has_mmp, f"/dev/{superblock.device}")
-    except (OSError, TimeoutError):
+        return extfs.has_mmp(f"/dev/{superblock.device}")
+    except OSError:
         return False  # a repair asks again

@@ -7,6 +7,7 @@ import difflib
 from fswatchd.devno import Devno
 from fswatchd.errors import UnknownTargetError
 from fswatchd.inventory.model import Superblock, Ve
+from fswatchd.inventory.names import readable
 from fswatchd.inventory.view import NodeView
 
 
@@ -17,6 +18,7 @@ def find_ve(view: NodeView, text: str) -> Ve:
     another, nobody should have to know which rule decides. Raises UnknownTargetError with the
     candidates, or with near names.
     """
+    text = readable(text)
     exact = [ve for ve in view.ves.values() if text in {ve.ve_id, *ve.aliases}]
     found = exact or [ve for ve in view.ves.values() if _names(ve, text) or _loosely(ve, text)]
     if len(found) == 1:

@@ -67,7 +67,8 @@ class Lock:
     Either a `file` that they flock(2), or commands that set and take away a lock of theirs.
     `commands` are the VE's that work while the lock is held by us, each empty where the usual one
     does: a platform whose own tools would wait for it, and has none that do not, has no lock for
-    us. `busy` is what `Ve.busy` says of a VE with this lock.
+    us. `busy` is what `Ve.busy` says of a VE with this lock. `written_in` is the file it stands in:
+    as long as nobody has written that again the lock is the one that was taken.
     """
 
     file: str | None = None
@@ -75,6 +76,7 @@ class Lock:
     release: tuple[str, ...] = ()
     commands: Commands = Commands()
     busy: str | None = None
+    written_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,11 +239,8 @@ def best_scanner() -> MountScanner:
     return StatmountScanner() if mounts.supported() else MountinfoScanner()
 
 
-def open_namespace(key: NamespaceKey, pid: int | None) -> int:
-    """A descriptor of the mount namespace; `pid` is a process that should be in it.
-
-    The caller closes it soon. Raises FileNotFoundError when the namespace is gone.
-    """
+def namespace_of_process(key: NamespaceKey, pid: int | None) -> int | None:
+    """The same where the process, or our own, is in it; None where not. It costs almost nothing."""
     candidates = ["self"] if pid is None else ["self", str(pid)]
     for candidate in candidates:
         with suppress(OSError):
@@ -251,6 +248,17 @@ def open_namespace(key: NamespaceKey, pid: int | None) -> int:
             if os.fstat(fd).st_ino == key:
                 return fd
             os.close(fd)
+    return None
+
+
+def open_namespace(key: NamespaceKey, pid: int | None) -> int:
+    """A descriptor of the mount namespace; `pid` is a process that should be in it.
+
+    The caller closes it soon. Raises FileNotFoundError when the namespace is gone.
+    """
+    found = namespace_of_process(key, pid)
+    if found is not None:
+        return found
     wanted = None
     with suppress(OSError):
         for _, fd in mounts.open_namespaces():

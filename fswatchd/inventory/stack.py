@@ -7,6 +7,7 @@ still leads to that inode. The graph itself is in `model`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ Images = Mapping[tuple[Devno, int], tuple[VeId, str]]
 
 _DEVICE = Backing(kind="device")
 _PATIENCE_S = 0.5
+_TOGETHER = 8
 # What these rest on can change while they stay the same device (a table is loaded, a disk added).
 _CHANGEABLE = frozenset({"dm", "md"})
 
@@ -33,6 +35,7 @@ class StackReader:
         self._key_of = key_of
         self._known: dict[tuple[Devno, int | None], BlockDevice] = {}
         self._forgotten: dict[tuple[Devno, int | None], BlockDevice] = {}
+        self._asked: dict[tuple[Devno, int | None], loop.LoopStatus] = {}
 
     def forget(self) -> None:
         """Read everything anew next time."""
@@ -43,6 +46,7 @@ class StackReader:
         found: dict[Devno, BlockDevice] = {}
         seen: set[Devno] = set()
         left = list(devices)
+        self._asked = self._ask_together(left)
         while left:
             devno = left.pop()
             if devno in seen:
@@ -64,6 +68,24 @@ class StackReader:
         """Forget devices that are not among these any more."""
         alive = {(device.devno, device.disk_sequence) for device in devices.values()}
         self._known = {key: known for key, known in self._known.items() if key in alive}
+
+    def _ask_together(
+        self, devices: Iterable[Devno]
+    ) -> dict[tuple[Devno, int | None], loop.LoopStatus]:
+        """The loop devices among these that are new: a thread for each would cost more than they.
+
+        By the DISKSEQ from before the question: where that still is the device's, so is the answer.
+        """
+        new: dict[str, tuple[Devno, int | None]] = {}
+        for devno in devices:
+            if devno.major != loop.LOOP_MAJOR:
+                continue
+            name, sequence = block.name_of(devno), block.disk_sequence(devno)
+            if name and sequence is not None and (devno, sequence) not in self._known:
+                new[name] = (devno, sequence)
+        if len(new) < _TOGETHER:
+            return {}
+        return {new[os.path.basename(one.device)]: one for one in loop.statuses(list(new))}
 
     def _device(self, devno: Devno) -> BlockDevice | None:
         sequence = block.disk_sequence(devno)
@@ -90,7 +112,8 @@ class StackReader:
 
     def _loop_backing(self, devno: Devno, name: str, sequence: int | None) -> Backing:
         try:
-            status = loop.status(f"/dev/{name}", _PATIENCE_S)
+            status = self._asked.get((devno, sequence))
+            status = status or loop.status(f"/dev/{name}", _PATIENCE_S)
         except TimeoutError:
             # Its server is lost; what was known of this attachment still holds.
             before = self._forgotten.get((devno, sequence))

@@ -96,9 +96,11 @@ class NodeView:
             "devices": {**self.devices, **devices} if devices else self.devices,
             "_of_ve": {**self._of_ve, **owned},
             "_described": {},
-            "_dependents": {},
-            "_beneath": {},
         }
+        before = self.superblocks.get(superblock.devno)
+        if before is None or devices or before.members != superblock.members:
+            # Else all rests on what it rested on: nobody wants to wait for that to be worked out.
+            changed |= {"_dependents": {}, "_beneath": {}}
         for name, value in changed.items():
             object.__setattr__(view, name, value)
         return view

@@ -49,7 +49,12 @@ class ThinPool:
             return f"a thin pool that has failed ({self.mode})"
         if self.needs_check:
             return "a thin pool that needs a check of its metadata"
-        return "a thin pool in read-only mode" if self.mode == "ro" else ""
+        return ""
+
+    @property
+    def readonly(self) -> bool:
+        """Whether it has stopped writing."""
+        return self.mode == "ro"
 
 
 def thin_pool(status: str) -> ThinPool | None:

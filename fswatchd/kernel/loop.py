@@ -111,6 +111,11 @@ def holders(devno: Devno, inode: int) -> list[str]:
     ]
 
 
+def statuses(names: list[str]) -> list[LoopStatus]:
+    """Of those among these loop devices that are attached, and answer."""
+    return _asked(names)
+
+
 def _names() -> list[str]:
     entries = Path("/sys/block").iterdir()
     return [e.name for e in entries if e.name.startswith("loop") and (e / "loop").is_dir()]

@@ -11,6 +11,8 @@ somebody else has one. With `--skiplock` root starts and stops a locked containe
 `pct shutdown`, which has no such option, comes the lxc-stop(1) that it runs (PVE/LXC.pm, vm_stop).
 The flock(2) on /run/lock/lxc/pve-config-ID.lock would not do: `pct start` waits for it itself. What
 an HA manager looks after is started by that, without `--skiplock`: there no lock is taken.
+A lock has no owner (the word is all that pct.conf(5) has of it), and `pct unlock` takes away any.
+That it is ours the file tells: nobody has written that since we did.
 
 Not here: where a ZFS storage keeps a container's volume, and a Ceph storage any.
 """
@@ -101,6 +103,7 @@ class ProxmoxPlatform:
                 one,
                 self._load("lxc", one),
                 storages,
+                file=self._file("lxc", one),
                 in_ha=one in in_ha and in_ha[one].kind == "ct",
             )
             for one in containers or ()
@@ -117,9 +120,12 @@ class ProxmoxPlatform:
             return None
         return sorted(match[1] for name in names if (match := _FILE.fullmatch(name)))
 
+    def _file(self, kind: str, native_id: str) -> str:
+        return f"{self._config}/{kind}/{native_id}.conf"
+
     def _load(self, kind: str, native_id: str) -> dict[str, str]:
         """The configuration, read again only when the file has changed."""
-        path = f"{self._config}/{kind}/{native_id}.conf"
+        path = self._file(kind, native_id)
         stamp = seen.stamp(path)
         known = self._read.get(path)
         if known is None or known[0] != stamp:
@@ -128,9 +134,14 @@ class ProxmoxPlatform:
 
 
 def describe(
-    native_id: str, config: dict[str, str], storages: dict[str, Storage], *, in_ha: bool = False
+    native_id: str,
+    config: dict[str, str],
+    storages: dict[str, Storage],
+    *,
+    in_ha: bool = False,
+    file: str | None = None,
 ) -> Ve:
-    """The container as its configuration has it."""
+    """The container as its configuration has it, which stands in `file`."""
     lock = config.get("lock")
     volumes = []
     for key, value in config.items():
@@ -155,14 +166,14 @@ def describe(
             # A running container is moved by a restart; in a HA group that is for HA to do.
             migrate=() if in_ha else ("pct", "migrate", native_id, "{to}", "--restart", "1"),
         ),
-        lock=None if in_ha else _lock(native_id),
+        lock=None if in_ha else _lock(native_id, file),
         aliases=(VeId(f"lxc:{native_id}"),),
         busy=_busy(lock) if lock else proxmox_config.template(config),
         **seen.running(None),
     )
 
 
-def _lock(native_id: str) -> Lock:
+def _lock(native_id: str, file: str | None) -> Lock:
     return Lock(
         take=("pct", "set", native_id, "--lock", _OUR_LOCK),
         release=("pct", "unlock", native_id),
@@ -172,6 +183,7 @@ def _lock(native_id: str) -> Lock:
             kill=("pct", "stop", native_id, "--skiplock", "1"),
         ),
         busy=_busy(_OUR_LOCK),
+        written_in=file,
     )
 
 

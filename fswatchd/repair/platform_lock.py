@@ -1,8 +1,11 @@
 """The lock that keeps a platform's own tools, and its other nodes, away from a VE.
 
 Where it cannot be had nothing is done. A lock that is a command's outlives the daemon, so it is in
-the step's journal before it is taken. One that is a file ends with the daemon; it is let go before
-the VE is started, because most tools that start a VE take the very same one.
+the step's journal before it is taken, and with what proves that it is ours once it is: another one
+of the same kind may have been taken since by somebody else, and is not given away.
+
+One that is a file ends with the daemon; it is let go before the VE is started, because most tools
+that start a VE take the very same one.
 """
 
 from __future__ import annotations
@@ -73,16 +76,37 @@ class VeLocks:
         except LockedError as error:
             await journal(lock=None)
             raise refuse("busy", f"{ve.ve_id} is busy: {error.message}", Next.WAIT) from None
+        if ve.lock.written_in is not None:
+            stamp = await _stamp(ve.lock.written_in)
+            await journal(lock={**describe(ve.ve_id, ve.lock), "stamp": stamp})
         self._held[ve.ve_id] = _Held(ve.lock, owner, fd)
         if ve.lock.busy is not None:
             await self._inventory.refresh()
         return as_locked(ve, ve.lock)
 
-    def adopt(self, facts: object, owner: str) -> None:
-        """Take over a lock that an earlier run of the daemon has taken, or was about to."""
+    async def adopt(self, facts: object, owner: str) -> str | None:
+        """Take over a lock that an earlier run of the daemon has taken; what is for a person, in
+        words.
+
+        Where that run was killed while it took the lock, or the lock was written since, the one
+        that is there may be somebody else's: nothing is done under it, also where the plan has
+        stopped the VE (its volume may be on its way to elsewhere), and it is not given back.
+        """
         ve_id, lock = read(facts)
-        if lock is not None and lock.file is None:
+        if lock is None or lock.file is not None:
+            return None
+        if await _is_as_taken(lock, facts):
             self._held[ve_id] = _Held(lock, owner)
+            return None
+        await self._inventory.refresh()
+        ve = self._inventory.view.ves.get(ve_id)
+        if ve is None or ve.busy != lock.busy:
+            return None  # there is none like ours
+        return (
+            f"{ve_id} stays locked ({ve.busy}), and as it is: nobody can tell whether that lock is "
+            "ours, because fswatchd was killed while it took one, or the lock was written since; "
+            f"if nothing of the platform works on the VE, take it away: {' '.join(lock.release)}"
+        )
 
     def before_start(self, ve_id: VeId) -> None:
         """Let a file go, which the start command may take itself."""
@@ -115,6 +139,7 @@ class VeLocks:
             done = await process.run(held.lock.release, timeout_s=_COMMAND_S)
         except process.ProcessError as error:
             return f"{ve_id} stays locked: {error.message}"
+        await self._inventory.refresh()
         return None if done.succeeded else f"{ve_id} stays locked: {done.describe()}"
 
 
@@ -140,6 +165,7 @@ def describe(ve_id: VeId, lock: Lock) -> dict[str, Any]:
         "file": lock.file,
         "release": list(lock.release),
         "busy": lock.busy,
+        "written_in": lock.written_in,
         "commands": {
             "start": list(lock.commands.start),
             "stop": list(lock.commands.stop),
@@ -153,8 +179,30 @@ def read(facts: object) -> tuple[VeId, Lock | None]:
     if not isinstance(facts, Mapping):
         return VeId(""), None
     commands = {action: tuple(argv) for action, argv in facts["commands"].items()}
-    lock = Lock(file=facts["file"], release=tuple(facts["release"]), busy=facts["busy"])
+    lock = Lock(
+        file=facts["file"],
+        release=tuple(facts["release"]),
+        busy=facts["busy"],
+        written_in=facts.get("written_in"),
+    )
     return VeId(facts["ve"]), replace(lock, commands=replace(lock.commands, **commands))
+
+
+async def _is_as_taken(lock: Lock, facts: object) -> bool:
+    stamp = facts.get("stamp") if isinstance(facts, Mapping) else None
+    if not stamp or lock.written_in is None:
+        return False
+    return list(stamp) == await _stamp(lock.written_in)
+
+
+async def _stamp(path: str) -> list[int] | None:
+    """What changes whenever the file is written; None where it cannot be looked at."""
+    try:
+        async with asyncio.timeout(_FILE_S):
+            found = await asyncio.to_thread(os.stat, path)
+    except (OSError, TimeoutError):
+        return None
+    return [found.st_mtime_ns, found.st_size, found.st_ino]
 
 
 async def _take(lock: Lock) -> int | None:

@@ -7,6 +7,7 @@ half-way is told by inode: the image's name leads either to the original or to t
 
 from __future__ import annotations
 
+from fswatchd.incidents import StepRecord
 from fswatchd.repair import clone, swap, ve_control
 from fswatchd.repair.clone import Clone
 from fswatchd.repair.clone_repair import CloneRepair
@@ -62,3 +63,14 @@ def discard_copy(journal: RepairJournal) -> None:
         clone.discard(journal.clone)
     elif journal.cloning is not None:
         clone.discard_unfinished(journal.cloning)
+
+
+def discard_copies(incident_id: str, record: StepRecord) -> None:
+    """Delete the copies that a step which was cut off has made, and that nobody uses."""
+    journal = RepairJournal.read(record.journal)
+    if journal.image is not None:
+        clone.discard_unfinished(clone.clone_path(journal.image, incident_id, "preview"))
+    discard_copy(journal)
+    snapshot = record.journal.get("snapshot")
+    if isinstance(snapshot, str):
+        clone.discard_unfinished(snapshot)

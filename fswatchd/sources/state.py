@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Health, SourceState
-from fswatchd.inventory.model import Superblock
+from fswatchd.inventory.model import BlockDevice, Superblock
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
 from fswatchd.sources import Sink, Source
@@ -166,6 +166,12 @@ class StateSource(Source):
     def report(self, superblock: Superblock, klass: EventClass, text: str, number: int) -> None:
         """Tell of a fact about a filesystem that somebody else has found (`number` is an errno)."""
         self._report(superblock, [Finding(klass=klass, text=text, errno=number)])
+
+    def report_device(
+        self, device: BlockDevice, klass: EventClass, text: str, number: int | None
+    ) -> None:
+        """The same of a block device that other things rest on."""
+        self._emit(klass, text, confirms=True, device=device.name, devno=device.devno, errno=number)
 
     def _probes_of(self, superblock: Superblock) -> list[Probe]:
         volume = describe(superblock).volume_key

@@ -13,7 +13,7 @@ import pytest
 
 from fswatchd.kernel import cgroup
 from tests.system import rules
-from tests.system.conftest import DaemonUnderTest, wait_until
+from tests.system.conftest import DaemonUnderTest, fswatch, wait_until
 from tests.system.test_crash import KEPT, nothing_left
 from tests.system.ves import MiniVe
 
@@ -135,7 +135,8 @@ process.ENVIRONMENT["PATH"] = {bin!r} + ":" + process.ENVIRONMENT["PATH"]
 build = declared.build
 async def as_in_proxmox(one, platform):
     with open({conf!r}) as file:
-        told = proxmox.describe("101", proxmox_config.read_config(file.read()), {{}})
+        text = proxmox_config.read_config(file.read())
+    told = proxmox.describe("101", text, {{}}, file={conf!r})
     return replace(
         await build(one, platform), commands=told.commands, lock=told.lock, busy=told.busy
     )
@@ -250,35 +251,55 @@ def test_killed_while_the_ve_is_down_the_next_start_unlocks(daemon, play, work: 
     assert container.calls()[-2:] == [START, UNLOCK]
 
 
-def test_killed_while_it_takes_the_lock_the_next_start_knows_whose_it_is(daemon, play) -> None:
-    container = play()
-    container.slow.touch()
-    begin(daemon, container.ve)
-    container.ve.damage_directory()
-    wait_until(container.began.exists, LONG_S, "the lock")
-    daemon.kill()
-    container.slow.unlink()
-    assert container.lock() == "disk"
-    daemon.start()
-    repaired(daemon, container.ve)
-    wait_until(lambda: container.lock() is None, 60, "the unlock")
-
-
-def test_disarmed_and_killed_nothing_stays_locked(daemon, play) -> None:
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_killed_while_it_takes_the_lock_nobody_can_tell_whose_it_is(
+    daemon, play, whose: str
+) -> None:
+    """A volume that is being moved has the very same lock: it stays, and a person is told."""
     container = play()
     container.slow.touch()
     begin(daemon, container.ve)
     before = as_it_was(container.ve)
     container.ve.damage_directory()
     wait_until(container.began.exists, LONG_S, "the lock")
-    daemon.client.post("/v1/disarm", {"target": "ve101", "reason": "migration"})
     daemon.kill()
     container.slow.unlink()
+    if whose == "theirs":  # ours had not been written yet
+        text = container.conf.read_text()
+        container.conf.unlink()
+        container.conf.write_text(text)
     daemon.start()
-    incident = daemon.wait_for_incident("waiting", "closed", "needs-operator")
-    assert incident["waiting_for"] == "armed", daemon.why(incident["id"])
-    wait_until(lambda: container.lock() is None, 60, "the unlock")
+    incident = daemon.wait_for_incident("needs-operator", "closed")
+    assert f"take it away: {UNLOCK}" in daemon.why(incident["id"])
+    assert (incident["state"], container.lock()) == ("needs-operator", "disk")
+    assert set(container.calls()) == {TAKE}
     assert as_it_was(container.ve) == before
+    nothing_left(container.ve)
+    # The person looks, takes the lock away, and wants the repair.
+    container.conf.write_text("arch: amd64\nhostname: ve101\n")
+    assert fswatch(daemon, "repair", "ve101").returncode == 0
+    repaired(daemon, container.ve)
+    assert container.lock() is None
+
+
+def test_killed_while_the_ve_is_down_a_lock_that_was_taken_since_is_let_alone(
+    daemon, play, work: Path
+) -> None:
+    """An admin has unlocked it and moves its volume: what a VE writes meanwhile would be lost."""
+    flag = work / "flag"
+    container = play({"start": f"test -e {flag} || {{ touch {flag}; exec sleep 1000; }}"})
+    begin(daemon, container.ve)
+    container.ve.damage_directory()
+    wait_until(flag.exists, LONG_S, "the start to begin")
+    daemon.kill()
+    container.conf.unlink()
+    container.conf.write_text("arch: amd64\nhostname: ve101\nlock: disk\n")
+    calls = container.calls()
+    daemon.start()
+    incident = daemon.wait_for_incident("needs-operator", "closed")
+    assert (incident["state"], container.lock()) == ("needs-operator", "disk")
+    assert f"take it away: {UNLOCK}" in daemon.why(incident["id"])
+    assert container.calls() == calls
 
 
 def test_a_lock_that_is_somebody_elses_by_now_is_let_alone(daemon, play) -> None:

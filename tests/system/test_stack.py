@@ -264,6 +264,9 @@ class TestCause:
             trigger(ve.device)
         self.all_wait_for(daemon, ves, lowest)
         assert "shorter than the device" in about(daemon, ves[0].device)["cause"]["text"]
+        own = wait_until(lambda: about(daemon, lowest))
+        for ve in ves:
+            wait_until(lambda ve=ve: about(daemon, ve.device)["part_of"] == own["id"], 60)
         assert [ve.inode for ve in ves] == before
 
     def all_wait_for(self, daemon, ves: list[MiniVe], device: str) -> None:

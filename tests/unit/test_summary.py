@@ -9,7 +9,7 @@ import pytest
 from fswatchd import summary
 from fswatchd.api import prose
 from fswatchd.incidents import Outcome, State
-from tests.unit.builders import NOW_NS, event, incident, lost_write
+from tests.unit.builders import NOW_NS, event, filesystem, incident, lost_write
 
 
 def test_files_that_have_lost_data_are_named_with_what_the_kernel_has_told() -> None:
@@ -68,3 +68,11 @@ def test_an_incident_of_the_node_says_how_many_rest_on_it() -> None:
     assert "200 VEs rest on it: lxc:ve0, " in said
     assert "and 192 more" in said
     assert "2 incidents came of it" in said
+
+
+def test_a_device_that_others_rest_on_is_at_fault_itself() -> None:
+    device = filesystem(fstype=None, device="sda", image=None)
+    lost = incident(event("state", "device_lost", fstype=None), filesystem=device, ves=())
+    assert summary.of(lost).startswith("/dev/sda of this node is gone, or does not run.")
+    above = incident(event("state", "device_lost"))
+    assert "has lost the device beneath it" in summary.of(above)

@@ -42,6 +42,7 @@ async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Incid
         forget_volume=lambda _: None,
         poke=lambda _: None,
         has_room=has_room,
+        device_fault=no_fault,
     )
     made.subscribe(lambda _, after: after.state is State.VERIFYING and closer.wake())
     task = asyncio.create_task(closer.run())
@@ -55,6 +56,10 @@ async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Incid
 def verifying(verified_ns: int, healthy_s: float, **more: object) -> Incident:
     timeline = {"repaired": verified_ns, "verified": verified_ns}
     return incident(state=State.VERIFYING, timeline=timeline, healthy_s=healthy_s, **more)
+
+
+async def no_fault(_device: object) -> None:
+    return None
 
 
 async def has_room(_superblock: object) -> bool:

@@ -35,6 +35,10 @@ class Book:
         self.closed.append(incident.incident_id)
 
 
+async def no_fault(_: object) -> None:
+    return None
+
+
 @pytest.mark.parametrize(
     ("quiet_s", "readable", "over"), [(601, True, True), (601, False, False), (60, True, False)]
 )
@@ -60,6 +64,7 @@ async def test_it_is_over_after_long_quiet_and_reads_that_succeed(
         forget_volume=lambda _: None,
         poke=lambda _: None,
         has_room=cast("Any", None),
+        device_fault=no_fault,
     )
     await under_test._look_at(incident)
     assert bool(book.closed) is over

@@ -53,6 +53,7 @@ def look(incident: Incident, health: Health = Health.OK) -> bool:
         forget_volume=lambda _: None,
         poke=lambda _: None,
         has_room=cast("Any", None),
+        device_fault=cast("Any", None),
     )
     closer._look_for_recovery(incident)
     return bool(book.closed)

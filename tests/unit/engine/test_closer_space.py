@@ -63,6 +63,7 @@ async def look(
         forget_volume=lambda _: None,
         poke=lambda _: None,
         has_room=has_room,
+        device_fault=cast("Any", None),
     )
     await closer._look_at(incident)
     return book.closed

@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from fswatchd.engine.executor import Executor
 from fswatchd.incidents import Incident, State, StepRecord, StepState
 from fswatchd.situation import RunningRepair
@@ -106,3 +108,41 @@ def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
     executor._finish(ID, 0, StepResult(next=Next.FAILED, result="failed", detail="it failed"))
     assert kept[-1].state is State.NEEDS_OPERATOR
     assert [step.state.value for step in kept[-1].steps] == ["failed", "skipped", "skipped"]
+
+
+@pytest.mark.parametrize("problem", [None, "ve101 stays locked"])
+async def test_a_lock_of_an_earlier_run_is_given_back_or_told_of(problem: str | None) -> None:
+    """Of a plan that was disarmed meanwhile: nothing else takes it up."""
+    calls: list[str] = []
+
+    async def adopt(_lock: object, owner: str) -> str | None:
+        calls.append("adopt")
+        assert owner == ID
+        return problem
+
+    async def release(_owner: str) -> list[str]:
+        calls.append("release")
+        return []
+
+    nothing = cast("Any", SimpleNamespace(adjust=[]))
+    steps = (StepRecord(do="fsck", state=StepState.RUNNING),)
+    kept = [builders.incident(state=State.WAITING, waiting_for="armed", steps=steps)]
+    book = SimpleNamespace(get=lambda _: kept[-1], put=kept.append)
+    executor = Executor(
+        cast("Any", book),
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        {},
+        nothing,
+        lambda _: None,
+        lambda *_: None,
+    )
+    executor._ve_locks = cast("Any", SimpleNamespace(adopt=adopt, release=release))
+    await executor._recover_locks(kept[-1])
+    if problem is None:
+        assert (calls, kept[-1].state) == (["adopt", "release"], State.WAITING)
+    else:
+        assert (calls, kept[-1].state) == (["adopt"], State.NEEDS_OPERATOR)
+        assert problem in kept[-1].log[-1][1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
+from fswatchd.engine.closer import Closer
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain
@@ -120,3 +122,27 @@ async def test_it_is_known_again_after_a_restart(kernel, tmp_path) -> None:
     assert await again.says("nfs: server nas OK") == []
     await again.store.close()
     await kernel.store.open()
+
+
+async def test_it_ends_when_nothing_is_mounted_from_it_any_more_and_not_before(
+    kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fswatchd.engine.closer._MISSING_S", 0.0)
+    (incident,) = await kernel.says(LOST)
+    nothing: Any = None
+    inventory: Any = SimpleNamespace(view=served())
+    closer = Closer(
+        kernel.book,
+        inventory,
+        nothing,
+        forget_volume=nothing,
+        poke=nothing,
+        has_room=nothing,
+        device_fault=nothing,
+    )
+    await closer._look_at(incident)
+    assert kernel.book.open_incidents() == [incident]
+    left = {devno: one for devno, one in served().remote.items() if one.source == "filer:/usr"}
+    inventory.view = node(remote=left)
+    await closer._look_at(incident)
+    assert kernel.book.open_incidents() == []

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.errors import UnknownTargetError
 from fswatchd.events import VeState
 from fswatchd.inventory.lookup import find_superblocks, find_ve
-from fswatchd.inventory.model import Backing, NamespaceKey, NamespaceMount, Superblock, Ve, VeId
+from fswatchd.inventory.model import (
+    Backing,
+    BlockDevice,
+    NamespaceKey,
+    NamespaceMount,
+    Superblock,
+    Ve,
+    VeId,
+)
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel.mounts import Mount
 
@@ -157,3 +167,41 @@ class TestTargets:
         seen = view(ve("lxc", "a"), superblocks=(one,), owners={INSIDE: "lxc:a"})
         with pytest.raises(UnknownTargetError):
             find_superblocks(seen, "/data")
+
+
+class TestIdentified:
+    """What the mount helper has told of a filesystem changes only what is known of that."""
+
+    HOST, ABOVE = superblock(0, (NODE, "/vz")), superblock(3, (INSIDE, "/"))
+
+    def seen(self) -> NodeView:
+        above = BlockDevice(
+            devno=self.ABOVE.devno,
+            name="loop3",
+            kind="loop",
+            backing=Backing(kind="loop", image_devno=self.HOST.devno, image_inode=7),
+        )
+        return view(
+            ve("lxc", "ve101"),
+            superblocks=(self.HOST, self.ABOVE),
+            owners={INSIDE: "lxc:ve101"},
+            devices={above.devno: above},
+        )
+
+    def test_a_uuid_leaves_who_depends_on_it_as_it_is(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = self.seen()
+        before.work_out_dependents()
+        monkeypatch.setattr(NodeView, "work_out_dependents", lambda _: pytest.fail("not again"))
+        after = before.identified(replace(self.ABOVE, uuid="new"), {})
+        assert after.describe(after.superblocks[self.ABOVE.devno]).uuid == "new"
+        assert before.describe(self.ABOVE).uuid is None
+        assert after.affected(self.HOST.devno) == ("lxc:ve101",)
+
+    def test_members_change_what_it_rests_on(self) -> None:
+        before = self.seen()
+        assert before.affected(Devno(8, 1)) == ()
+        disk = BlockDevice(devno=Devno(8, 1), name="sda1", kind="partition")
+        after = before.identified(replace(self.HOST, members=(disk.devno,)), {disk.devno: disk})
+        assert after.affected(disk.devno) == ("lxc:ve101",)

@@ -24,7 +24,7 @@ OPTIONS = "discard_passdown queue_if_no_space"
             "",
         ),
         (f"0 8 thin-pool 1 2/9 1/4 - ro {OPTIONS} needs_check 1", "", "needs a check"),
-        (f"0 8 thin-pool 1 2/9 1/4 77 ro {OPTIONS} - 1", "", "read-only"),
+        (f"0 8 thin-pool 1 2/9 1/4 77 ro {OPTIONS} - 1", "", ""),
         ("0 8 thin-pool Fail", "", "failed"),
         ("0 8 thin-pool Error", "", "failed"),
     ],
@@ -36,6 +36,7 @@ def test_room_and_faults_are_told_apart(status: str, lacks: str, broken: str) ->
     assert bool(lacks) == bool(found.lacks)
     assert broken in found.broken
     assert bool(broken) == bool(found.broken)
+    assert found.readonly is (" ro " in status)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,7 @@ def outline_of(recorded: Mapping[str, Any]) -> Outline:
 
 def facts(decision: Decision, scope: Scope, state: PolicyState) -> dict[str, object]:
     """A decision and what it was made from, for the incident's record."""
-    targets = {"node", *(ve.ve_id for ve in scope.ves)}
-    disarms = tuple(disarm for disarm in state.disarms if disarm.target in targets)
+    disarms = tuple(disarm for disarm in state.disarms if disarm.holds(scope.ves))
     few = replace(
         scope,
         ves=scope.ves[:_KEPT],
@@ -76,6 +75,7 @@ def facts(decision: Decision, scope: Scope, state: PolicyState) -> dict[str, obj
     return {
         **outline(decision).document(),
         "mode": state.mode,
+        "distrust": state.distrust,
         "scope": _SCOPE.dump_python(few, mode="json"),
         "disarms": _DISARMS.dump_python(disarms, mode="json"),
     }

@@ -21,7 +21,7 @@ from fswatchd.devno import Devno
 from fswatchd.events import EventClass, FsEvent, Severity, domain_of
 from fswatchd.incidents import Filesystem, Incident
 from fswatchd.policy import Decision, Verdict
-from fswatchd.rules import Mode, RuleSet
+from fswatchd.rules import NodeMode, RuleSet
 from fswatchd.situation import Disarm, PolicyState, RunningRepair, Scope
 
 # Nanoseconds of CLOCK_REALTIME → seconds of the day, where the node is.
@@ -76,7 +76,7 @@ class _Case:
 
     incident: Incident
     scope: Scope
-    mode: Mode
+    mode: NodeMode
     disarms: tuple[Disarm, ...]
     recorded: Outline | None
     assumed: bool
@@ -175,8 +175,8 @@ def replay(
     rules: RuleSet,
     events: Iterable[Mapping[str, Any]],
     recorded: Iterable[Mapping[str, Any]],
-    mode: Mode | None = None,
-    usual_mode: Mode = "observe",
+    mode: NodeMode | None = None,
+    usual_mode: NodeMode = "observe",
     local_s: LocalTime | None = None,
 ) -> list[Replayed]:
     """Every incident of `events`, as they began. `local_s` gives the node's seconds of the day.
@@ -261,8 +261,8 @@ def _case(
     document: Mapping[str, Any],
     event: FsEvent,
     known: Mapping[str, Any] | None,
-    mode: Mode | None,
-    usual_mode: Mode,
+    mode: NodeMode | None,
+    usual_mode: NodeMode,
 ) -> _Case:
     facts = known["decided"] if known else None
     about = known["filesystem"] if known else document

@@ -30,6 +30,8 @@ from fswatchd.units import Threshold, parse_duration, parse_size, parse_threshol
 Mode = Literal["observe", "approve", "auto"]
 MODES: tuple[Mode, ...] = ("observe", "approve", "auto")
 RuleMode = Literal["observe", "approve", "auto", "shadow"]
+NodeMode = RuleMode
+NODE_MODES: tuple[NodeMode, ...] = (*MODES, "shadow")
 
 
 def _duration(value: object) -> object:

@@ -18,6 +18,7 @@ from fswatchd.api.auth import Peer
 from fswatchd.api.event_stream import EventRoutes
 from fswatchd.api.policy_routes import PolicyRoutes
 from fswatchd.api.requests import REFUSALS, change, text, text_or_none
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.freezer import USUAL_S, Freezer
 from fswatchd.engine.muting import Muting
@@ -56,6 +57,7 @@ class Facade(Protocol):
 
     inventory: Inventory
     stream: EventStream
+    arming: Arming
     operator: Operator
     freezer: Freezer
     snapshots: Snapshots
@@ -235,15 +237,21 @@ class _Api:
         by, body = await change(request)
         duration = text_or_none(body, "for")
         for_s = parse_duration(duration) if duration else None
-        name = await self._daemon.operator.disarm(
-            text_or_none(body, "target"), text(body, "reason"), by.name, for_s
+        name = await self._daemon.arming.disarm(
+            text_or_none(body, "target"),
+            text_or_none(body, "label"),
+            text(body, "reason"),
+            by.name,
+            for_s,
         )
         return web.json_response({"disarmed": name})
 
     async def arm(self, request: web.Request) -> web.Response:
-        _, body = await change(request)
-        name = await self._daemon.operator.arm(text_or_none(body, "target"))
-        return web.json_response({"armed": name})
+        by, body = await change(request)
+        target, label = text_or_none(body, "target"), text_or_none(body, "label")
+        reason = text_or_none(body, "reason") or ""
+        name, accepted = await self._daemon.arming.arm(target, label, reason, by.name)
+        return web.json_response({"armed": name, "accepted": accepted})
 
     async def register_scratch_ve(self, request: web.Request) -> web.Response:
         by, body = await change(request)

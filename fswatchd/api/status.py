@@ -74,6 +74,12 @@ class StatusView:
         return ve.state
 
 
-def disarm(found: Disarm) -> dict[str, Any]:
-    """A disarm in `status`."""
-    return {"target": found.target, "reason": found.reason, "by": found.by}
+def disarm(found: Disarm, until_ns: int | None) -> dict[str, Any]:
+    """A disarm in `status`; `until_ns` is CLOCK_REALTIME."""
+    return {
+        "target": found.target,
+        "reason": found.reason,
+        "by": found.by,
+        "since": views.timestamp(found.since_ns or None),
+        "until": views.timestamp(until_ns),
+    }

@@ -36,6 +36,8 @@ def status(arguments: argparse.Namespace, client: Client) -> int:
 def status_code(document: dict[str, Any]) -> Exit:
     """0 fine, 1 an incident is open or waits, 2 a person or a source is missing."""
     states = {incident["state"] for incident in document["incidents"]}
+    if document.get("distrust"):
+        return Exit.CRITICAL
     if "needs-operator" in states or any(s["state"] in _DEAF for s in document["sources"]):
         return Exit.CRITICAL
     return Exit.WARNING if states else Exit.OK
@@ -215,22 +217,6 @@ def acknowledge(arguments: argparse.Namespace, client: Client) -> int:
     return _decide(arguments, client, "ack")
 
 
-def disarm(arguments: argparse.Namespace, client: Client) -> int:
-    """`fswatch disarm`"""
-    target = _ve_or_node(arguments)
-    body = {"target": target, "reason": arguments.reason, "for": arguments.duration}
-    document = client.post("/v1/disarm", body)
-    _print_json(document) if arguments.json else print(f"disarmed: {document['disarmed']}")
-    return Exit.OK
-
-
-def arm(arguments: argparse.Namespace, client: Client) -> int:
-    """`fswatch arm`"""
-    document = client.post("/v1/arm", {"target": _ve_or_node(arguments)})
-    _print_json(document) if arguments.json else print(f"armed: {document['armed']}")
-    return Exit.OK
-
-
 def doctor(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch doctor`"""
     findings = client.get("/v1/doctor")["findings"]
@@ -285,13 +271,6 @@ def _decide(arguments: argparse.Namespace, client: Client, verb: str) -> int:
     return Exit.OK
 
 
-def _ve_or_node(arguments: argparse.Namespace) -> str | None:
-    if (arguments.ve is None) == (not arguments.node):
-        print("fswatch: name a VE, or --node", file=sys.stderr)
-        raise SystemExit(Exit.USAGE)
-    return str(arguments.ve) if arguments.ve else None
-
-
 def _source_detail(source: dict[str, Any]) -> str:
     """What a source says of itself, and when it was blind last."""
     parts = [source["detail"]]
@@ -314,6 +293,12 @@ def _show_frozen(entry: dict[str, Any]) -> None:
 
 def _show_status(document: dict[str, Any]) -> None:
     print(f"{document['node']}: mode {document['mode']}, since {render.clock(document['since'])}")
+    if document["distrust"]:
+        usual = document["configured_mode"]
+        print(f"the daemon does not trust itself: it only observes, not {usual} [FSW-DISTRUST]")
+    for doubt in document["distrust"]:
+        since = render.clock(doubt["since"])
+        print(f"  {printable(doubt['text'])} (since {since}; ends {doubt['ends']})")
     if document["rules"]["problems"]:
         print("rules: files have mistakes, the last good ones stay [FSW-RULE-LAST-GOOD]")
     for problem in document["rules"]["problems"]:
@@ -323,7 +308,8 @@ def _show_status(document: dict[str, Any]) -> None:
     for problem in document["platforms"]["problems"].values():
         print(f"platform: {problem}")
     for entry in document["disarmed"]:
-        print(f"disarmed: {entry['target']} by {entry['by']}: {printable(entry['reason'])}")
+        until = f" until {render.clock(entry['until'])}" if entry["until"] else ""
+        print(f"disarmed: {entry['target']} by {entry['by']}{until}: {printable(entry['reason'])}")
     for entry in document["frozen"]:
         _show_frozen(entry)
     for problem in document["reserve"]["low"]:

@@ -1,4 +1,4 @@
-"""What people ask for: repair, roll back, approve, deny, acknowledge, arm and disarm."""
+"""What people ask for: repair, roll back, approve, deny, acknowledge (`arming`: arm, disarm)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from fswatchd import guards, policy
 from fswatchd.book import IncidentBook
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
-from fswatchd.engine.history import History, boottime_ns
+from fswatchd.engine.history import boottime_ns
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
@@ -21,11 +22,9 @@ from fswatchd.inventory.view import describe
 from fswatchd.kernel import magic
 from fswatchd.repair import clone, preview, rollback, scope, tools
 from fswatchd.repair.clone_repair import require_image
-from fswatchd.situation import Disarm
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
 from fswatchd.store import Store
-from fswatchd.units import show_duration
 
 NS = 1_000_000_000
 _BUSY = {State.ACTING, State.VERIFYING}
@@ -43,7 +42,7 @@ class Operator:
         state: StateSource,
         decider: Decider,
         executor: Executor,
-        history: History,
+        arming: Arming,
         settings: ActionSettings,
     ) -> None:
         self._book = book
@@ -52,7 +51,7 @@ class Operator:
         self._state = state
         self._decider = decider
         self._executor = executor
-        self._history = history
+        self._arming = arming
         self._settings = settings
 
     async def find(self, text: str) -> Incident:
@@ -98,7 +97,7 @@ class Operator:
         """Begin to repair the filesystem of a VE, a device or a mount point; with `force` also one
         that was repaired again and again."""
         filesystem, ves = await self.filesystem_of(target)
-        self.refuse_if_disarmed(ves)
+        self._arming.refuse_if_disarmed(ves)
         self._refuse_if_not_repairable(filesystem, ves)
         incident = self._book.find(filesystem, Domain.DAMAGE)
         if incident is not None:
@@ -168,7 +167,7 @@ class Operator:
                 f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
             )
         rollback.check(incident, discard_newer=discard_newer)
-        self.refuse_if_disarmed(incident.ves)
+        self._arming.refuse_if_disarmed(incident.ves)
         for ve_id in incident.direct_ves:
             ve = self._inventory.view.ves.get(VeId(ve_id))
             if ve is not None and ve.busy:
@@ -220,22 +219,6 @@ class Operator:
         incident = incident.noted(time.time_ns(), f"acknowledged by {by}")
         self._book.put(incident)
         return incident
-
-    async def disarm(self, target: str | None, reason: str, by: str, for_s: float | None) -> str:
-        """Nobody acts on the VE (None: on the whole node) any more; returns what was disarmed."""
-        name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
-        until = None if for_s is None else boottime_ns() + int(for_s * NS)
-        await self._history.disarm(Disarm(target=name, reason=reason, by=by, until_ns=until))
-        self._decider.poke_all()
-        return name
-
-    async def arm(self, target: str | None) -> str:
-        """Act again; returns what was armed. Raises ConflictError when it was not disarmed."""
-        name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
-        if not await self._history.arm(name):
-            raise ConflictError(f"{name} is not disarmed", code="FSW-CONFLICT-ARMED")
-        self._decider.poke_all()
-        return name
 
     async def filesystem_of(self, target: str) -> tuple[Filesystem, tuple[str, ...]]:
         """The one filesystem that is meant, and its VEs. Raises UnknownTargetError."""
@@ -302,19 +285,6 @@ class Operator:
         if last.guard == "flap" and not last.passed and not last.waits:
             hint = "fswatch repair --force does it all the same"
             raise RefusedError(f"not repaired: {last.text}", hint=hint, code="FSW-REFUSED-REPAIR")
-
-    def refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
-        """Raise RefusedError where one of the VEs, or the node, is disarmed."""
-        for disarm in self._history.current_disarms():
-            if disarm.target == "node" or disarm.target in ves:
-                left = ""
-                if disarm.until_ns is not None:
-                    left = f" for another {show_duration((disarm.until_ns - boottime_ns()) / NS)}"
-                raise RefusedError(
-                    f"{disarm.target} was disarmed by {disarm.by}{left}: {disarm.reason}",
-                    hint="fswatch arm ends that",
-                    code="FSW-REFUSED-DISARMED",
-                )
 
 
 def refuse_another(incident: Incident, filesystem: Filesystem, ves: tuple[str, ...]) -> None:

@@ -23,7 +23,16 @@ from pydantic import (
     ValidationError,
 )
 
-from fswatchd.match import MAX_DEPTH, Match, Patterns, Window, depth, did_you_mean, groups
+from fswatchd.match import (
+    MAX_DEPTH,
+    Match,
+    Patterns,
+    Window,
+    depth,
+    did_you_mean,
+    groups,
+    one_or_many,
+)
 from fswatchd.ruleindex import RuleIndex
 from fswatchd.units import Threshold, parse_duration, parse_size, parse_threshold
 
@@ -58,6 +67,14 @@ def _absolute_program(value: list[str]) -> list[str]:
     return value
 
 
+def _approver(value: str) -> str:
+    if not _ACCOUNT.fullmatch(value):
+        raise ValueError(
+            f'expected a user, like "alice", or a group, like "@storage", not {value!r}'
+        )
+    return value
+
+
 def _percent(value: object) -> object:
     match = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or not 0 < int(match[1]) <= 100:
@@ -70,6 +87,7 @@ def _resume(value: object) -> object:
 
 
 _DOTS = 64
+_ACCOUNT = re.compile(r"@?[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
 _QUOTED = re.compile(r'"[^"]*"' + r"|'[^']*'|#.*")
 _BETWEEN_KEYS = re.compile(r"[=,{}\[\]]")
 _SHORT = reprlib.Repr()
@@ -77,6 +95,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 _USUAL_THRESHOLD = Threshold(1, 60.0)
 _PERCENT = re.compile(r"(\d{1,3})\s*%")
 Duration = Annotated[float, BeforeValidator(_duration)]
+Approver = Annotated[str, AfterValidator(_approver)]
 Size = Annotated[int, BeforeValidator(_size)]
 
 
@@ -204,6 +223,7 @@ class Rule(_Table):
     )
     mode: RuleMode = "observe"
     approval: Duration = 4 * 3600.0
+    approvers: Annotated[list[Approver], BeforeValidator(one_or_many)] = Field(default_factory=list)
     cooldown: Duration = 1800.0
     backoff: Duration = 86400.0
     flap: Duration = 86400.0

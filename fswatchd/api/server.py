@@ -14,10 +14,10 @@ from aiohttp import web
 
 from fswatchd import views
 from fswatchd.api import prose
-from fswatchd.api.auth import Peer
+from fswatchd.api.auth import Peer, peer_of
 from fswatchd.api.event_stream import EventRoutes
 from fswatchd.api.policy_routes import PolicyRoutes
-from fswatchd.api.requests import REFUSALS, change, text, text_or_none
+from fswatchd.api.requests import REFUSALS, answer, change, text, text_or_none
 from fswatchd.engine.arming import Arming
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.freezer import USUAL_S, Freezer
@@ -198,14 +198,29 @@ class _Api:
         return web.json_response(views.incident(incident), status=202)
 
     async def approve(self, request: web.Request) -> web.Response:
-        by, _ = await change(request)
-        incident = await self._daemon.operator.approve(request.match_info["id"], by.name)
+        by, rule = await self._answerer(request)
+        incident = await self._daemon.operator.approve(request.match_info["id"], by.name, rule)
         return web.json_response(views.incident(incident))
 
     async def deny(self, request: web.Request) -> web.Response:
-        by, _ = await change(request)
-        incident = await self._daemon.operator.deny(request.match_info["id"], by.name)
+        by, rule = await self._answerer(request)
+        incident = await self._daemon.operator.deny(request.match_info["id"], by.name, rule)
         return web.json_response(views.incident(incident))
+
+    async def _answerer(self, request: web.Request) -> tuple[Peer, str | None]:
+        """Who answers, and the rule whose question it is; not any incident's that does not exist:
+        who may not answer anything is not told which there are."""
+        peer = peer_of(request)
+        if peer is not None and not peer.may_change:
+            try:
+                found = await self._daemon.operator.find(request.match_info["id"])
+            except UnknownTargetError:
+                return await answer(request, (), None), None
+            rule = self._daemon.rules.current.by_name.get(found.rule or "")
+            by = await answer(request, rule.approvers if rule else (), found.rule)
+            return by, found.rule
+        by, _ = await change(request)
+        return by, None
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         by, _ = await change(request)

@@ -176,9 +176,10 @@ class Operator:
         self._executor.begin_rollback(incident)
         return self._book.get(incident.incident_id) or incident
 
-    async def approve(self, text: str, by: str) -> Incident:
-        """Permit what the incident waits for."""
+    async def approve(self, text: str, by: str, asked_by: str | None = None) -> Incident:
+        """Permit what the incident waits for; with `asked_by` only where that rule asks."""
         incident = await self.find(text)
+        _refuse_another_question(incident, asked_by)
         if incident.state is not State.WAITING or incident.waiting_for != "approval":
             raise ConflictError(
                 f"{incident.incident_id} does not wait for an approval",
@@ -195,9 +196,10 @@ class Operator:
         self._decider.poke(incident.incident_id, 0.0)
         return incident
 
-    async def deny(self, text: str, by: str) -> Incident:
-        """Forbid what the incident waits for; it stays open."""
+    async def deny(self, text: str, by: str, asked_by: str | None = None) -> Incident:
+        """Forbid what the incident waits for; it stays open. `asked_by` as in `approve`."""
         incident = await self.find(text)
+        _refuse_another_question(incident, asked_by)
         if incident.state is not State.WAITING:
             raise ConflictError(
                 f"{incident.incident_id} does not wait for an approval",
@@ -285,6 +287,17 @@ class Operator:
         if last.guard == "flap" and not last.passed and not last.waits:
             hint = "fswatch repair --force does it all the same"
             raise RefusedError(f"not repaired: {last.text}", hint=hint, code="FSW-REFUSED-REPAIR")
+
+
+def _refuse_another_question(incident: Incident, asked_by: str | None) -> None:
+    """Who may answer one rule may not answer the one that has taken its place meanwhile, nor permit
+    what root has asked for."""
+    if asked_by is None or (incident.rule == asked_by and incident.requested_by is None):
+        return
+    raise ConflictError(
+        f"{incident.incident_id} does not wait for an answer to rule {asked_by}",
+        code="FSW-CONFLICT-NOT-WAITING",
+    )
 
 
 def refuse_another(incident: Incident, filesystem: Filesystem, ves: tuple[str, ...]) -> None:

@@ -61,8 +61,11 @@ def outline_of(recorded: Mapping[str, Any]) -> Outline:
     )
 
 
-def facts(decision: Decision, scope: Scope, state: PolicyState) -> dict[str, object]:
-    """A decision and what it was made from, for the incident's record."""
+def facts(
+    decision: Decision, scope: Scope, state: PolicyState, node_ves: int = 0
+) -> dict[str, object]:
+    """A decision and what it was made from, for the incident's record; `node_ves` is how many VEs
+    the node has, 0 where nobody knows."""
     disarms = tuple(disarm for disarm in state.disarms if disarm.holds(scope.ves))
     few = replace(
         scope,
@@ -76,6 +79,7 @@ def facts(decision: Decision, scope: Scope, state: PolicyState) -> dict[str, obj
         **outline(decision).document(),
         "mode": state.mode,
         "distrust": state.distrust,
+        "node_ves": node_ves,
         "scope": _SCOPE.dump_python(few, mode="json"),
         "disarms": _DISARMS.dump_python(disarms, mode="json"),
     }

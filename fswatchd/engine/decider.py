@@ -228,14 +228,15 @@ class Decider:
         cause = blame(layers)
         incident = self._blamed(incident, cause)
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
+        node_ves = len(self._inventory.view.ves)
         if "decided" not in incident.timeline and not is_scratch(scope):
-            self._storms.failed(incident, len(self._inventory.view.ves))
+            self._storms.failed(incident, node_ves)
         state = self.policy_state()
         decision = policy.decide(rules, incident, scope, state, boottime_ns())
         self._queue(rules, incident, scope, decision)
         new = "decided" not in incident.timeline or incident.untold
         incident = self._recorded(incident, decision)
-        incident = replace(incident, decided=decisions.facts(decision, scope, state))
+        incident = replace(incident, decided=decisions.facts(decision, scope, state, node_ves))
         incident = replace(incident, untold=new and incident.part_of is not None)
         self._book.put(incident)
         self._add_to_cause(incident)

@@ -127,10 +127,10 @@ def parse(text: str, name: str) -> Config:
     """The configuration in a text; raises ConfigError."""
     try:
         return Config.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError("\n".join(_line(name, detail) for detail in error.errors())) from error
+    except (ValueError, RecursionError) as error:  # a ValueError: an integer of 5000 digits
+        raise ConfigError(f"{name}: not valid TOML: {error}") from error
 
 
 def read_secret(path: Path) -> bytes:

@@ -16,7 +16,8 @@ from fswatchd.events import domain_of
 from fswatchd.exitcode import Exit
 from fswatchd.incidents import Filesystem, Incident
 from fswatchd.localtime import seconds_of_day
-from fswatchd.rules import RuleProblem, RuleSet, assemble
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import RuleSet, assemble
 from fswatchd.situation import PolicyState, Scope
 from fswatchd.units import parse_duration
 

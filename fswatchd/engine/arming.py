@@ -81,7 +81,12 @@ class Arming:
         self, target: str | None, label: str | None, reason: str, by: str, for_s: float | None
     ) -> str:
         """Nobody acts any more on the VE, on those with the label (`tier=gold`), or, where both are
-        None, on the whole node; returns what was disarmed. Raises UnknownTargetError."""
+        None, on the whole node; returns what was disarmed.
+
+        Raises UnknownTargetError, and ValueError where `for_s` is no time at all.
+        """
+        if for_s is not None and for_s <= 0:
+            raise ValueError("a disarm for no time at all disarms nothing")
         name = self._target(target, label)
         until = None if for_s is None else boottime_ns() + int(for_s * _NS)
         since = time.time_ns()

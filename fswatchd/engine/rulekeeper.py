@@ -20,7 +20,8 @@ from fswatchd import rulefiles, rulereview, views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.filewatch import FileWatch
 from fswatchd.incidents import Incident, State
-from fswatchd.rules import RuleProblem, RuleSet
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import RuleSet
 from fswatchd.store import Store
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,11 @@ class RuleKeeper:
     def read(self) -> None:
         """Read the files; where anything is wrong the last good set stays."""
         self._seen = signature(self.directories)
-        rules, problems = rulefiles.load(self.directories)
+        try:
+            rules, problems = rulefiles.load(self.directories)
+        except Exception as error:  # a border: whatever a file holds, it must not end the daemon
+            log.exception("the rule files cannot be read")
+            rules, problems = RuleSet(), [_unexpected(error)]
         before = [str(problem) for problem in self.problems]
         self.problems = problems
         now = [str(problem) for problem in problems]
@@ -166,3 +171,10 @@ def signature(directories: list[Path]) -> object:
         moment = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         found.append((str(path), status.st_dev, status.st_ino, *moment))
     return found
+
+
+def _unexpected(error: Exception) -> RuleProblem:
+    hint = "a mistake of fswatchd: the log has more"
+    return RuleProblem(
+        file="rules", rule="", key="", message=f"cannot be read: {error!r}", hint=hint
+    )

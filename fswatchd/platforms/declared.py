@@ -107,14 +107,14 @@ def load_file(path: Path) -> list[DeclaredVe]:
         return _File.model_validate(tomllib.loads(adminfile.read(path))).ve
     except AdminFileError as error:
         raise ConfigError(f"{path} {error.message}", hint=error.hint) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         lines = []
         for detail in error.errors():
             place = ".".join(str(p + 1 if isinstance(p, int) else p) for p in detail["loc"])
             lines.append(f"{path}: {place}: {detail['msg'].removeprefix('Value error, ')}")
         raise ConfigError("\n".join(lines)) from error
+    except (ValueError, RecursionError) as error:  # a ValueError: an integer of 5000 digits
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
 class DeclaredPlatform:

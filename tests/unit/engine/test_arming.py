@@ -114,3 +114,9 @@ async def test_what_is_no_label_is_refused(node: Node, target: Any, label: str) 
     with pytest.raises(UnknownTargetError):
         await node.arming.disarm(target, label, "x", "alice", None)
     assert node.history.current_disarms() == ()
+
+
+async def test_a_disarm_for_no_time_is_refused_and_not_just_over(node: Node) -> None:
+    with pytest.raises(ValueError, match="no time at all"):
+        await node.arming.disarm(None, None, "x", "alice", 0.0)
+    assert node.poked == 0

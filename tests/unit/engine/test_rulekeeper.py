@@ -76,6 +76,21 @@ async def test_a_bad_file_keeps_the_last_good_rules_and_is_told_once(kept: Kept)
     assert kept.keeper.status()["problems"] == []
 
 
+async def test_whatever_goes_wrong_while_they_are_read_the_last_good_rules_stay(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.write(RULE.replace("NAME", "one"))
+    kept.keeper.read()
+
+    def breaks(_: object) -> None:
+        raise OverflowError("nobody has thought of that")
+
+    monkeypatch.setattr(rulefiles, "load", breaks)
+    kept.keeper.read()
+    assert kept.names() == ["one"]
+    assert "nobody has thought of that" in kept.keeper.status()["problems"][0]
+
+
 async def test_good_rules_are_not_told(kept: Kept) -> None:
     kept.write(RULE.replace("NAME", "one"))
     kept.keeper.read()

@@ -383,6 +383,8 @@ class Database:
         try:
             result: tuple[_Write, Any, StoreError | None] = (write, _run(database, write), None)
         except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if not database.in_transaction:
+                raise  # a full disk ends the whole transaction (lang_transaction.html, 2.3)
             # Whatever is wrong with one write, also a number too large for SQLite.
             if type(error) in {sqlite3.DatabaseError, sqlite3.OperationalError}:
                 self._report(f"{self._path}: {error}")

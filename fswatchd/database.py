@@ -218,7 +218,6 @@ class Database:
             return
         if not self._ended:
             self.failed = f"{_QUEUE} writes wait for {self._path}"
-            self.on_trouble(self.failed)
         # An event is dropped without a word: told now, readers would get it before those that
         # wait. They see by its cursor that one is missing.
         if isinstance(write, _Operation):

@@ -131,6 +131,8 @@ class Hearing:
             return
         blind_s = passed - _TICK_S
         since = time.time_ns() - round(blind_s * 1e9)
+        if self._round is not None:
+            self._round.deadline += blind_s  # nobody could answer while nobody ran
         for source in self._sources.values():
             if source.status.state is SourceState.OK:
                 source.blind(since, None)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from fswatchd.book import IncidentBook
-from fswatchd.engine.hearing import Hearing
+from fswatchd.engine.hearing import Hearing, _Round
 from fswatchd.engine.history import History
 from fswatchd.engine.selfcheck import SelfCheck
 from fswatchd.engine.trust import Trust
@@ -269,6 +269,9 @@ class Silent:
     async def stop(self) -> None:
         pass
 
+    def blind(self, *_: object) -> None:
+        pass
+
 
 def hearing(trust: Trust, **states: SourceState) -> tuple[Hearing, dict[str, Silent]]:
     sources = {name: Silent(name, state) for name, state in states.items()}
@@ -346,3 +349,15 @@ async def test_a_restart_alone_does_not_make_a_deaf_source_hear(start: Start) ->
     minds.suspect(run.trust.doubted_sources())
     minds._tell_deaf()
     assert (sources["kmsg"].status.state, run.trust.why) == (SourceState.OFF, "")
+
+
+async def test_a_daemon_that_did_not_run_does_not_call_its_sources_deaf(start: Start) -> None:
+    """Stopped in the middle of a canary, for longer than an answer may take."""
+    run = await start()
+    minds, sources = hearing(run.trust, kmsg=SourceState.OK)
+    minds._round = _Round("token", {"kmsg"}, 30.0)
+    minds._look_at_clock(100.0)
+    await minds._tick(100.0)
+    assert (sources["kmsg"].status.state, run.trust.why) == (SourceState.OK, "")
+    await minds._tick(131.0)
+    assert "did not hear a canary" in run.trust.why

@@ -111,6 +111,10 @@ def document(decision: Decision, rules: RuleSet) -> dict[str, Any]:
         "file": dict(rules.origin).get(decision.rule or ""),
         "channels": list(decision.channels),
         "retry_after_s": decision.retry_after_s,
+        "shadows": [
+            {"rule": one.rule, "verdict": one.verdict.value, "text": one.text}
+            for one in decision.shadows
+        ],
         "answers": [
             {
                 "guard": answer.guard,

@@ -302,6 +302,8 @@ def _show_decision(document: dict[str, Any]) -> None:
         mark = "yes" if answer["passed"] else "NO "
         code = "" if answer["passed"] else f" [{answer['code']}]"
         print(f"  {mark} {answer['guard']:<10} {answer['text']}{code}")
+    for shadow in decision["shadows"]:
+        print(f"  --- shadow     {shadow['rule']} {shadow['text']}")
     if decision["verdict"] == "act":
         print(f"  would do: {', '.join(decision['steps'])}")
     elif decision["channels"]:

@@ -142,6 +142,7 @@ def rules(found: RuleSet) -> list[dict[str, Any]]:
             "name": rule.name,
             "file": origin.get(rule.name),
             "mode": rule.mode,
+            "approvers": rule.approvers,
             "continue": rule.carry_on,
             "description": rule.description or None,
             "steps": [step.do for step in rule.step],

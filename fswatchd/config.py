@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fswatchd.errors import ConfigError
-from fswatchd.rules import Duration, Mode, Size
+from fswatchd.rules import Duration, NodeMode, Size
 
 DEFAULT_PATH = Path("/etc/fswatchd/fswatchd.toml")
 SHIPPED_RULES = Path("/usr/lib/fswatchd/rules.d")
@@ -48,7 +48,7 @@ class DaemonTable(_Table):
     """`[daemon]`"""
 
     node: str = Field(default_factory=socket.gethostname, min_length=1)
-    mode: Mode = "observe"
+    mode: NodeMode = "observe"
     state_dir: AbsolutePath = Path("/var/lib/fswatchd")
     runtime_dir: AbsolutePath = Path("/run/fswatchd")
     rules: list[AbsolutePath] = [SHIPPED_RULES, Path("/etc/fswatchd/rules.d")]
@@ -127,10 +127,10 @@ def parse(text: str, name: str) -> Config:
     """The configuration in a text; raises ConfigError."""
     try:
         return Config.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError("\n".join(_line(name, detail) for detail in error.errors())) from error
+    except (ValueError, RecursionError) as error:  # a ValueError: an integer of 5000 digits
+        raise ConfigError(f"{name}: not valid TOML: {error}") from error
 
 
 def read_secret(path: Path) -> bytes:

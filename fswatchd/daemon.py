@@ -30,6 +30,7 @@ from fswatchd.api.status import StatusView
 from fswatchd.api.status import disarm as disarm_document
 from fswatchd.book import IncidentBook
 from fswatchd.config import ChannelTable, Config
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.base_digests import BaseDigests
 from fswatchd.engine.bases import BaseWatch
 from fswatchd.engine.closer import Closer
@@ -50,9 +51,11 @@ from fswatchd.engine.reserve import ReserveWatch
 from fswatchd.engine.retention import Retention
 from fswatchd.engine.rulekeeper import RuleKeeper
 from fswatchd.engine.scratch import ScratchVes
+from fswatchd.engine.selfcheck import SelfCheck
 from fswatchd.engine.snapshots import Snapshots
 from fswatchd.engine.stream import EventStream
 from fswatchd.engine.substrate import Substrate
+from fswatchd.engine.trust import Trust
 from fswatchd.errors import ConfigError, FswatchError
 from fswatchd.exitcode import Exit
 from fswatchd.inventory import lookup
@@ -105,6 +108,8 @@ class Daemon:
         for asked in self._platforms.asked:
             asked.changed = self._watch.poke
         self._history = History(self.store)
+        self._trust = Trust(self.store, self._tell_of_trust)
+        self._selfcheck = SelfCheck(self.store, self._book, self._history, self._trust)
         self._intake = Intake(self.store, self._book, self.inventory, self.stream)
         self._listening = Listening(
             self.store,
@@ -144,12 +149,21 @@ class Daemon:
             kill_timeout_s=repair.kill_timeout,
             start_timeout_s=repair.start_timeout,
         )
+        self._operations = Operations(self.store)
+        self.arming = Arming(
+            self._history,
+            self.inventory,
+            self._trust,
+            self._operations,
+            lambda: self._decider.poke_all(),
+        )
         self.evidence = EvidenceRoom(settings.state_dir, repair.keep_evidence)
         self._executor = Executor(
             self._book,
             self.inventory,
             self._listening.state,
             self._history,
+            self.arming,
             settings,
             every_action(self.notices),
             self.evidence,
@@ -166,6 +180,7 @@ class Daemon:
             running=self._executor.running,
             on_decided=self.notices.opened,
             substrate=substrate,
+            distrust=lambda: self._trust.why,
         )
         self._closer = Closer(
             self._book,
@@ -183,7 +198,6 @@ class Daemon:
         self.rehearsal = Rehearsal(self._book, self.inventory, self._decider, substrate)
         self._intake.subscribe(self._decider.poke)
         self._intake.subscribe(self._closer.event_joined)
-        self._operations = Operations(self.store)
         self.operator = Operator(
             self._book,
             self.store,
@@ -191,20 +205,19 @@ class Daemon:
             self._listening.state,
             self._decider,
             self._executor,
-            self._history,
+            self.arming,
             settings,
-            self._operations,
         )
         self.freezer = Freezer(
             self.store,
             self._book,
             self.inventory,
             self._decider,
-            self._history,
+            self.arming,
             self._operations,
         )
         self.snapshots = Snapshots(
-            self.store, self.inventory, self.operator, self.freezer, self._operations
+            self.store, self.inventory, self.operator, self.freezer, self.arming, self._operations
         )
         self._reserve = ReserveWatch(
             self.store, self._book, settings, lambda told: self.notices.send(told, "updated")
@@ -220,6 +233,7 @@ class Daemon:
         await self.store.open()
         self.stream.begin()
         await self._history.load()
+        await self._trust.load()
         await self._operations.load()
         await self.refusals.load()
         await self.rules.load()
@@ -229,9 +243,12 @@ class Daemon:
         await self._intake.catch_up()
         self.muting.resume()
         await self.outbox.start(channels)
+        await self._selfcheck.begin()
         self.rules.read()
         self._watch.start()
         await self._listening.start()
+        self._listening.hearing.suspect(self._trust.doubted_sources())
+        self._listening.hearing.on_deaf = self._trust.follow_sources
         self.inventory.subscribe(on_vanished=lambda _: self._closer.wake())
         await self.inventory.refresh()
         await self.freezer.recover()
@@ -249,7 +266,9 @@ class Daemon:
             self._run_forever("digests of bases", digests.run)
         self._run_forever("rules", self.rules.watch)
         self._run_forever("hearing", self._listening.hearing.run)
+        self._run_forever("self-check", self._selfcheck.run)
         self._run_forever("watchdog", self._feed_watchdog)
+        self._trust.on_change = self._decider.poke_all
         self._decider.poke_all()
         await self._serve()
         # What has been made until now stays: no use in looking through it for garbage again.
@@ -311,6 +330,11 @@ class Daemon:
         self._decider.rules = rules
         self._decider.poke_all()
 
+    def _tell_of_trust(self, kind: str, data: dict[str, Any]) -> None:
+        node = self._config.daemon.node
+        self._journal.tell_of_trust(kind, node, data)
+        self.notices.tell_of_trust(kind, node, data)
+
     def _plan_ended(self, _incident_id: str) -> None:
         self._closer.wake()
         self._decider.poke_waiting()
@@ -322,7 +346,9 @@ class Daemon:
         only = lookup.find_ve(self.inventory.view, ve) if ve is not None else None
         return {
             "node": self._config.daemon.node,
-            "mode": self._decider.mode,
+            "mode": "observe" if self._trust.why else self._decider.mode,
+            "configured_mode": self._decider.mode,
+            "distrust": self._trust.document(),
             "since": views.timestamp(self._since_ns),
             "version": __version__,
             **self._listening.document(),
@@ -332,10 +358,8 @@ class Daemon:
             "refused": self.refusals.latest(_OPERATIONS_SHOWN),
             "platforms": {"problems": self.inventory.problems},
             "disarmed": [
-                disarm_document(
-                    d, None if d.until_ns is None else self._history.wall_ns(d.until_ns)
-                )
-                for d in self._history.current_disarms()
+                disarm_document(one, self._history.wall_ns(one.until_ns))
+                for one in self._history.current_disarms()
             ],
             "frozen": self.freezer.current(),
             "operations": self._operations.latest(_OPERATIONS_SHOWN),

@@ -1,16 +1,17 @@
-"""One SQLite database, one thread that writes it, and the cursors of its events.
+"""One SQLite database, and one thread that writes it.
 
 What is waiting is written in one transaction, so a storm costs few commits. `synchronous` is NORMAL
 (an event may be lost by a power cut, never half-written) and FULL for a batch with a `durable`
 operation in it. Events go to the `spool` first: from then on the end of the daemon does not lose
 them, however long the disk takes. Not here: what is kept and in which form (`store`), but for the
-tables.
+tables; cursors (`eventlog`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import secrets
 import sqlite3
@@ -23,9 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from pydantic import TypeAdapter
-
+from fswatchd import eventlog
 from fswatchd.errors import FswatchError
+from fswatchd.eventlog import INSERT, LOG, LOG_FACT, Log, Skip, take_over, taken_up
 from fswatchd.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,6 @@ _ANSWER_S = 15.0
 _QUEUE = 20_000
 _KEEP_EVENTS = 200_000
 _PRUNE_EVERY = 1_000
-_RESERVE = 10_000
-_SKIPS_KEPT = 100
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _SCHEMA = """
@@ -58,48 +57,14 @@ CREATE INDEX outbox_by_state ON outbox (state);
 CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
-# In the order of the table's columns.
-_INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_COLUMNS, _SOURCE_COLUMN, _INCIDENT_COLUMN = 16, 2, 13
-
-_LOG_FACT = "event-log"
+# sqlite3.h: what is there is no database, or not a whole one.
+_BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 T = TypeVar("T")
 
 
 class StoreError(FswatchError):
     """The database cannot be opened, read or written."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skip:
-    """Cursors after `after` up to `upto` that belong to no stored event: the daemon was killed.
-
-    `lost` is whether some may have been told to readers: after a power cut the last commits may be
-    gone, after the end of a process they are not.
-    """
-
-    after: int
-    upto: int
-    lost: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Log:
-    """What is remembered of the cursors, as a fact.
-
-    `reserved` is on the disk before a cursor up to it is used: a start after a power cut goes on
-    behind it, so that no two events ever have the same cursor.
-    """
-
-    log_id: str
-    boot_id: str
-    reserved: int
-    clean: bool
-    skips: tuple[Skip, ...] = ()
-
-
-_LOG: TypeAdapter[_Log] = TypeAdapter(_Log)
 
 
 class Insert(Protocol):
@@ -150,8 +115,15 @@ class Database:
         self._cursor = 0
         self._since_prune = 0
         self._ended = False
-        self._log = _Log(log_id="", boot_id="", reserved=0, clean=True)
+        self._log = Log(log_id="", boot_id="", reserved=0, clean=True)
+        self._inode: tuple[int, int] | None = None
         self.failed: str | None = None
+        # Where a database that could not be read is now; set by `open`.
+        self.set_aside: Path | None = None
+        # What could not be read since `open`.
+        self.unreadable: list[str] = []
+        # Called in the event loop when the database cannot be read or written any more.
+        self.on_trouble: Callable[[str], None] = lambda _: None
 
     async def open(self) -> None:
         """Open or create the database and start the thread; raises StoreError."""
@@ -209,10 +181,26 @@ class Database:
             async with asyncio.timeout(_ANSWER_S):
                 return await self.submit(work)
         except TimeoutError:
-            raise StoreError(
+            error = StoreError(
                 f"{self._path} does not answer within {_ANSWER_S:.0f} s",
                 hint="is the filesystem with state_dir frozen, or its disk failing?",
-            ) from None
+            )
+            self.on_trouble(error.message)
+            raise error from None
+
+    async def displaced(self) -> str | None:
+        """What is wrong with the database's file as others would find it; None where it is the one
+        that is open. Raises StoreError."""
+
+        def work(_database: sqlite3.Connection) -> str | None:
+            try:
+                found = os.stat(self._path)
+            except OSError as error:
+                return f"{self._path}, which is open, is gone: {error.strerror}"
+            same = (found.st_dev, found.st_ino) == self._inode
+            return None if same else f"{self._path} was replaced while it was open"
+
+        return await self.ask(work)
 
     def insert(self, event: Insert) -> None:
         """Have the thread insert an event, which is `told` in the event loop, in their order."""
@@ -237,8 +225,7 @@ class Database:
 
     def _run(self, opened: Future[int]) -> None:
         try:
-            database = self._connect()
-            cursor = self._open_log(database)
+            database, cursor = self._connect_or_set_aside()
         except (sqlite3.Error, OSError, ValueError, StoreError) as error:
             hint = "is state_dir a writable directory on a healthy filesystem?"
             opened.set_exception(StoreError(f"cannot open {self._path}: {error}", hint=hint))
@@ -282,6 +269,24 @@ class Database:
             if ending:
                 break
 
+    def _connect_or_set_aside(self) -> tuple[sqlite3.Connection, int]:
+        """With a database that SQLite cannot read the daemon would not start, and be deaf: it
+        begins a new one, and keeps that one."""
+        try:
+            database = self._connect()
+            return database, self._open_log(database)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in _BROKEN:
+                raise
+            logger.critical("%s cannot be read: %s", self._path, error)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self.set_aside = self._path.with_name(f"{self._path.name}.unreadable-{stamp}")
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.rename(f"{self._path}{suffix}", f"{self.set_aside}{suffix}")
+        database = self._connect()
+        return database, self._open_log(database)
+
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=True)
@@ -296,45 +301,40 @@ class Database:
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             raise StoreError(f"schema {version}, this version of fswatchd knows {SCHEMA_VERSION}")
+        status = os.stat(self._path)
+        self._inode = (status.st_dev, status.st_ino)
         return database
 
     def _open_log(self, database: sqlite3.Connection) -> int:
         """The last cursor that may have been used; notes what the end of a run has left unsure."""
         boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
-        row = database.execute("SELECT value FROM fact WHERE key = ?", (_LOG_FACT,)).fetchone()
+        row = database.execute("SELECT value FROM fact WHERE key = ?", (LOG_FACT,)).fetchone()
         if row is None:
-            log = _Log(log_id=secrets.token_hex(8), boot_id=boot_id, reserved=0, clean=True)
+            log = Log(log_id=secrets.token_hex(8), boot_id=boot_id, reserved=0, clean=True)
         else:
-            log = _LOG.validate_json(row[0])
+            log = LOG.validate_json(row[0])
         if self._spool is not None:
             try:
-                _take_over(database, self._spool.open(), log.log_id)
+                take_over(database, self._spool.open(), log.log_id)
                 self._spool.clear()
             except OSError as error:
                 logger.warning("events are kept by the database alone: %s", error)
         last: int = database.execute("SELECT max(id) FROM event").fetchone()[0] or 0
-        skips = log.skips
-        if log.reserved > last and not log.clean:
-            lost = log.boot_id != boot_id
-            if skips and skips[-1].after == last:  # killed again before there was any event
-                skips, lost = skips[:-1], lost or skips[-1].lost
-            skipped = Skip(after=last, upto=log.reserved, lost=lost)
-            skips = (*skips[-(_SKIPS_KEPT - 1) :], skipped)
-        last = max(last, log.reserved)
-        log = replace(log, boot_id=boot_id, reserved=last + _RESERVE, clean=False, skips=skips)
+        log = taken_up(log, boot_id, last)
+        last = log.reserved - eventlog.RESERVE
         self._save_log(database, log)
         return last
 
-    def _save_log(self, database: sqlite3.Connection, log: _Log) -> None:
+    def _save_log(self, database: sqlite3.Connection, log: Log) -> None:
         self._set_synchronous(database, durable=True)
-        document = _LOG.dump_json(log).decode()
-        database.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (_LOG_FACT, document))
+        document = LOG.dump_json(log).decode()
+        database.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (LOG_FACT, document))
         self._log = log
 
     def _reserve(self, database: sqlite3.Connection, batch: list[_Write]) -> None:
         last = max((w.cursor for w in batch if not isinstance(w, _Operation)), default=0)
-        if last > self._log.reserved - _RESERVE // 2:
-            self._save_log(database, replace(self._log, reserved=last + _RESERVE))
+        if last > self._log.reserved - eventlog.RESERVE // 2:
+            self._save_log(database, replace(self._log, reserved=last + eventlog.RESERVE))
 
     def _write(self, database: sqlite3.Connection, batch: list[_Write]) -> None:
         results: list[tuple[_Write, Any, StoreError | None]] = []
@@ -348,13 +348,14 @@ class Database:
                 results = [(batch[0], None, None)]
             else:
                 database.execute("BEGIN IMMEDIATE")
-                results += [_write_one(database, self._path, write) for write in batch]
+                results += [self._write_one(database, write) for write in batch]
                 database.execute("COMMIT")
         except sqlite3.Error as error:
             if database.in_transaction:
                 database.execute("ROLLBACK")
             failure = StoreError(f"cannot write {self._path}: {error}")
             results = [(write, None, failure) for write in batch]
+            self._report(failure.message)
         self._tell(results, time.time_ns())
         self._prune(database, len(batch))
 
@@ -372,6 +373,29 @@ class Database:
         if committed and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver, committed)
+
+    def _write_one(
+        self, database: sqlite3.Connection, write: _Write
+    ) -> tuple[_Write, Any, StoreError | None]:
+        """One write of a batch; when it fails, the others are not taken along."""
+        database.execute("SAVEPOINT one")
+        try:
+            result: tuple[_Write, Any, StoreError | None] = (write, _run(database, write), None)
+        except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if not database.in_transaction:
+                raise  # a full disk ends the whole transaction (lang_transaction.html, 2.3)
+            # Whatever is wrong with one write, also a number too large for SQLite.
+            if type(error) in {sqlite3.DatabaseError, sqlite3.OperationalError}:
+                self._report(f"{self._path}: {error}")
+            database.execute("ROLLBACK TO one")
+            result = (write, None, StoreError(f"{self._path}: {error}"))
+        database.execute("RELEASE one")
+        return result
+
+    def _report(self, text: str) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.on_trouble, text)
 
     def _deliver(self, committed: list[tuple[Insert, int | None]]) -> None:
         for write, moment in committed:
@@ -398,36 +422,7 @@ class Database:
                 )
 
 
-def _write_one(
-    database: sqlite3.Connection, path: Path, write: _Write
-) -> tuple[_Write, Any, StoreError | None]:
-    """One write of a batch; when it fails, the others are not taken along."""
-    database.execute("SAVEPOINT one")
-    try:
-        result: tuple[_Write, Any, StoreError | None] = (write, _run(database, write), None)
-    except (sqlite3.Error, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        # Whatever is wrong with one write, also a number too large for SQLite.
-        database.execute("ROLLBACK TO one")
-        result = (write, None, StoreError(f"{path}: {error}"))
-    database.execute("RELEASE one")
-    return result
-
-
 def _run(database: sqlite3.Connection, write: _Write) -> Any:
     if isinstance(write, _Operation):
         return write.work(database)
-    return database.execute(_INSERT, write.row())
-
-
-def _take_over(database: sqlite3.Connection, records: list[list[Any]], log_id: str) -> None:
-    """Insert what an earlier run has spooled and not written any more.
-
-    Left out is a record of another version, with other columns, and what is reported again because
-    what its source remembers comes after it in the queue of writes: events of `state`, and those of
-    an incident that was not written either.
-    """
-    for owner, *row in (one for one in records if len(one) == _COLUMNS + 1):
-        incident = row[_INCIDENT_COLUMN]
-        known = database.execute("SELECT 1 FROM incident WHERE id = ?", (incident,)).fetchone()
-        if owner == log_id and row[_SOURCE_COLUMN] != "state" and (incident is None or known):
-            database.execute(f"INSERT OR IGNORE {_INSERT.removeprefix('INSERT')}", row)
+    return database.execute(INSERT, write.row())

@@ -61,10 +61,12 @@ def outline_of(recorded: Mapping[str, Any]) -> Outline:
     )
 
 
-def facts(decision: Decision, scope: Scope, state: PolicyState) -> dict[str, object]:
-    """A decision and what it was made from, for the incident's record."""
-    targets = {"node", *(ve.ve_id for ve in scope.ves)}
-    disarms = tuple(disarm for disarm in state.disarms if disarm.target in targets)
+def facts(
+    decision: Decision, scope: Scope, state: PolicyState, node_ves: int = 0
+) -> dict[str, object]:
+    """A decision and what it was made from, for the incident's record; `node_ves` is how many VEs
+    the node has, 0 where nobody knows."""
+    disarms = tuple(disarm for disarm in state.disarms if disarm.holds(scope.ves))
     few = replace(
         scope,
         ves=scope.ves[:_KEPT],
@@ -76,6 +78,8 @@ def facts(decision: Decision, scope: Scope, state: PolicyState) -> dict[str, obj
     return {
         **outline(decision).document(),
         "mode": state.mode,
+        "distrust": state.distrust,
+        "node_ves": node_ves,
         "scope": _SCOPE.dump_python(few, mode="json"),
         "disarms": _DISARMS.dump_python(disarms, mode="json"),
     }
@@ -107,6 +111,10 @@ def document(decision: Decision, rules: RuleSet) -> dict[str, Any]:
         "file": dict(rules.origin).get(decision.rule or ""),
         "channels": list(decision.channels),
         "retry_after_s": decision.retry_after_s,
+        "shadows": [
+            {"rule": one.rule, "verdict": one.verdict.value, "text": one.text}
+            for one in decision.shadows
+        ],
         "answers": [
             {
                 "guard": answer.guard,

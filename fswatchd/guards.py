@@ -20,6 +20,8 @@ _BUSY_RETRY_S = 30.0
 # Whose turn it is may find out that it waits for something else: then nobody would go on.
 _TURN_RETRY_S = 5.0
 _COPIES_RETRY_S = 60.0
+# Its platform is asked again every ten seconds, and at once when something changes there.
+_LABELS_RETRY_S = 5.0
 # Repairs of one volume within a rule's `flap`: the next is asked about, the one after is refused.
 _FLAPS_ASKED = 1
 _FLAPS_REFUSED = 2
@@ -85,12 +87,13 @@ def is_scratch(scope: Scope) -> bool:
 
 def widest_mode(rule: Rule, scope: Scope, state: PolicyState) -> Mode:
     """The narrowest of rule, node and what the VEs' owners want; scratch VEs of a drill answer to
-    their rule alone."""
+    their rule alone. Who does not trust himself observes."""
     ruled: Mode = "observe" if rule.mode == "shadow" else rule.mode
     if is_scratch(scope):
         return ruled
+    node: Mode = "observe" if state.distrust or state.mode == "shadow" else state.mode
     wishes = [ve.wish for ve in scope.ves if ve.wish is not None]
-    return min((ruled, state.mode, *wishes), key=MODES.index)
+    return min((ruled, node, *wishes), key=MODES.index)
 
 
 def full(budget: Budget, load: Load, running: list[RunningRepair]) -> str | None:
@@ -171,9 +174,8 @@ def _guard_elsewhere(
 def _guard_armed(
     _rule: Rule, _incident: Incident, scope: Scope, state: PolicyState, now_ns: int
 ) -> GuardAnswer:
-    targets = {"node", *(ve.ve_id for ve in scope.ves)}
     for disarm in state.disarms:
-        if disarm.target in targets and (disarm.until_ns is None or now_ns < disarm.until_ns):
+        if disarm.holds(scope.ves) and (disarm.until_ns is None or now_ns < disarm.until_ns):
             text = f"{disarm.target} was disarmed by {disarm.by}: {disarm.reason}"
             left_s = None if disarm.until_ns is None else (disarm.until_ns - now_ns) / NS
             return _later("armed", text, left_s)
@@ -277,9 +279,13 @@ def _guard_mode(
         return _yes("mode", f"requested by {incident.requested_by}, which is the approval")
     mode = widest_mode(rule, scope, state)
     wishes = "".join(f", {ve.ve_id} wants {ve.wish}" for ve in scope.ves if ve.wish is not None)
-    text = f"rule {rule.mode}, node {state.mode}{wishes}: {mode}"
+    doubt = f" that does not trust itself ({state.distrust})" if state.distrust else ""
+    text = f"rule {rule.mode}, node {state.mode}{doubt}{wishes}: {mode}"
     if is_scratch(scope):
         text = f"rule {rule.mode} for scratch VEs that the daemon made for a drill"
+    elif unknown := [ve.ve_id for ve in scope.ves if not ve.labels_known]:
+        asked = f"the labels of {_some(unknown)} are not known yet, and so not what its owner wants"
+        return _later("mode", f"{text}; {asked}", _LABELS_RETRY_S)
     if mode == "observe":
         return _no("mode", text)
     if mode == "auto":

@@ -133,6 +133,8 @@ def _severities(value: object) -> SeverityRange:
             )
         bound = Severity.parse(match[2])
         accepted |= {one for one in Severity if _compared(match[1], one, bound)}
+    if not accepted:
+        raise ValueError('no severity is meant by that; write it like ">= error"')
     return SeverityRange(frozenset(accepted))
 
 

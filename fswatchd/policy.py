@@ -14,7 +14,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from fswatchd.cause import Cause, blame
-from fswatchd.guards import GUARDS, GuardAnswer, guard_cause, refused_scope
+from fswatchd.guards import GUARDS, GuardAnswer, guard_cause, is_scratch, refused_scope
 from fswatchd.incidents import Incident
 from fswatchd.match import Subject
 from fswatchd.rules import NotifyStep, PlainStep, Rule, RuleSet, Step
@@ -32,7 +32,8 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shadow:
-    """What a rule in mode shadow would have done if it, and the node, had been in mode auto."""
+    """What a rule would have done that was not let: one in mode shadow, as if it and the node had
+    been in mode auto; the one that decides on a node in mode shadow, as if the node had been."""
 
     rule: str
     verdict: Verdict
@@ -42,7 +43,8 @@ class Shadow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is done. `waiting_for` names the guard; `retry_after_s` when to ask again, also where
-    another rule may apply then. `shadows` are the answers of rules that only watch.
+    another rule may apply then. `shadows` are the answers of rules that only watch, and of the one
+    that decides on a node that only watches.
 
     `cause` is what is to blame instead of the filesystem, also where nothing would be done.
     """
@@ -65,7 +67,7 @@ def decide(
     """Decide about one incident at `now_ns` (CLOCK_BOOTTIME)."""
     cause = blame(scope.beneath)
     matching, watching = _matching(rules, incident, scope, state, cause)
-    shadows = tuple(_shadow(rule, incident, scope, state, now_ns) for rule in watching)
+    shadows = tuple(_shadow(_awake(rule), incident, scope, state, now_ns) for rule in watching)
     border_s = _next_border_s(rules, state)
     if not matching:
         answer = GuardAnswer(guard="rule", passed=False, text="no rule matches this incident")
@@ -91,6 +93,8 @@ def decide(
         # Nothing would be done now, but what is known will be another thing once that is well.
         answers.append(guard_cause(rule, incident, scope, state, now_ns))
         verdict = Verdict.WAIT
+    if state.mode == "shadow" and not incident.requested_by and not is_scratch(scope):
+        shadows = (_shadow(rule, incident, scope, state, now_ns), *shadows)
     retries = [s for s in (answers[-1].retry_after_s, border_s) if s is not None]
     return Decision(
         verdict=verdict,
@@ -144,13 +148,19 @@ def _shadow(
     if not _acting_steps(rule):
         return Shadow(rule=rule.name, verdict=Verdict.NOTIFY, text=f"would have done: {steps}")
     answers: list[GuardAnswer] = []
-    awake = rule.model_copy(update={"mode": "auto"})
-    verdict = _ask_guards(awake, incident, scope, replace(state, mode="auto"), now_ns, answers)
+    # What it would have done had the node let it, and trusted itself.
+    wide = replace(state, mode="auto", distrust="")
+    verdict = _ask_guards(rule, incident, scope, wide, now_ns, answers)
     text = f"would have done: {steps}"
     if verdict is not Verdict.ACT:
         held = "waited" if verdict is Verdict.WAIT else "only told"
         text = f"would have {held}: {answers[-1].guard}: {answers[-1].text}"
     return Shadow(rule=rule.name, verdict=verdict, text=text)
+
+
+def _awake(rule: Rule) -> Rule:
+    """A rule in mode shadow as it would be in mode auto."""
+    return rule.model_copy(update={"mode": "auto"})
 
 
 def _matching(

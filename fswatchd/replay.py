@@ -2,9 +2,11 @@
 
 The events of each recorded incident are put together again, and the policy is asked at the moments
 at which the daemon would have asked it: a moment after an event, when a cool-down has passed, when
-a repair has ended. What the node looked like is taken from the record of each decision. A repair
-takes as long as it took then (`USUAL_REPAIR_S` where there was none); that it succeeds is assumed,
-so what comes after it is not replayed. Storms, and whose turn it is, are not replayed.
+a repair has ended, when a storm begins or ends. Budgets, turns and storms are those of the rules
+given. What the node looked like is taken from the record of each decision. A repair takes as long
+as it took then (`USUAL_REPAIR_S` where there was none), and fails where it failed then; what comes
+after it on the same volume while the rule still watches (`healthy`) is a part of it. A storm that
+waits for an operator lasts: nobody knows when he would have come.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fswatchd import decisions, eventdoc, policy
+from fswatchd import decisions, eventdoc, policy, storm
+from fswatchd.cause import blame
 from fswatchd.decisions import Outline
 from fswatchd.devno import Devno
-from fswatchd.events import EventClass, FsEvent, Severity, domain_of
+from fswatchd.events import Domain, EventClass, FsEvent, Severity, domain_of
 from fswatchd.incidents import Filesystem, Incident
 from fswatchd.policy import Decision, Verdict
-from fswatchd.rules import Mode, RuleSet
-from fswatchd.situation import Disarm, PolicyState, RunningRepair, Scope
+from fswatchd.rules import NodeMode, RuleSet
+from fswatchd.situation import Disarm, PolicyState, RunningRepair, Scope, StormState
+from fswatchd.turns import Turns
 
 # Nanoseconds of CLOCK_REALTIME → seconds of the day, where the node is.
 LocalTime = Callable[[int], int]
@@ -31,6 +35,9 @@ _NS = 1_000_000_000
 _SETTLE_NS = 200_000_000
 _RETRY_MAX_S = 3600.0
 USUAL_REPAIR_S = 60.0
+# As the decider: who has not taken his turn by then is passed over.
+_TURN_TAKEN_NS = 20 * _NS
+_STORM = "storm"
 _CLASSES = {klass.value: klass for klass in EventClass}
 _SEVERITIES = {severity.label: severity for severity in Severity}
 
@@ -69,6 +76,24 @@ class Replayed:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayedStorm:
+    """A storm that would have been; times in ns of CLOCK_REALTIME, None where it lasts."""
+
+    begun_ns: int
+    ended_ns: int | None
+    ves: tuple[str, ...]
+    likely_cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What would have been: every incident as they began, and the storms."""
+
+    incidents: list[Replayed]
+    storms: list[ReplayedStorm]
+
+
 @dataclass(slots=True)
 class _Case:
     """An incident on its way through the replay. `due_ns` is when it is decided about next, `asked`
@@ -76,16 +101,20 @@ class _Case:
 
     incident: Incident
     scope: Scope
-    mode: Mode
+    mode: NodeMode
+    distrust: str
     disarms: tuple[Disarm, ...]
     recorded: Outline | None
     assumed: bool
     took_ns: int
+    failed: bool
     closed_ns: int | None
+    node_ves: int
     decision: Decision | None = None
     due_ns: int | None = None
     asked: tuple[object, ...] = ()
     ended: bool = False
+    part_of: str = ""
 
 
 @dataclass(slots=True)
@@ -97,9 +126,19 @@ class _Replay:
     running: dict[str, RunningRepair] = field(default_factory=dict)
     last_action_ns: dict[tuple[str, str], int] = field(default_factory=dict)
     repaired_ns: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], int] = field(default_factory=dict)
     begun_ns: dict[str, int] = field(default_factory=dict)
+    failed_ns: dict[str, int] = field(default_factory=dict)
+    watched: dict[tuple[str, Domain], tuple[int, str]] = field(default_factory=dict)
+    gave_way_ns: dict[str, int] = field(default_factory=dict)
+    storms: list[ReplayedStorm] = field(default_factory=list)
+    storm: StormState | None = None
+    turns: Turns = field(init=False)
     agenda: list[tuple[int, int, str, str]] = field(default_factory=list)
     number: int = 0
+
+    def __post_init__(self) -> None:
+        self.turns = Turns(self.begun_ns)
 
     def at(self, when_ns: int, what: str, incident: str) -> None:
         self.number += 1
@@ -108,6 +147,9 @@ class _Replay:
     def run_until(self, now_ns: int) -> None:
         while self.agenda and self.agenda[0][0] <= now_ns:
             when_ns, _, what, incident = heapq.heappop(self.agenda)
+            if what == _STORM:
+                self._look_at_storm(when_ns)
+                continue
             case = self.cases[incident]
             if what == "end":
                 self._repair_ends(case, when_ns)
@@ -122,17 +164,25 @@ class _Replay:
         self.at(when_ns, "decide", case.incident.incident_id)
 
     def _decide(self, case: _Case, now_ns: int) -> None:
+        incident_id = case.incident.incident_id
         if case.closed_ns is not None and now_ns > case.closed_ns:
             case.ended = True
-            self.waiting.pop(case.incident.incident_id, None)
+            self.waiting.pop(incident_id, None)
+            self.turns.gone(incident_id)
             return
+        if case.decision is None:
+            self._count_failure(case, now_ns)
         state = PolicyState(
             mode=case.mode,
+            distrust=case.distrust,
             disarms=case.disarms,
             running=tuple(self.running.values()),
             last_action_ns=self.last_action_ns,
+            failures=self.failures,
             repaired_ns=self.repaired_ns,
             begun_ns=self.begun_ns,
+            queue=self.turns.queue,
+            storm=self.storm,
             local_s=self.local_s(now_ns) if self.local_s else None,
         )
         rules = policy.for_request(self.rules) if case.incident.requested_by else self.rules
@@ -142,50 +192,122 @@ class _Replay:
         )
         case.decision, case.asked = found, _substance(case.incident)
         if found.verdict is Verdict.WAIT:
-            self.waiting[case.incident.incident_id] = case
+            self.waiting[incident_id] = case
         else:
-            self.waiting.pop(case.incident.incident_id, None)
+            self.waiting.pop(incident_id, None)
+        ahead = self._queue(rules, case, found, now_ns)
         if case.incident.reached_threshold_of != found.rule and any(
             answer.guard == "threshold" and answer.passed for answer in found.answers
         ):
             case.incident = replace(case.incident, reached_threshold_of=found.rule)
         if found.verdict is Verdict.ACT:
             case.ended = True
-            incident_id = case.incident.incident_id
             self.running[incident_id] = RunningRepair(incident_id=incident_id, load=case.scope.load)
             self.begun_ns.update((ve.ve_id, now_ns) for ve in case.scope.ves)
             self.at(now_ns + case.took_ns, "end", incident_id)
         elif found.retry_after_s is not None and (
-            before is None or before.answers != found.answers
+            before is None or before.answers != found.answers or ahead
         ):
             self.poke(case, now_ns + int(min(found.retry_after_s, _RETRY_MAX_S) * _NS) + 1)
+
+    def _queue(self, rules: RuleSet, case: _Case, found: Decision, now_ns: int) -> bool:
+        """What waits for a budget waits for its turn, as with the decider; whether another one goes
+        first that has not had the time for it yet."""
+        incident_id = case.incident.incident_id
+        rule = rules.by_name.get(found.rule or "")
+        self.gave_way_ns.pop(incident_id, None)
+        if found.waiting_for == "budget" and rule is not None:
+            self.turns.waits(case.incident, case.scope.ves[0].ve_id, rule.budget, case.scope.load)
+        else:
+            self.turns.gone(incident_id)
+        ahead = found.answers[-1].ahead
+        if ahead is None:
+            return False
+        if now_ns - self.gave_way_ns.setdefault(ahead, now_ns) >= _TURN_TAKEN_NS:
+            del self.gave_way_ns[ahead]
+            self.turns.gone(ahead)
+        return True
 
     def _repair_ends(self, case: _Case, now_ns: int) -> None:
         del self.running[case.incident.incident_id]
         if case.decision is not None and case.decision.rule:
-            key = (case.decision.rule, case.incident.filesystem.volume_key)
-            self.last_action_ns[key] = now_ns
             volume = case.incident.filesystem.volume_key
+            key = (case.decision.rule, volume)
+            self.last_action_ns[key] = now_ns
+            self.failures[key] = self.failures.get(key, 0) + 1 if case.failed else 0
             self.repaired_ns[volume] = (*self.repaired_ns.get(volume, ()), now_ns)
+            until_ns = now_ns + int(case.decision.healthy_s * _NS)
+            self.watched[volume, case.incident.domain] = (until_ns, case.incident.incident_id)
         for other in self.waiting.values():
             self.poke(other, now_ns)
+
+    # --- storms ---------------------------------------------------------------------------------
+
+    def _count_failure(self, case: _Case, now_ns: int) -> None:
+        """As `engine.storms`: what suffers from something beneath it has not failed by itself."""
+        incident, settings = case.incident, self.rules.storm
+        counts = incident.domain is Domain.DAMAGE and incident.severity >= Severity.ERROR
+        if not counts or settings is None or incident.requested_by or blame(case.scope.beneath):
+            return
+        for ve in case.scope.ves:
+            self.failed_ns[ve.ve_id] = now_ns
+        failing = storm.failing(settings, self.failed_ns, now_ns)
+        if self.storm is None and storm.breaks_out(settings, len(failing), case.node_ves):
+            self._storm_begins(failing, now_ns)
+        elif self.storm is not None:
+            self._look_at_storm(now_ns)
+
+    def _storm_begins(self, failing: tuple[str, ...], now_ns: int) -> None:
+        text = f"{len(failing)} VEs have failed at once: nothing is repaired until that is over"
+        self.storm = StormState(incident_id=_STORM, text=text)
+        wanted = set(failing)
+        some = [
+            one.incident for one in self.cases.values() if not wanted.isdisjoint(one.incident.ves)
+        ]
+        begun = ReplayedStorm(
+            begun_ns=now_ns, ended_ns=None, ves=failing, likely_cause=storm.likely_cause(some)
+        )
+        self.storms.append(begun)
+        self._poke_all(now_ns)
+        self._look_at_storm(now_ns)
+
+    def _look_at_storm(self, now_ns: int) -> None:
+        settings = self.rules.storm
+        if settings is None or self.storm is None:
+            return
+        left_s = storm.over_after_s(settings, self.failed_ns, now_ns)
+        if left_s is None:
+            return
+        if left_s > 0:
+            self.at(now_ns + int(left_s * _NS) + 1, _STORM, "")
+            return
+        self.storm = None
+        self.failed_ns.clear()
+        self.storms[-1] = replace(self.storms[-1], ended_ns=now_ns)
+        self._poke_all(now_ns)
+
+    def _poke_all(self, now_ns: int) -> None:
+        for case in self.cases.values():
+            if not case.ended and case.decision is not None:
+                self.poke(case, now_ns)
 
 
 def replay(
     rules: RuleSet,
     events: Iterable[Mapping[str, Any]],
     recorded: Iterable[Mapping[str, Any]],
-    mode: Mode | None = None,
-    usual_mode: Mode = "observe",
+    mode: NodeMode | None = None,
+    usual_mode: NodeMode = "observe",
     local_s: LocalTime | None = None,
-) -> list[Replayed]:
-    """Every incident of `events`, as they began. `local_s` gives the node's seconds of the day.
+) -> Past:
+    """What would have been done. `local_s` gives the node's seconds of the day.
 
     `events` are documents in the order of their cursors, with `time_ns`. `recorded` is what the
     daemon tells of its decisions (`/v1/decisions`). `mode` replaces the node's recorded mode; where
     that is not known `usual_mode` stands for it.
     """
     known = {str(one["incident"]): one for one in recorded}
+    usual_ves = len({ve for one in known.values() for ve in one.get("ves", ())})
     run = _Replay(rules, local_s)
     last_ns = 0
     for document in events:
@@ -200,14 +322,23 @@ def replay(
         case = run.cases.get(incident_id)
         if case is None:
             case = _case(document, event, known.get(incident_id), mode, usual_mode)
+            case.node_ves = case.node_ves or usual_ves
             run.cases[incident_id] = case
+            _join_watched(run, case, last_ns)
         if not case.ended:
             case.incident = case.incident.joined(event, last_ns)
             if _may_matter(case):
                 run.poke(case, last_ns + _SETTLE_NS)
     # What waits for a cool-down is waited for, but no longer than anybody would.
     run.run_until(last_ns + 7 * 86400 * _NS)
-    return [_replayed(case) for case in run.cases.values()]
+    return Past(incidents=[_replayed(case) for case in run.cases.values()], storms=run.storms)
+
+
+def _join_watched(run: _Replay, case: _Case, now_ns: int) -> None:
+    """What begins on a volume while its repair is still watched belongs to that repair."""
+    found = run.watched.get((case.incident.filesystem.volume_key, case.incident.domain))
+    if found is not None and now_ns < found[0] and found[1] != case.incident.incident_id:
+        case.ended, case.part_of = True, found[1]
 
 
 def totals(found: Iterable[Replayed]) -> dict[str, dict[str, int]]:
@@ -261,8 +392,8 @@ def _case(
     document: Mapping[str, Any],
     event: FsEvent,
     known: Mapping[str, Any] | None,
-    mode: Mode | None,
-    usual_mode: Mode,
+    mode: NodeMode | None,
+    usual_mode: NodeMode,
 ) -> _Case:
     facts = known["decided"] if known else None
     about = known["filesystem"] if known else document
@@ -295,16 +426,22 @@ def _case(
         incident=incident,
         scope=scope,
         mode=mode or (facts["mode"] if facts else usual_mode),
+        distrust=str(facts.get("distrust", "")) if facts and mode is None else "",
         disarms=decisions.disarms_of(facts) if facts else (),
         recorded=decisions.outline_of(facts) if facts else None,
         assumed=facts is None,
         took_ns=int((USUAL_REPAIR_S if took_s is None else took_s) * _NS),
+        failed=bool(known and known.get("failed")),
+        node_ves=int(facts.get("node_ves") or 0) if facts else 0,
         closed_ns=eventdoc.time_ns(closed) if closed else None,
     )
 
 
 def _replayed(case: _Case) -> Replayed:
     decision = case.decision
+    reason = decision.answers[-1].text if decision and decision.answers else ""
+    if case.part_of:
+        reason = f"{case.part_of}, repaired, would still be watched: that one needs an operator"
     return Replayed(
         incident=case.incident.incident_id,
         opened_ns=case.incident.opened_ns,
@@ -312,6 +449,6 @@ def _replayed(case: _Case) -> Replayed:
         ves=case.incident.ves,
         recorded=case.recorded,
         under_rules=decisions.outline(decision) if decision else Outline(verdict="none", rule=None),
-        reason=decision.answers[-1].text if decision and decision.answers else "",
+        reason=reason,
         assumed=case.assumed,
     )

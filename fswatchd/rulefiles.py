@@ -13,7 +13,8 @@ from pathlib import Path
 from fswatchd import adminfile
 from fswatchd.adminfile import AdminFileError
 from fswatchd.config import SHIPPED_RULES, DaemonTable
-from fswatchd.rules import RuleProblem, RuleSet, assemble
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import RuleSet, assemble
 
 
 def embedded_rules() -> Path:

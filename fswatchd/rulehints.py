@@ -19,7 +19,7 @@ _EXAMPLES = {
     "ve": 'match.ve = "web-*"',
     "platform": 'match.platform = ["lxc", "proxmox"]',
     "node": 'match.node = "hn1", and in a budget node = 2',
-    "label": 'match.label.tier = "gold"',
+    "label": 'match.label.tier = "gold", or for a budget label = { tier = 1 }',
     "role": 'match.role = "rootfs"',
     "cause": 'match.cause = "none"',
     "ves": 'match.ves = ">= 3"',
@@ -47,6 +47,8 @@ _EXAMPLES = {
     "timeout": 'timeout = "10m"',
     "strategy": 'strategy = "clone"',
     "run": 'run = ["/usr/local/sbin/tell", "--now"]',
+    "max_lost_files": "max_lost_files = 0",
+    "max_changes": "max_changes = 100",
     "share": 'share = "25%"',
     "window": 'window = "10m"',
     "resume": 'resume = "operator"',
@@ -58,9 +60,14 @@ def completed(key: str, message: str) -> tuple[str, str]:
     told = _TOLD.search(message)
     if told is not None:
         return message[: told.start()], told[1]
-    last = _PLACE.sub("", key.rpartition(".")[2])
-    if example := _EXAMPLES.get(last):
-        return message, f"like {example}"
+    if like := example(key):
+        return message, like
     if message.startswith("not valid TOML"):
         return message, _TOML
     return message, _MANUAL.format(key or "what it may hold")
+
+
+def example(key: str) -> str:
+    """A right value at the key, as a hint; empty where there is none."""
+    found = _EXAMPLES.get(_PLACE.sub("", key.rpartition(".")[2]))
+    return f"like {found}" if found else ""

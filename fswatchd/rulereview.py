@@ -14,7 +14,8 @@ from typing import Any
 
 from fswatchd.events import EventClass
 from fswatchd.match import REGEX, Match, SeverityRange
-from fswatchd.rules import MODES, NotifyStep, Rule, RuleProblem, RuleSet
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import MODES, NotifyStep, Rule, RuleSet
 
 _SPECIAL = "*?["
 _WIDTH: dict[str, int] = {mode: width for width, mode in enumerate(MODES)}

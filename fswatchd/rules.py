@@ -7,11 +7,10 @@ described for admins in fswatchd.rules(5), which a test holds against these mode
 from __future__ import annotations
 
 import re
-import reprlib
 import tomllib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,13 +23,26 @@ from pydantic import (
 )
 
 from fswatchd import rulehints
-from fswatchd.match import MAX_DEPTH, Match, Patterns, Window, depth, did_you_mean, groups
+from fswatchd.events import printable
+from fswatchd.match import (
+    MAX_DEPTH,
+    Match,
+    Patterns,
+    Window,
+    depth,
+    did_you_mean,
+    groups,
+    one_or_many,
+)
 from fswatchd.ruleindex import RuleIndex
+from fswatchd.ruleproblem import RuleProblem, problem
 from fswatchd.units import Threshold, parse_duration, parse_size, parse_threshold
 
 Mode = Literal["observe", "approve", "auto"]
 MODES: tuple[Mode, ...] = ("observe", "approve", "auto")
 RuleMode = Literal["observe", "approve", "auto", "shadow"]
+NodeMode = RuleMode
+NODE_MODES: tuple[NodeMode, ...] = (*MODES, "shadow")
 
 
 def _duration(value: object) -> object:
@@ -57,6 +69,14 @@ def _absolute_program(value: list[str]) -> list[str]:
     return value
 
 
+def _approver(value: str) -> str:
+    if not _ACCOUNT.fullmatch(value):
+        raise ValueError(
+            f'expected a user, like "alice", or a group, like "@storage", not {value!r}'
+        )
+    return value
+
+
 def _percent(value: object) -> object:
     match = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or not 0 < int(match[1]) <= 100:
@@ -68,14 +88,17 @@ def _resume(value: object) -> object:
     return None if value == "operator" else _duration(value)
 
 
+_NAME_SHOWN = 80
 _DOTS = 64
+# More is a slip of the pen, and what no text and no column could hold.
+_MOST, _LARGEST = 1_000_000, 1 << 60
+_ACCOUNT = re.compile(r"@?[A-Za-z_][A-Za-z0-9_.-]{0,63}\$?")
 _QUOTED = re.compile(r'"[^"]*"' + r"|'[^']*'|#.*")
 _BETWEEN_KEYS = re.compile(r"[=,{}\[\]]")
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
 _USUAL_THRESHOLD = Threshold(1, 60.0)
 _PERCENT = re.compile(r"(\d{1,3})\s*%")
 Duration = Annotated[float, BeforeValidator(_duration)]
+Approver = Annotated[str, AfterValidator(_approver)]
 Size = Annotated[int, BeforeValidator(_size)]
 
 
@@ -90,10 +113,10 @@ class Budget(_Table):
     holds images (without a number of its own: as on a device), and among VEs that have the same
     value of a label."""
 
-    node: int = Field(default=1, ge=0)
-    device: int = Field(default=1, ge=0)
-    filesystem: int | None = Field(default=None, ge=0)
-    label: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    node: int = Field(default=1, ge=0, le=_MOST)
+    device: int = Field(default=1, ge=0, le=_MOST)
+    filesystem: int | None = Field(default=None, ge=0, le=_MOST)
+    label: dict[str, Annotated[int, Field(ge=0, le=_MOST)]] = Field(default_factory=dict)
 
 
 class Storm(_Table):
@@ -101,7 +124,7 @@ class Storm(_Table):
     `share` of all. It ends when nothing failed for `resume` seconds, or, where that is None, when
     an operator says so."""
 
-    ves: int | None = Field(default=None, ge=1)
+    ves: int | None = Field(default=None, ge=1, le=_MOST)
     share: Annotated[float, BeforeValidator(_percent)] | None = None
     window: Duration = 600.0
     resume: Annotated[float | None, BeforeValidator(_resume)] = None
@@ -140,8 +163,8 @@ class FsckStep(_Step):
     max_write_pause: Duration = 5.0
     on_long_pause: Literal["ask", "offline"] = "ask"
     salvage_max: Size = 1 << 30
-    max_lost_files: int | None = Field(default=None, ge=0)
-    max_changes: int | None = Field(default=None, ge=0)
+    max_lost_files: int | None = Field(default=None, ge=0, le=_LARGEST)
+    max_changes: int | None = Field(default=None, ge=0, le=_LARGEST)
     keep_original: Duration = 7 * 86400.0  # see engine.retention
 
     @property
@@ -203,6 +226,7 @@ class Rule(_Table):
     )
     mode: RuleMode = "observe"
     approval: Duration = 4 * 3600.0
+    approvers: Annotated[list[Approver], BeforeValidator(one_or_many)] = Field(default_factory=list)
     cooldown: Duration = 1800.0
     backoff: Duration = 86400.0
     flap: Duration = 86400.0
@@ -211,22 +235,6 @@ class Rule(_Table):
     healthy: Duration = 60.0
     carry_on: bool = Field(default=False, alias="continue")
     step: list[Step] = Field(min_length=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleProblem:
-    """One thing wrong with a rule file: where, what, and what to write instead."""
-
-    file: str
-    rule: str
-    key: str
-    message: str
-    hint: str = ""
-    code: str = "FSW-RULE"
-
-    def __str__(self) -> str:
-        place = ": ".join(part for part in (self.file, self.rule, self.key) if part)
-        return f"{place}: {self.message}" + (f"\n    {self.hint}" if self.hint else "")
 
 
 @dataclass(frozen=True)
@@ -282,10 +290,10 @@ def _parse(name: str, text: str) -> tuple[list[Rule], Storm | None, list[RulePro
         if _is_too_deep(text):
             raise RecursionError
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError: an integer of 5000 digits
         message = "too many tables in each other" if isinstance(error, RecursionError) else error
-        problem = RuleProblem(file=name, rule="", key="", message=f"not valid TOML: {message}")
-        return [], None, [problem]
+        broken = RuleProblem(file=name, rule="", key="", message=f"not valid TOML: {message}")
+        return [], None, [broken]
     problems = [
         RuleProblem(
             file=name,
@@ -305,15 +313,18 @@ def _parse(name: str, text: str) -> tuple[list[Rule], Storm | None, list[RulePro
     tables = document.get("rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         hint = "write [[rule]] with two brackets"
-        problem = RuleProblem(file=name, rule="", key="rule", message="not a list", hint=hint)
-        return [], storm, [*problems, problem]
+        one = RuleProblem(file=name, rule="", key="rule", message="not a list", hint=hint)
+        return [], storm, [*problems, one]
     rules: list[Rule] = []
     for number, table in enumerate(tables, 1):
-        label = str(table.get("name") or f"rule {number}")
+        label = printable(str(table.get("name") or f"rule {number}"), _NAME_SHOWN)
         try:
             rule = Rule.model_validate(table)
         except ValidationError as error:
-            problems += [_problem(name, label, detail, Rule) for detail in error.errors()]
+            problems += [
+                problem(name, label, detail, Rule, _STEP_MODELS, _MODELS)
+                for detail in error.errors()
+            ]
         else:
             rules.append(rule)
             problems += _unavailable(name, rule)
@@ -330,7 +341,10 @@ def _parse_storm(name: str, table: object) -> tuple[Storm | None, list[RuleProbl
     try:
         storm = Storm.model_validate(table)
     except ValidationError as error:
-        return None, [_problem(name, "storm", detail, Storm) for detail in error.errors()]
+        return None, [
+            problem(name, "storm", detail, Storm, _STEP_MODELS, _MODELS)
+            for detail in error.errors()
+        ]
     if storm.ves is None and storm.share is None:
         message = "neither `ves` nor `share` says how many failing VEs are a storm"
         hint = 'write ves = 10, or share = "25%", or leave the table out'
@@ -415,43 +429,8 @@ _MODELS: dict[str, type[BaseModel]] = {
 }
 
 
-def _problem(file: str, rule: str, detail: Any, model: type[BaseModel]) -> RuleProblem:
-    """A pydantic error in the words of an admin."""
-    place = list(detail["loc"])
-    kind, message, hint = detail["type"], detail["msg"].removeprefix("Value error, "), ""
-    parts: list[str] = []
-    for part in place:
-        if isinstance(part, int):
-            parts[-1:] = [f"{parts[-1]}[{part + 1}]"] if parts else [f"[{part + 1}]"]
-        elif parts and parts[-1].startswith("step[") and part in _STEP_MODELS:
-            model = _STEP_MODELS[part]  # the discriminator, not a key
-        else:
-            model = _MODELS.get(part, model) if part in _MODELS else model
-            parts.append(part)
-    key = ".".join(parts)
-    last = str(place[-1]) if place else ""
-    if kind == "extra_forbidden":
-        message = f'unknown key "{last}"'
-        hint = did_you_mean(last, _keys(model)).lstrip("; ") or (
-            f"known here: {', '.join(sorted(_keys(model)))}"
-        )
-    elif kind == "missing":
-        message = f'"{last}" is missing'
-    elif kind == "literal_error":
-        wanted = detail["ctx"]["expected"].replace("'", '"')
-        message = f"expected {wanted}, not {_SHORT.repr(detail['input'])}"
-        hint = did_you_mean(str(detail["input"]), re.findall(r'"([^"]*)"', wanted)).lstrip("; ")
-    elif kind in {"union_tag_invalid", "union_tag_not_found"}:
-        key = f"{key}.do"
-        given = detail["input"].get("do") if isinstance(detail["input"], dict) else detail["input"]
-        message = f"no step is called {given!r}" if given else 'a step needs "do"'
-        hint = did_you_mean(str(given), list(_STEP_MODELS)).lstrip("; ") or (
-            f"steps: {', '.join(_STEP_MODELS)}"
-        )
-    elif kind != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {_SHORT.repr(detail['input'])}"
-    return RuleProblem(file=file, rule=rule, key=key, message=message, hint=hint)
-
-
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _problems(
+    file: str, rule: str, error: ValidationError, model: type[BaseModel]
+) -> list[RuleProblem]:
+    found = error.errors(include_url=False)
+    return [problem(file, rule, one, model, _STEP_MODELS, _MODELS) for one in found]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from fswatchd.cause import Layer
 from fswatchd.incidents import Load
-from fswatchd.rules import MODES, Budget, Mode
+from fswatchd.rules import MODES, Budget, Mode, NodeMode
 
 # What a VE's owner may ask for, by a label or in its platform's configuration.
 WISH = "fswatch"
@@ -35,12 +36,14 @@ class VeFacts:
     """What rules may ask about a VE. `scratch` is true only for ids the daemon made itself; to
     what is `hands_off` nothing is ever done, to what is `busy` nothing until that has ended, to the
     volumes of what is `unrepairable` (see `inventory.model.Ve`) nothing but to tell. `aliases` are
-    ids that other platforms know it by."""
+    ids that other platforms know it by. Where `labels_known` is false nobody has told its labels
+    yet: they could be any."""
 
     ve_id: str
     name: str
     platform: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    labels_known: bool = True
     busy: str | None = None
     scratch: bool = False
     hands_off: bool = False
@@ -94,14 +97,45 @@ class Scope:
         return Load(devices=self.devices, filesystems=self.filesystems, labels=tuple(labels))
 
 
+class Labelled(Protocol):
+    """What of a VE a disarm can be about."""
+
+    @property
+    def ve_id(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+    @property
+    def labels_known(self) -> bool: ...
+
+
+NODE = "node"
+_LABEL = "label "
+
+
+def label_target(key: str, value: str) -> str:
+    """The target of a disarm of all VEs with this label: no VE has such an id."""
+    return f"{_LABEL}{key}={value}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disarm:
-    """Nobody acts on `target` (a VE id, or `node`) until `until_ns` (CLOCK_BOOTTIME) or arm."""
+    """Nobody acts on `target` (a VE id, `node`, or a `label_target`) until `until_ns`
+    (CLOCK_BOOTTIME) or arm. `since_ns` is CLOCK_REALTIME, 0 where it was not kept."""
 
     target: str
     reason: str
     by: str
     until_ns: int | None = None
+    since_ns: int = 0
+
+    def holds(self, ves: Iterable[Labelled]) -> bool:
+        """Whether it is about one of these. A VE whose labels nobody knows could have any."""
+        if self.target == NODE:
+            return True
+        if not self.target.startswith(_LABEL):
+            return any(ve.ve_id == self.target for ve in ves)
+        key, _, value = self.target.removeprefix(_LABEL).partition("=")
+        return any(not ve.labels_known or ve.labels.get(key) == value for ve in ves)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +184,12 @@ class PolicyState:
     its last plans in a row have failed. `repaired_ns` maps a volume to the times at which it was
     repaired. `begun_ns` maps a VE to when a repair of it last began, `queue` are those that wait
     for a budget and would be next on their disks, by their turn (see `turns`). `local_s` is the
-    node's local time, in seconds of its day.
+    node's local time, in seconds of its day. `distrust` says why the daemon does not trust itself,
+    empty where it does (see `engine.trust`): then the node's mode is observe, whatever it is.
     """
 
-    mode: Mode = "observe"
+    mode: NodeMode = "observe"
+    distrust: str = ""
     disarms: tuple[Disarm, ...] = ()
     running: tuple[RunningRepair, ...] = ()
     last_action_ns: Mapping[tuple[str, str], int] = field(default_factory=dict)

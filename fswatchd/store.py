@@ -14,21 +14,24 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from fswatchd.database import Database, Skip, StoreError
+from fswatchd.database import Database, StoreError
 from fswatchd.devno import Devno
+from fswatchd.eventlog import Skip
 from fswatchd.events import EventClass, FsEvent, Severity
 from fswatchd.incidents import Incident, State
 from fswatchd.kernlog import grammar
 
 __all__ = ["RECORD_COLUMNS", "Delivery", "EventPage", "Skip", "Store", "StoreError", "StoredEvent"]
 
+_UNREADABLE = "unreadable"
 _SCAN = 1_000
 _RECORD_PAGE = 5_000
 # What decisions depend on; the last two are the VEs and the incident.
@@ -223,8 +226,45 @@ class Store(Database):
         return self.submit(work, durable=durable)
 
     async def open_incidents(self) -> list[Incident]:
-        """Every incident that is not closed, oldest first."""
-        return await self._incidents("WHERE state <> ? ORDER BY opened_ns", (State.CLOSED.value,))
+        """Every incident that is not closed, oldest first. One that cannot be read is left where it
+        is, under another state, and named in `unreadable`."""
+
+        def work(database: sqlite3.Connection) -> list[Incident]:
+            query = "SELECT id, document FROM incident WHERE state NOT IN (?, ?) ORDER BY opened_ns"
+            found: list[Incident] = []
+            for incident_id, document in database.execute(
+                query, (State.CLOSED.value, _UNREADABLE)
+            ).fetchall():
+                try:
+                    found.append(_INCIDENT.validate_json(document))
+                except ValueError:
+                    database.execute(
+                        "UPDATE incident SET state = ? WHERE id = ?", (_UNREADABLE, incident_id)
+                    )
+                    self.unreadable.append(f"incident {incident_id}")
+            return found
+
+        return await self.ask(work)
+
+    async def reread(self, incidents: Sequence[Incident]) -> str | None:
+        """Write these, and read everything again; returns what is wrong, None where nothing is.
+        Raises StoreError."""
+        wanted = {one.incident_id: _INCIDENT.dump_json(one).decode() for one in incidents}
+        for one in incidents[:-1]:
+            self.save_incident(one, durable=True)
+        if incidents:
+            await self.save_incident(incidents[-1], durable=True)
+
+        def work(database: sqlite3.Connection) -> str | None:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                return f"the database is damaged: {found}"
+            rows = database.execute("SELECT id, document FROM incident WHERE state <> 'closed'")
+            kept = {row[0]: row[1] for row in rows}
+            wrong = [one for one, document in wanted.items() if kept.get(one) != document]
+            return f"incident {wrong[0]} is not what was written" if wrong else None
+
+        return await self.ask(work)
 
     async def incidents(self, limit: int = 1000) -> list[Incident]:
         """The newest incidents, closed ones too, newest first."""
@@ -242,7 +282,11 @@ class Store(Database):
     async def _incidents(self, clause: str, values: tuple[object, ...]) -> list[Incident]:
         def work(database: sqlite3.Connection) -> list[Incident]:
             query = f"SELECT document FROM incident {clause}"  # noqa: S608 - our own constants
-            return [_INCIDENT.validate_json(row[0]) for row in database.execute(query, values)]
+            found = []
+            for row in database.execute(query, values):
+                with suppress(ValueError):  # see `open_incidents`
+                    found.append(_INCIDENT.validate_json(row[0]))
+            return found
 
         return await self.ask(work)
 
@@ -293,7 +337,15 @@ class Store(Database):
             rows = database.execute(
                 "SELECT key, value FROM fact WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
             )
-            return {row[0]: json.loads(row[1]) for row in rows}
+            found: dict[str, Any] = {}
+            for key, value in rows.fetchall():
+                try:
+                    found[key] = json.loads(value)
+                except ValueError:
+                    aside = (f"{_UNREADABLE}:{key}", key)
+                    database.execute("UPDATE OR REPLACE fact SET key = ? WHERE key = ?", aside)
+                    self.unreadable.append(f"fact {key!r}")
+            return found
 
         return await self.ask(work)
 

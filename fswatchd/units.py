@@ -3,6 +3,10 @@
 import re
 from dataclasses import dataclass
 
+# Beyond these a number is a slip of the pen, and no arithmetic has to bear it.
+_LONGEST_S = 100 * 365.25 * 86400
+_LARGEST = 1 << 60
+_MOST = 1_000_000
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhdw])")
 _DURATION = re.compile(rf"(?:{_PART.pattern}\s*)+")
@@ -22,13 +26,16 @@ def parse_duration(text: str) -> float:
     """Seconds from `30s`, `10m`, `1h30m`, `500ms`; raises ValueError with the expected form."""
     if not _DURATION.fullmatch(text.strip()):
         raise ValueError(f'{text!r} is no duration; write it like "30s", "10m" or "1h30m"')
-    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    if seconds > _LONGEST_S:
+        raise ValueError("it is longer than 100 years")
+    return seconds
 
 
 def parse_threshold(text: str) -> Threshold:
     """From `3 in 10m`; raises ValueError with the expected form."""
     match = _THRESHOLD.fullmatch(text.strip())
-    if not match or int(match[1]) < 1:
+    if not match or not 1 <= float(match[1]) <= _MOST:
         raise ValueError(f'{text!r} is no threshold; write it like "3 in 10m"')
     return Threshold(int(match[1]), parse_duration(match[2]))
 
@@ -39,7 +46,10 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(f'{text!r} is no size; write it like "500M" or "2GiB"')
     exponent = " KMGT".index((match[2] or " ").upper())
-    return int(float(match[1]) * 1024**exponent)
+    size = float(match[1]) * 1024**exponent
+    if size > _LARGEST:
+        raise ValueError("it is larger than 1 EiB")
+    return int(size)
 
 
 def show_duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from fswatchd import codes, summary
 from fswatchd.cause import Cause
 from fswatchd.devno import Devno
 from fswatchd.events import Health, LostWrite, VeState, printable
-from fswatchd.incidents import Filesystem, Incident, StepRecord
+from fswatchd.incidents import Filesystem, Incident, StepRecord, StepState
 from fswatchd.inventory.model import (
     Backing,
     BlockDevice,
@@ -129,6 +129,8 @@ def decided(found: Incident) -> dict[str, Any]:
         "denied_by": found.denied_by,
         "closed": timestamp(found.closed_ns),
         "took_s": took_s,
+        "failed": any(step.state is StepState.FAILED for step in found.steps),
+        "ves": list(found.ves),
         "decided": found.decided,
     }
 
@@ -141,6 +143,7 @@ def rules(found: RuleSet) -> list[dict[str, Any]]:
             "name": rule.name,
             "file": origin.get(rule.name),
             "mode": rule.mode,
+            "approvers": rule.approvers,
             "continue": rule.carry_on,
             "description": rule.description or None,
             "steps": [step.do for step in rule.step],

@@ -30,6 +30,7 @@ from fswatchd.policy import Decision, Verdict
 from fswatchd.rulefiles import embedded_rules
 from fswatchd.rules import RuleSet, assemble
 from fswatchd.situation import (
+    NODE,
     Copies,
     Disarm,
     PolicyState,
@@ -37,6 +38,7 @@ from fswatchd.situation import (
     Scope,
     StormState,
     VeFacts,
+    label_target,
 )
 from fswatchd.turns import Turns
 from fswatchd.units import parse_duration
@@ -127,8 +129,10 @@ class Simulator:
         self.foreign: dict[str, tuple[str, ...]] = {}
         self.elsewhere: dict[str, str] = {}
         self.busy: dict[str, str] = {}
+        self.untold: set[str] = set()
         self.facts = Facts()
         self.storm: StormState | None = None
+        self.distrust = ""
         self.plans: dict[str, Plan] = {}
         self._number = itertools.count(1)
         self._order = itertools.count()
@@ -243,13 +247,17 @@ class Simulator:
         until = None
         if "for" in more:
             until = self.clock.boottime_ns() + round(parse_duration(more["for"]) * NS)
-        target = who if who == "node" else f"lxc:{who}"
-        disarm = Disarm(target=target, reason="work", by="op", until_ns=until)
+        disarm = Disarm(target=_target(who), reason="work", by="op", until_ns=until)
         asyncio.run(self.history.disarm(disarm))
         self._decide_all()
 
     def do_arm(self, who: str) -> None:
-        asyncio.run(self.history.arm(who if who == "node" else f"lxc:{who}"))
+        asyncio.run(self.history.arm(_target(who)))
+        self._decide_all()
+
+    def do_doubt(self, why: str) -> None:
+        """The daemon finds something wrong with itself; nothing where `why` is empty."""
+        self.distrust = why
         self._decide_all()
 
     def do_reload(self, text: str) -> None:
@@ -273,6 +281,11 @@ class Simulator:
 
     def do_label(self, who: str, **labels: str) -> None:
         self.node.label[who] = {**self.node.label.get(who, {}), **labels}
+        self._decide_all()
+
+    def do_labels(self, who: str, *, told: bool) -> None:
+        """Its platform has not told its labels, or does now."""
+        (self.untold.discard if told else self.untold.add)(who)
         self._decide_all()
 
     def do_clock(self, jump: str) -> None:
@@ -342,6 +355,7 @@ class Simulator:
                     name=name,
                     platform=self.node.platform,
                     labels=self.node.label.get(name, {}),
+                    labels_known=name not in self.untold,
                     busy=self.busy.get(name) or None,
                 ),
             ),
@@ -359,6 +373,7 @@ class Simulator:
         running = (self.incidents[one] for one in self.plans)
         return PolicyState(
             mode=self.node.mode,
+            distrust=self.distrust,
             disarms=self.history.current_disarms(),
             running=tuple(RunningRepair(incident_id=i.incident_id, load=i.load) for i in running),
             last_action_ns=self.history.last_action_ns,
@@ -445,9 +460,10 @@ class Simulator:
         if not plan.steps:
             self._end(found)
             return
-        if not plan.begun and self.history.why_disarmed(found.ves):
+        disarmed = self.history.why_disarmed(self.scope(found).ves)
+        if not plan.begun and (disarmed or (self.distrust and not found.requested_by)):
             del self.plans[plan.incident_id]
-            self._put(replace(found, state=State.WAITING, waiting_for="armed"))
+            self._put(replace(found, state=State.WAITING, waiting_for="armed" if disarmed else ""))
             self._say(found, "cancelled")
             self._decide_all()
             return
@@ -596,6 +612,12 @@ def load(path: Path) -> list[dict[str, Any]]:
 def wanted(document: dict[str, Any]) -> list[str]:
     """The log that the scenario expects."""
     return [" ".join(line.split()) for line in document["log"].strip().splitlines()]
+
+
+def _target(who: str) -> str:
+    if "=" in who:
+        return label_target(*who.split("=", 1))
+    return who if who == NODE else f"lxc:{who}"
 
 
 def _rules(text: str) -> RuleSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -20,15 +21,30 @@ async def change(request: web.Request) -> tuple[Peer, dict[str, Any]]:
     """Who asks for a change, and the body; anybody but root is refused, and that is recorded."""
     peer = peer_of(request)
     if peer is None or not peer.may_change:
-        who = peer.name if peer else str(request.remote)
-        request.app[REFUSALS].record(who, peer.uid if peer else None, _what(request))
-        document = {
-            "error": "only root may change anything",
-            "hint": "use sudo",
-            "code": "FSW-REFUSED-NOT-ROOT",
-        }
-        raise web.HTTPForbidden(text=json.dumps(document), content_type="application/json")
+        raise _refused(
+            request, peer, "only root may change anything", "use sudo", "FSW-REFUSED-NOT-ROOT"
+        )
     return peer, await body_of(request)
+
+
+async def answer(request: web.Request, approvers: Sequence[str], rule: str | None) -> Peer:
+    """Who answers a question that `rule` has asked; anybody but root and those whom the rule names
+    is refused, and that is recorded."""
+    peer = peer_of(request)
+    if peer is None or not await peer.is_one_of(approvers):
+        named = f", or whom rule {rule} names: {', '.join(approvers)}" if approvers else ""
+        text = f"only root may answer this{named}"
+        raise _refused(request, peer, text, "approvers of the rule", "FSW-REFUSED-NOT-APPROVER")
+    return peer
+
+
+def _refused(
+    request: web.Request, peer: Peer | None, text: str, hint: str, code: str
+) -> web.HTTPForbidden:
+    who = peer.name if peer else str(request.remote)
+    request.app[REFUSALS].record(who, peer.uid if peer else None, _what(request))
+    document = {"error": text, "hint": hint, "code": code}
+    return web.HTTPForbidden(text=json.dumps(document), content_type="application/json")
 
 
 async def body_of(request: web.Request) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from aiohttp import web
 
 from fswatchd import views
 from fswatchd.api import prose
-from fswatchd.api.auth import Peer
+from fswatchd.api.auth import Peer, peer_of
 from fswatchd.api.event_stream import EventRoutes
 from fswatchd.api.policy_routes import PolicyRoutes
-from fswatchd.api.requests import REFUSALS, change, text, text_or_none
+from fswatchd.api.requests import REFUSALS, answer, body_of, change, text, text_or_none
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.freezer import USUAL_S, Freezer
 from fswatchd.engine.muting import Muting
@@ -56,6 +57,7 @@ class Facade(Protocol):
 
     inventory: Inventory
     stream: EventStream
+    arming: Arming
     operator: Operator
     freezer: Freezer
     snapshots: Snapshots
@@ -196,16 +198,31 @@ class _Api:
         return web.json_response(views.incident(incident), status=202)
 
     async def approve(self, request: web.Request) -> web.Response:
-        by, body = await change(request)
-        reason = text_or_none(body, "reason") or ""
-        incident = await self._daemon.operator.approve(request.match_info["id"], by.name, reason)
+        by, rule, reason = await self._answerer(request)
+        incident = await self._daemon.operator.approve(
+            request.match_info["id"], by.name, reason, rule
+        )
         return web.json_response(views.incident(incident))
 
     async def deny(self, request: web.Request) -> web.Response:
-        by, body = await change(request)
-        reason = text_or_none(body, "reason") or ""
-        incident = await self._daemon.operator.deny(request.match_info["id"], by.name, reason)
+        by, rule, reason = await self._answerer(request)
+        incident = await self._daemon.operator.deny(request.match_info["id"], by.name, reason, rule)
         return web.json_response(views.incident(incident))
+
+    async def _answerer(self, request: web.Request) -> tuple[Peer, str | None, str]:
+        """Who answers, the rule whose question it is, and why; not any incident's that does not
+        exist: who may not answer anything is not told which there are."""
+        peer = peer_of(request)
+        if peer is not None and not peer.may_change:
+            try:
+                found = await self._daemon.operator.find(request.match_info["id"])
+            except UnknownTargetError:
+                return await answer(request, (), None), None, ""
+            rule = self._daemon.rules.current.by_name.get(found.rule or "")
+            by = await answer(request, rule.approvers if rule else (), found.rule)
+            return by, found.rule, text_or_none(await body_of(request), "reason") or ""
+        by, body = await change(request)
+        return by, None, text_or_none(body, "reason") or ""
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         by, body = await change(request)
@@ -240,16 +257,21 @@ class _Api:
         by, body = await change(request)
         duration = text_or_none(body, "for")
         for_s = parse_duration(duration) if duration else None
-        name = await self._daemon.operator.disarm(
-            text_or_none(body, "target"), text(body, "reason"), by.name, for_s
+        name = await self._daemon.arming.disarm(
+            text_or_none(body, "target"),
+            text_or_none(body, "label"),
+            text(body, "reason"),
+            by.name,
+            for_s,
         )
         return web.json_response({"disarmed": name})
 
     async def arm(self, request: web.Request) -> web.Response:
         by, body = await change(request)
-        target, reason = text_or_none(body, "target"), text_or_none(body, "reason") or ""
-        name = await self._daemon.operator.arm(target, by.name, reason)
-        return web.json_response({"armed": name})
+        target, label = text_or_none(body, "target"), text_or_none(body, "label")
+        reason = text_or_none(body, "reason") or ""
+        name, accepted = await self._daemon.arming.arm(target, label, reason, by.name)
+        return web.json_response({"armed": name, "accepted": accepted})
 
     async def register_scratch_ve(self, request: web.Request) -> web.Response:
         by, body = await change(request)

@@ -75,10 +75,11 @@ class StatusView:
 
 
 def disarm(found: Disarm, until_ns: int | None) -> dict[str, Any]:
-    """A disarm in `status`; `until_ns` is when it ends by the wall clock, None: with `arm`."""
+    """A disarm in `status`; `until_ns` is CLOCK_REALTIME."""
     return {
         "target": found.target,
         "reason": found.reason,
         "by": found.by,
+        "since": views.timestamp(found.since_ns or None),
         "until": views.timestamp(until_ns),
     }

@@ -36,6 +36,8 @@ def status(arguments: argparse.Namespace, client: Client) -> int:
 def status_code(document: dict[str, Any]) -> Exit:
     """0 fine, 1 an incident is open or waits, 2 a person or a source is missing."""
     states = {incident["state"] for incident in document["incidents"]}
+    if document.get("distrust"):
+        return Exit.CRITICAL
     if "needs-operator" in states or any(s["state"] in _DEAF for s in document["sources"]):
         return Exit.CRITICAL
     return Exit.WARNING if states else Exit.OK
@@ -215,23 +217,6 @@ def acknowledge(arguments: argparse.Namespace, client: Client) -> int:
     return _decide(arguments, client, "ack")
 
 
-def disarm(arguments: argparse.Namespace, client: Client) -> int:
-    """`fswatch disarm`"""
-    target = _ve_or_node(arguments)
-    body = {"target": target, "reason": arguments.reason, "for": arguments.duration}
-    document = client.post("/v1/disarm", body)
-    _print_json(document) if arguments.json else print(f"disarmed: {document['disarmed']}")
-    return Exit.OK
-
-
-def arm(arguments: argparse.Namespace, client: Client) -> int:
-    """`fswatch arm`"""
-    body = {"target": _ve_or_node(arguments), "reason": arguments.reason}
-    document = client.post("/v1/arm", body)
-    _print_json(document) if arguments.json else print(f"armed: {document['armed']}")
-    return Exit.OK
-
-
 def doctor(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch doctor`"""
     findings = client.get("/v1/doctor")["findings"]
@@ -287,13 +272,6 @@ def _decide(arguments: argparse.Namespace, client: Client, verb: str) -> int:
     return Exit.OK
 
 
-def _ve_or_node(arguments: argparse.Namespace) -> str | None:
-    if (arguments.ve is None) == (not arguments.node):
-        print("fswatch: name a VE, or --node", file=sys.stderr)
-        raise SystemExit(Exit.USAGE)
-    return str(arguments.ve) if arguments.ve else None
-
-
 def _source_detail(source: dict[str, Any]) -> str:
     """What a source says of itself, and when it was blind last."""
     parts = [source["detail"]]
@@ -316,6 +294,12 @@ def _show_frozen(entry: dict[str, Any]) -> None:
 
 def _show_status(document: dict[str, Any]) -> None:
     print(f"{document['node']}: mode {document['mode']}, since {render.clock(document['since'])}")
+    if document["distrust"]:
+        usual = document["configured_mode"]
+        print(f"the daemon does not trust itself: it only observes, not {usual} [FSW-DISTRUST]")
+    for doubt in document["distrust"]:
+        since = render.clock(doubt["since"])
+        print(f"  {printable(doubt['text'])} (since {since}; ends {doubt['ends']})")
     if document["rules"]["problems"]:
         print("rules: files have mistakes, the last good ones stay [FSW-RULE-LAST-GOOD]")
     for problem in document["rules"]["problems"]:

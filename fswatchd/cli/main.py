@@ -14,7 +14,7 @@ from fswatchd.cli import commands, policy_commands
 from fswatchd.client import DEFAULT_SOCKET, Client, ClientError
 from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.exitcode import Exit
-from fswatchd.rules import MODES
+from fswatchd.rules import NODE_MODES
 from fswatchd.units import parse_duration
 
 Command = Callable[[argparse.Namespace, Client], int]
@@ -146,9 +146,7 @@ def parser() -> argparse.ArgumentParser:
     thaw.add_argument("ve", metavar="VE")
     thaw.add_argument("--reason", metavar="TEXT", default="")
 
-    disarm = add("disarm", commands.disarm, "nothing automatic any more, for a VE or the node")
-    disarm.add_argument("ve", nargs="?", metavar="VE")
-    disarm.add_argument("--node", action="store_true", help="the whole node")
+    disarm = add("disarm", policy_commands.disarm, "nothing automatic any more, for a VE or others")
     disarm.add_argument("--reason", required=True, metavar="TEXT")
     disarm.add_argument(
         "--for",
@@ -157,10 +155,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help='like "2h"; default: until arm',
     )
-    arm = add("arm", commands.arm, "end a disarm")
-    arm.add_argument("ve", nargs="?", metavar="VE")
-    arm.add_argument("--node", action="store_true", help="the whole node")
+    arm = add("arm", policy_commands.arm, "end a disarm; and trust a daemon that does not itself")
     arm.add_argument("--reason", metavar="TEXT", default="")
+    for command in (disarm, arm):
+        command.add_argument("ve", nargs="?", metavar="VE")
+        command.add_argument("--label", metavar="KEY=VALUE", help="all VEs with this label")
+        command.add_argument("--node", action="store_true", help="the whole node")
 
     add("doctor", commands.doctor, "is this node ready, and what to do about what is not")
 
@@ -222,7 +222,7 @@ def _add_rules(rules: argparse.ArgumentParser, shared: _Parser) -> None:
         help="before the newest event; default: 7d",
     )
     replay.add_argument("--events", metavar="FILE", help="lines of fswatch events --json")
-    replay.add_argument("--mode", choices=MODES, help="instead of the node's recorded mode")
+    replay.add_argument("--mode", choices=NODE_MODES, help="instead of the node's recorded mode")
     replay.set_defaults(serve=policy_commands.rules_replay)
     for command in (listed, test, replay):
         command.add_argument("--rules", metavar="DIR", help="these instead of those in force")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from fswatchd import codes
 from fswatchd.cli import render
 from fswatchd.client import Client, quoted
 from fswatchd.errors import UnknownTargetError
+from fswatchd.events import printable
 from fswatchd.exitcode import Exit
 
 
@@ -68,6 +70,27 @@ def unmute(arguments: argparse.Namespace, client: Client) -> int:
     return Exit.OK
 
 
+def disarm(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch disarm`"""
+    body = {**_whom(arguments), "reason": arguments.reason, "for": arguments.duration}
+    document = client.post("/v1/disarm", body)
+    print(json.dumps(document) if arguments.json else f"disarmed: {document['disarmed']}")
+    return Exit.OK
+
+
+def arm(arguments: argparse.Namespace, client: Client) -> int:
+    """`fswatch arm`"""
+    body = {**_whom(arguments), "reason": arguments.reason}
+    document = client.post("/v1/arm", body)
+    if arguments.json:
+        print(json.dumps(document))
+        return Exit.OK
+    print(f"armed: {document['armed']}")
+    for text in document["accepted"]:
+        print(f"  accepted: {printable(text)}")
+    return Exit.OK
+
+
 def notify_test(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch notify test [CHANNEL]`"""
     document = client.post("/v1/notify/test", {"channel": arguments.channel})
@@ -113,6 +136,14 @@ def explain(arguments: argparse.Namespace, client: Client) -> int:
     else:
         print(f"{entries[0].code}\n  {entries[0].means}\n  What to do: {entries[0].todo}")
     return Exit.OK
+
+
+def _whom(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """A VE, all with a label, or the node: exactly one of them."""
+    if sum((arguments.ve is not None, arguments.label is not None, arguments.node)) != 1:
+        print("fswatch: name a VE, or --label KEY=VALUE, or --node", file=sys.stderr)
+        raise SystemExit(Exit.USAGE)
+    return {"target": arguments.ve, "label": arguments.label}
 
 
 def _directory(arguments: argparse.Namespace) -> Path | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fswatchd import config, rulefiles, rulereview
 from fswatchd.exitcode import Exit
-from fswatchd.rules import RuleProblem, RuleSet, assemble
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import RuleSet, assemble
 
 
 def run(paths: list[Path], *, as_json: bool) -> int:

@@ -16,7 +16,8 @@ from fswatchd.events import domain_of
 from fswatchd.exitcode import Exit
 from fswatchd.incidents import Filesystem, Incident
 from fswatchd.localtime import seconds_of_day
-from fswatchd.rules import RuleProblem, RuleSet, assemble
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import RuleSet, assemble
 from fswatchd.situation import PolicyState, Scope
 from fswatchd.units import parse_duration
 
@@ -132,7 +133,8 @@ def run_replay(
     rules = tried if tried is not None else _load(directories)
     chosen = _since(recorded, span_s)
     usual = in_force["mode"] if in_force else settings.mode
-    found = replay.replay(rules, chosen, told, mode, usual, _seconds_of_day)
+    past = replay.replay(rules, chosen, told, mode, usual, _seconds_of_day)
+    found = past.incidents
     document = {
         "events": len(chosen),
         "from": views.timestamp(chosen[0]["time_ns"]) if chosen else None,
@@ -143,6 +145,15 @@ def run_replay(
         "changed": sum(one.changed for one in found),
         "assumed": sum(one.assumed for one in found),
         "totals": replay.totals(found),
+        "storms": [
+            {
+                "begun": views.timestamp(one.begun_ns),
+                "ended": views.timestamp(one.ended_ns),
+                "ves": list(one.ves),
+                "likely_cause": one.likely_cause,
+            }
+            for one in past.storms
+        ],
         "changes": [
             {**one.document(), "opened": views.timestamp(one.opened_ns)}
             for one in found
@@ -289,6 +300,8 @@ def _show_decision(document: dict[str, Any]) -> None:
         mark = "yes" if answer["passed"] else "NO "
         code = "" if answer["passed"] else f" [{answer['code']}]"
         print(f"  {mark} {answer['guard']:<10} {answer['text']}{code}")
+    for shadow in decision["shadows"]:
+        print(f"  --- shadow     {shadow['rule']} {shadow['text']}")
     if decision["verdict"] == "act":
         print(f"  would do: {', '.join(decision['steps'])}")
     elif decision["channels"]:
@@ -310,6 +323,10 @@ def _show_replay(document: dict[str, Any]) -> None:
             f"of {document['assumed']} incidents no facts were recorded: their VEs' names are all "
             "that is known"
         )
+    for one in document["storms"]:
+        until = f"to {one['ended']}" if one["ended"] else "until an operator would have ended it"
+        some = ", ".join(one["ves"][:4]) + (", …" if len(one["ves"]) > 4 else "")
+        print(f"a storm from {one['begun']} {until}: {some}: {one['likely_cause']}")
     print(f"{document['changed']} decided otherwise")
     for change in document["changes"]:
         ves = ", ".join(change["ves"][:4]) or "no VE"

@@ -22,7 +22,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.view import NodeView
 from fswatchd.localtime import seconds_of_day
 from fswatchd.policy import Decision, Verdict
-from fswatchd.rules import Mode, RuleSet
+from fswatchd.rules import NodeMode, RuleSet
 from fswatchd.situation import PolicyState, RunningRepair, Scope
 from fswatchd.turns import Turns
 
@@ -53,12 +53,13 @@ class Decider:
         book: IncidentBook,
         inventory: Inventory,
         history: History,
-        mode: Mode,
+        mode: NodeMode,
         *,
         submit: Submit,
         running: Running,
         on_decided: Callable[[Incident], None],
         substrate: Substrate,
+        distrust: Callable[[], str] = str,
     ) -> None:
         self._book = book
         self._inventory = inventory
@@ -78,7 +79,8 @@ class Decider:
         self._gave_way: dict[str, float] = {}
         self._storms = Storms(book, history, self.poke, self.poke_all)
         self._rules = RuleSet()
-        self.mode: Mode = mode
+        self.mode: NodeMode = mode
+        self._distrust = distrust
         # Closes an incident that only waited for room, when that was all; set by the daemon.
         self.look_for_recovery: Callable[[str], Awaitable[None]] = _nothing
 
@@ -135,6 +137,7 @@ class Decider:
         """Everything outside an incident that a decision depends on."""
         return PolicyState(
             mode=self.mode,
+            distrust=self._distrust(),
             disarms=self._history.current_disarms(),
             running=self._running(),
             last_action_ns=self._history.last_action_ns,
@@ -226,14 +229,15 @@ class Decider:
         cause = blame(layers)
         incident = self._blamed(incident, cause)
         rules = policy.for_request(self.rules) if incident.requested_by else self.rules
+        node_ves = len(self._inventory.view.ves)
         if "decided" not in incident.timeline and not is_scratch(scope):
-            self._storms.failed(incident, len(self._inventory.view.ves))
+            self._storms.failed(incident, node_ves)
         state = self.policy_state()
         decision = policy.decide(rules, incident, scope, state, boottime_ns())
         self._queue(rules, incident, scope, decision)
         new = "decided" not in incident.timeline or incident.untold
         incident = self._recorded(incident, decision)
-        incident = replace(incident, decided=decisions.facts(decision, scope, state))
+        incident = replace(incident, decided=decisions.facts(decision, scope, state, node_ves))
         incident = replace(incident, untold=new and incident.part_of is not None)
         self._book.put(incident)
         self._add_to_cause(incident)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.history import History
 from fswatchd.engine.step_context import StepContext
@@ -66,6 +67,7 @@ class Executor:
         inventory: Inventory,
         state: StateSource,
         history: History,
+        arming: Arming,
         settings: ActionSettings,
         actions: Mapping[str, Action],
         evidence: EvidenceRoom,
@@ -76,6 +78,7 @@ class Executor:
         self._inventory = inventory
         self._state = state
         self._history = history
+        self._arming = arming
         self._settings = settings
         self._actions = actions
         self._evidence = evidence
@@ -253,7 +256,8 @@ class Executor:
             self._hand_over(incident, "; ".join(problems))
 
     def _disarmed(self, incident_id: str, index: int) -> StepResult | None:
-        """Nothing is begun on what was disarmed since it was decided.
+        """Nothing is begun on what was disarmed since it was decided, nor by a daemon that does not
+        trust itself any more.
 
         A plan that has begun to stop or to change the VE goes on, also after a restart: to leave
         it there would leave the VE down. (Each stop asks for itself, see `about_to_stop`.)
@@ -261,10 +265,12 @@ class Executor:
         context = self._context(incident_id, index)
         if context.record.do in {"notify", "rollback"} or _has_begun(context.incident):
             return None
-        why = self._history.why_disarmed(context.incident.ves)
+        disarmed = self._arming.why_disarmed(context.incident.ves)
+        why = disarmed or self._arming.why_doubted(context.incident)
         if why is None:
             return None
-        result = StepResult(next=Next.CANCELLED, result="disarmed", detail=why)
+        name = "disarmed" if disarmed else "distrusted"
+        result = StepResult(next=Next.CANCELLED, result=name, detail=why)
         context.ended(result)
         return result
 
@@ -279,7 +285,7 @@ class Executor:
             self._book,
             self._inventory,
             self._state,
-            self._history,
+            self._arming,
             self._settings,
             self._ve_locks,
             incident_id,
@@ -366,7 +372,12 @@ class Executor:
 
     def _cancelled(self, incident: Incident, why: str) -> None:
         """Nothing was done. What it was about may have changed in that moment: ask once more."""
-        disarmed = self._history.why_disarmed(incident.ves) is not None
+        disarmed = self._arming.why_disarmed(incident.ves) is not None
+        if not disarmed and self._arming.why_doubted(incident) is not None:
+            incident = replace(incident, state=State.OPEN, attempts=incident.attempts - 1)
+            self._book.put(incident.noted(time.time_ns(), f"cancelled: {why}"))
+            self._again(incident.incident_id, 0.0)
+            return
         if not disarmed and incident.attempts >= _MAX_CANCELLED:
             self._hand_over(incident, f"cancelled {incident.attempts} times: {why}")
             return

@@ -17,8 +17,8 @@ from typing import Any
 
 from fswatchd import guards, views
 from fswatchd.book import IncidentBook
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.decider import Decider
-from fswatchd.engine.history import History
 from fswatchd.engine.operations import Operations
 from fswatchd.errors import ConfigError, ConflictError, RefusedError
 from fswatchd.events import Domain, VeState
@@ -58,14 +58,14 @@ class Freezer:
         book: IncidentBook,
         inventory: Inventory,
         decider: Decider,
-        history: History,
+        arming: Arming,
         operations: Operations,
     ) -> None:
         self._store = store
         self._book = book
         self._inventory = inventory
         self._decider = decider
-        self._history = history
+        self._arming = arming
         self._operations = operations
         self._frozen: dict[VeId, _Frozen] = {}
         self._busy: dict[VeId, str] = {}
@@ -188,7 +188,7 @@ class Freezer:
             self._operations.record("thaw", ve_id, "fswatchd", "", result)
 
     async def _refuse(self, ve: Ve) -> None:
-        why = self._history.why_disarmed((ve.ve_id,))
+        why = self._arming.why_disarmed((ve.ve_id,))
         if why is not None:
             raise RefusedError(why, hint="fswatch arm ends that", code="FSW-REFUSED-DISARMED")
         if ve.hands_off:

@@ -77,11 +77,22 @@ class Hearing:
         self._next = 0.0
         self._retries: dict[str, _Retry] = {}
         self.problem = ""
+        # Called with the sources that do not hear, and why, whenever these are others.
+        self.on_deaf: Callable[[dict[str, str]], None] = lambda _: None
+        self._deaf: dict[str, str] | None = None
 
     @property
     def devno(self) -> Devno | None:
         """The canary's device: what is heard of it is for `heard`, and nobody else."""
         return self._filesystem.superblock.devno if self._filesystem else None
+
+    def suspect(self, names: set[str]) -> None:
+        """An earlier run of the daemon has left these deaf: they hear when a canary says so."""
+        for name in names & {*OF_THE_LOG, *OF_THE_FILESYSTEM}:
+            source = self._sources.get(name)
+            if self._every and source is not None and source.status.state is SourceState.OK:
+                source.status.state = SourceState.DEAF
+                source.status.detail = "was deaf when the daemon ended, and was not heard since"
 
     async def run(self) -> None:
         """Mind the sources until cancelled."""
@@ -120,6 +131,8 @@ class Hearing:
             return
         blind_s = passed - _TICK_S
         since = time.time_ns() - round(blind_s * 1e9)
+        if self._round is not None:
+            self._round.deadline += blind_s  # nobody could answer while nobody ran
         for source in self._sources.values():
             if source.status.state is SourceState.OK:
                 source.blind(since, None)
@@ -140,9 +153,22 @@ class Hearing:
         for name, source in self._sources.items():
             if source.status.state in {SourceState.BLIND, SourceState.DEAF}:
                 await self._start_again(name, source, now)
+        self._tell_deaf()
         if self._every and self._round is None and now >= self._next:
             self._next = now + self._every
             await self._sing(now)
+
+    def _tell_deaf(self) -> None:
+        """After those were started again that could be: what is left does not hear."""
+        states = {name: source.status for name, source in self._sources.items()}
+        deaf = {
+            name: status.detail
+            for name, status in states.items()
+            if status.state in {SourceState.BLIND, SourceState.DEAF}
+        }
+        if deaf.keys() != (self._deaf.keys() if self._deaf is not None else None):
+            self._deaf = deaf
+            self.on_deaf(deaf)
 
     def _is_deaf(self, source: Source) -> None:
         status = source.status

@@ -8,13 +8,17 @@ are kept, so that after a reboot the time that passed is estimated instead of fo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fswatchd.kernel import proc
-from fswatchd.situation import Disarm
+from fswatchd.situation import Disarm, Labelled
 from fswatchd.store import Store
 
+# What clocks may differ by from one boot to the next without it being worth a word.
+_AHEAD_S = 60.0
+_NS = 1_000_000_000
 _REPAIRS_KEPT = 8
 _FAILED_KEPT = 4096
 
@@ -39,8 +43,18 @@ class NodeClock:
         return time.time_ns()
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Something that was remembered lies so far in the future; `same_boot` says that it was
+    remembered since the node was booted."""
+
+    by_s: float
+    same_boot: bool
+
+
 class History:
-    """See the module. `load` before use."""
+    """See the module. `load` before use; `ahead` is set where a moment that was remembered has not
+    come yet: then a clock is not what it was."""
 
     def __init__(self, store: Store, clock: NodeClock | None = None) -> None:
         self._store = store
@@ -51,20 +65,22 @@ class History:
         self.begun_ns: dict[str, int] = {}
         self.failed_ns: dict[str, int] = {}
         self.disarms: dict[str, Disarm] = {}
+        self.ahead: Ahead | None = None
 
     async def load(self) -> None:
         """Read what is remembered."""
+        self.ahead = None
         for key, value in (await self._store.facts("action:")).items():
             rule, _, volume = key.removeprefix("action:").partition("\n")
-            self.last_action_ns[rule, volume] = self.here(value)
+            self.last_action_ns[rule, volume] = self._past(value)
             self.failures[rule, volume] = int(value.get("failures", 0))
         for key, value in (await self._store.facts("repaired:")).items():
-            times = tuple(self.here(stamp) for stamp in value)
+            times = tuple(self._past(stamp) for stamp in value)
             self.repaired_ns[key.removeprefix("repaired:")] = times
         for key, value in (await self._store.facts("begun:")).items():
-            self.begun_ns[key.removeprefix("begun:")] = self.here(value)
+            self.begun_ns[key.removeprefix("begun:")] = self._past(value)
         for key, value in (await self._store.facts("failed:")).items():
-            self.failed_ns[key.removeprefix("failed:")] = self.here(value)
+            self.failed_ns[key.removeprefix("failed:")] = self._past(value)
         for key, value in (await self._store.facts("disarm:")).items():
             target = key.removeprefix("disarm:")
             until = value.get("until")
@@ -73,7 +89,31 @@ class History:
                 reason=value["reason"],
                 by=value["by"],
                 until_ns=self.here(until) if until else None,
+                since_ns=int(value.get("since_ns", 0)),
             )
+
+    def keep(self) -> None:
+        """Write again what could not be written."""
+        for key, moment in self.last_action_ns.items():
+            value = {**self.stamp(moment), "failures": self.failures.get(key, 0)}
+            self._store.set_fact(f"action:{key[0]}\n{key[1]}", value)
+        for volume, times in self.repaired_ns.items():
+            self._store.set_fact(f"repaired:{volume}", [self.stamp(one) for one in times])
+        for prefix, moments in (("begun", self.begun_ns), ("failed", self.failed_ns)):
+            for ve, moment in moments.items():
+                self._store.set_fact(f"{prefix}:{ve}", self.stamp(moment))
+        for disarm in self.disarms.values():
+            self._store.set_fact(f"disarm:{disarm.target}", self._kept(disarm))
+
+    def forget_future(self) -> None:
+        """What lies in the future is taken for now, which is the most careful reading."""
+        now = self._clock.boottime_ns()
+        last, repaired = self.last_action_ns, self.repaired_ns
+        last.update({key: min(moment, now) for key, moment in last.items()})
+        repaired.update({v: tuple(min(one, now) for one in times) for v, times in repaired.items()})
+        for moments in (self.begun_ns, self.failed_ns):
+            moments.update({ve: min(moment, now) for ve, moment in moments.items()})
+        self.keep()
 
     def begun(self, ve: str) -> None:
         """A repair of the VE begins now."""
@@ -111,9 +151,7 @@ class History:
     async def disarm(self, disarm: Disarm) -> None:
         """Nobody acts on the target any more; returns when that is on the disk."""
         self.disarms[disarm.target] = disarm
-        until = None if disarm.until_ns is None else self.stamp(disarm.until_ns)
-        value = {"reason": disarm.reason, "by": disarm.by, "until": until}
-        await self._store.set_fact(f"disarm:{disarm.target}", value, durable=True)
+        await self._store.set_fact(f"disarm:{disarm.target}", self._kept(disarm), durable=True)
 
     async def arm(self, target: str) -> bool:
         """Act again; False when it was not disarmed."""
@@ -129,22 +167,37 @@ class History:
             self._store.set_fact(f"disarm:{target}", None)
         return tuple(self.disarms.values())
 
-    def why_disarmed(self, ves: Iterable[str]) -> str | None:
-        """Who has disarmed one of the VEs or the node, and why; None when nobody has."""
-        wanted = {"node", *ves}
-        for disarm in self.current_disarms():
-            if disarm.target in wanted:
-                return f"{disarm.target} was disarmed by {disarm.by}: {disarm.reason}"
-        return None
+    def disarm_of(self, ves: Collection[Labelled]) -> Disarm | None:
+        """The first disarm of one of the VEs, of a label of theirs, or of the node."""
+        return next((one for one in self.current_disarms() if one.holds(ves)), None)
+
+    def why_disarmed(self, ves: Collection[Labelled]) -> str | None:
+        """Who has disarmed one of these, and why; None when nobody has."""
+        found = self.disarm_of(ves)
+        return f"{found.target} was disarmed by {found.by}: {found.reason}" if found else None
+
+    def wall_ns(self, moment_ns: int | None) -> int | None:
+        """A moment of CLOCK_BOOTTIME by the wall clock as it is set now."""
+        if moment_ns is None:
+            return None
+        return self._clock.wall_ns() + moment_ns - self._clock.boottime_ns()
+
+    def _kept(self, disarm: Disarm) -> dict[str, Any]:
+        until = None if disarm.until_ns is None else self.stamp(disarm.until_ns)
+        told = {"reason": disarm.reason, "by": disarm.by, "since_ns": disarm.since_ns}
+        return {**told, "until": until}
+
+    def _past(self, stamp: Mapping[str, Any]) -> int:
+        moment = self.here(stamp)
+        by_s = (moment - self._clock.boottime_ns()) / _NS
+        if by_s > max(_AHEAD_S, self.ahead.by_s if self.ahead else 0.0):
+            self.ahead = Ahead(by_s, stamp["boot"] == self._clock.boot)
+        return moment
 
     def stamp(self, moment_ns: int) -> dict[str, Any]:
         """A moment of CLOCK_BOOTTIME in a form that can be kept over a reboot."""
         wall_ns = self.wall_ns(moment_ns)
         return {"boot": self._clock.boot, "boottime_ns": moment_ns, "wall_ns": wall_ns}
-
-    def wall_ns(self, moment_ns: int) -> int:
-        """What the wall clock shows at a moment of CLOCK_BOOTTIME, as it goes now."""
-        return self._clock.wall_ns() + moment_ns - self._clock.boottime_ns()
 
     def here(self, stamp: Mapping[str, Any]) -> int:
         """The moment (CLOCK_BOOTTIME of this boot) that `stamp` was made of."""

@@ -1,4 +1,4 @@
-"""What people ask for: repair, roll back, approve, deny, acknowledge, arm and disarm."""
+"""What people ask for: repair, roll back, approve, deny, acknowledge (`arming`: arm, disarm)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from fswatchd import guards, policy
 from fswatchd.book import IncidentBook
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
-from fswatchd.engine.history import History, boottime_ns
-from fswatchd.engine.operations import Operations
+from fswatchd.engine.history import boottime_ns
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
@@ -22,11 +22,9 @@ from fswatchd.inventory.view import describe
 from fswatchd.kernel import block, magic
 from fswatchd.repair import clone, preview, rollback, scope, tools
 from fswatchd.repair.clone_repair import require_image
-from fswatchd.situation import Disarm
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
 from fswatchd.store import Store
-from fswatchd.units import show_duration
 
 NS = 1_000_000_000
 _BUSY = {State.ACTING, State.VERIFYING}
@@ -44,9 +42,8 @@ class Operator:
         state: StateSource,
         decider: Decider,
         executor: Executor,
-        history: History,
+        arming: Arming,
         settings: ActionSettings,
-        operations: Operations,
     ) -> None:
         self._book = book
         self._store = store
@@ -54,9 +51,8 @@ class Operator:
         self._state = state
         self._decider = decider
         self._executor = executor
-        self._history = history
+        self._arming = arming
         self._settings = settings
-        self._operations = operations
 
     async def find(self, text: str) -> Incident:
         """An incident by its id or the end of it; raises UnknownTargetError."""
@@ -101,7 +97,7 @@ class Operator:
         """Begin to repair the filesystem of a VE, a device or a mount point; with `force` also one
         that was repaired again and again."""
         filesystem, ves = await self.filesystem_of(target)
-        self.refuse_if_disarmed(ves)
+        self._arming.refuse_if_disarmed(ves)
         self._refuse_if_not_repairable(filesystem, ves)
         incident = self._book.find(filesystem, Domain.DAMAGE)
         if incident is not None:
@@ -171,7 +167,7 @@ class Operator:
                 f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
             )
         rollback.check(incident, discard_newer=discard_newer)
-        self.refuse_if_disarmed(incident.ves)
+        self._arming.refuse_if_disarmed(incident.ves)
         for ve_id in incident.direct_ves:
             ve = self._inventory.view.ves.get(VeId(ve_id))
             if ve is not None and ve.busy:
@@ -180,9 +176,12 @@ class Operator:
         self._executor.begin_rollback(incident)
         return self._book.get(incident.incident_id) or incident
 
-    async def approve(self, text: str, by: str, reason: str = "") -> Incident:
-        """Permit what the incident waits for."""
+    async def approve(
+        self, text: str, by: str, reason: str = "", asked_by: str | None = None
+    ) -> Incident:
+        """Permit what the incident waits for; with `asked_by` only where that rule asks."""
         incident = await self.find(text)
+        _refuse_another_question(incident, asked_by)
         if incident.state is not State.WAITING or incident.waiting_for != "approval":
             raise ConflictError(
                 f"{incident.incident_id} does not wait for an approval",
@@ -199,9 +198,12 @@ class Operator:
         self._decider.poke(incident.incident_id, 0.0)
         return incident
 
-    async def deny(self, text: str, by: str, reason: str = "") -> Incident:
-        """Forbid what the incident waits for; it stays open."""
+    async def deny(
+        self, text: str, by: str, reason: str = "", asked_by: str | None = None
+    ) -> Incident:
+        """Forbid what the incident waits for; it stays open. `asked_by` as in `approve`."""
         incident = await self.find(text)
+        _refuse_another_question(incident, asked_by)
         if incident.state is not State.WAITING:
             raise ConflictError(
                 f"{incident.incident_id} does not wait for an approval",
@@ -224,25 +226,6 @@ class Operator:
         incident = incident.noted(time.time_ns(), said)
         self._book.put(incident)
         return incident
-
-    async def disarm(self, target: str | None, reason: str, by: str, for_s: float | None) -> str:
-        """Nobody acts on the VE (None: on the whole node) any more; returns what was disarmed."""
-        name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
-        until = None if for_s is None else boottime_ns() + int(for_s * NS)
-        await self._history.disarm(Disarm(target=name, reason=reason, by=by, until_ns=until))
-        result = "until arm" if for_s is None else f"for {show_duration(for_s)}"
-        self._operations.record("disarm", name, by, reason, result)
-        self._decider.poke_all()
-        return name
-
-    async def arm(self, target: str | None, by: str, reason: str = "") -> str:
-        """Act again; returns what was armed. Raises ConflictError when it was not disarmed."""
-        name = "node" if target is None else lookup.find_ve(self._inventory.view, target).ve_id
-        if not await self._history.arm(name):
-            raise ConflictError(f"{name} is not disarmed", code="FSW-CONFLICT-ARMED")
-        self._operations.record("arm", name, by, reason, "armed")
-        self._decider.poke_all()
-        return name
 
     async def filesystem_of(self, target: str) -> tuple[Filesystem, tuple[str, ...]]:
         """The one filesystem that is meant, and its VEs. Raises UnknownTargetError."""
@@ -310,18 +293,16 @@ class Operator:
             hint = "fswatch repair --force does it all the same"
             raise RefusedError(f"not repaired: {last.text}", hint=hint, code="FSW-REFUSED-REPAIR")
 
-    def refuse_if_disarmed(self, ves: tuple[str, ...]) -> None:
-        """Raise RefusedError where one of the VEs, or the node, is disarmed."""
-        for disarm in self._history.current_disarms():
-            if disarm.target == "node" or disarm.target in ves:
-                left = ""
-                if disarm.until_ns is not None:
-                    left = f" for another {show_duration((disarm.until_ns - boottime_ns()) / NS)}"
-                raise RefusedError(
-                    f"{disarm.target} was disarmed by {disarm.by}{left}: {disarm.reason}",
-                    hint="fswatch arm ends that",
-                    code="FSW-REFUSED-DISARMED",
-                )
+
+def _refuse_another_question(incident: Incident, asked_by: str | None) -> None:
+    """Who may answer one rule may not answer the one that has taken its place meanwhile, nor permit
+    what root has asked for."""
+    if asked_by is None or (incident.rule == asked_by and incident.requested_by is None):
+        return
+    raise ConflictError(
+        f"{incident.incident_id} does not wait for an answer to rule {asked_by}",
+        code="FSW-CONFLICT-NOT-WAITING",
+    )
 
 
 def _said(what: str, reason: str) -> str:

@@ -1,8 +1,9 @@
 """The rules in force: read, read again when their files change, and how often each was used.
 
-A set with a mistake never takes the place of one without. A change of a file is seen by its times,
-size and inode, every two seconds; it is read when it has not changed for that long, so that nobody
-is told of a mistake in what an editor has only half written.
+A set with a mistake never takes the place of one without. That files may have changed the kernel
+tells (`filewatch`), whether they have, their times, sizes and inodes; where nothing is told these
+are looked at every few seconds. Files are read when nothing has changed for a moment and nobody has
+one of them open and half written: nobody is told of a mistake in what an editor is saving.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ from typing import Any
 
 from fswatchd import rulefiles, rulereview, views
 from fswatchd.book import IncidentBook
+from fswatchd.engine.filewatch import FileWatch
 from fswatchd.incidents import Incident, State
-from fswatchd.rules import RuleProblem, RuleSet
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import RuleSet
 from fswatchd.store import Store
 
 log = logging.getLogger(__name__)
 
 _KEY = "rule:"
-_LOOK_EVERY_S = 2.0
+# With the kernel's word for it, and without.
+_LOOK_EVERY_S = 60.0
+_LOOK_UNTOLD_S = 2.0
+_SETTLE_S = 0.3
+# Who writes a file for longer than that is not waited for.
+_PATIENCE_S = 5.0
 _PROBLEMS_TOLD = 20
 
 # Called with "rejected" or "accepted", and what is told.
@@ -43,6 +51,7 @@ class RuleKeeper:
         self._uses: dict[str, dict[str, Any]] = {}
         self._read_ns = 0
         self._seen: object = None
+        self._files = FileWatch(directories)
         self.current = RuleSet()
         self.problems: list[RuleProblem] = []
         self.warnings: list[RuleProblem] = []
@@ -58,7 +67,11 @@ class RuleKeeper:
     def read(self) -> None:
         """Read the files; where anything is wrong the last good set stays."""
         self._seen = signature(self.directories)
-        rules, problems = rulefiles.load(self.directories)
+        try:
+            rules, problems = rulefiles.load(self.directories)
+        except Exception as error:  # a border: whatever a file holds, it must not end the daemon
+            log.exception("the rule files cannot be read")
+            rules, problems = RuleSet(), [_unexpected(error)]
         before = [str(problem) for problem in self.problems]
         self.problems = problems
         now = [str(problem) for problem in problems]
@@ -79,15 +92,28 @@ class RuleKeeper:
 
     async def watch(self) -> None:
         """For ever: read the files again when they have changed."""
+        self._files.start()
+        try:
+            while True:
+                pause_s = _LOOK_EVERY_S if self._files.works else _LOOK_UNTOLD_S
+                told = await self._files.changed(pause_s)
+                found = await asyncio.to_thread(signature, self.directories)
+                if told or found != self._seen:
+                    await self._read_when_quiet(found)
+        finally:
+            self._files.stop()
+
+    async def _read_when_quiet(self, found: object) -> None:
+        settle_s = _SETTLE_S if self._files.works else _LOOK_UNTOLD_S
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            found = await asyncio.to_thread(signature, self.directories)
-            if found == self._seen:
-                continue
-            await asyncio.sleep(_LOOK_EVERY_S)
-            if found == await asyncio.to_thread(signature, self.directories):
-                log.info("rule files have changed")
-                self.read()
+            told = await self._files.changed(settle_s)
+            now = await asyncio.to_thread(signature, self.directories)
+            if not told and now == found and not self._files.is_written(_PATIENCE_S):
+                break
+            found = now
+        if found != self._seen:
+            log.info("rule files have changed")
+            self.read()
 
     def status(self) -> dict[str, Any]:
         """In `fswatch status`."""
@@ -145,3 +171,10 @@ def signature(directories: list[Path]) -> object:
         moment = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         found.append((str(path), status.st_dev, status.st_ino, *moment))
     return found
+
+
+def _unexpected(error: Exception) -> RuleProblem:
+    hint = "a mistake of fswatchd: the log has more"
+    return RuleProblem(
+        file="rules", rule="", key="", message=f"cannot be read: {error!r}", hint=hint
+    )

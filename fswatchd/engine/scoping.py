@@ -66,6 +66,7 @@ def _facts(ve: Ve) -> VeFacts:
         name=ve.name,
         platform=ve.platform,
         labels=ve.labels,
+        labels_known=ve.labels_known,
         busy=ve.busy,
         scratch=ve.scratch,
         hands_off=ve.hands_off,

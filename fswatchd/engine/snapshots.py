@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from fswatchd import views
+from fswatchd.engine.arming import Arming
 from fswatchd.engine.freezer import Freezer
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.operator import DryRun, Operator
@@ -41,12 +42,14 @@ class Snapshots:
         inventory: Inventory,
         operator: Operator,
         freezer: Freezer,
+        arming: Arming,
         operations: Operations,
     ) -> None:
         self._store = store
         self._inventory = inventory
         self._operator = operator
         self._freezer = freezer
+        self._arming = arming
         self._operations = operations
 
     async def recover(self) -> None:
@@ -58,7 +61,7 @@ class Snapshots:
     async def take(self, text: str, by: str, reason: str) -> dict[str, Any]:
         """Copy the volume of a VE, a device or a mount point; returns where the copy is."""
         filesystem, ves = await self._operator.filesystem_of(text)
-        self._operator.refuse_if_disarmed(ves)
+        self._arming.refuse_if_disarmed(ves)
         if (why := self._freezer.why_not(filesystem, ves)) is not None:
             raise RefusedError(f"no snapshot: {why}", code="FSW-REFUSED-SNAPSHOT")
         context = self._operator.dry_run(filesystem, ves)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fswatchd.book import IncidentBook
-from fswatchd.engine.history import History
+from fswatchd.engine.arming import Arming
 from fswatchd.incidents import Incident, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve
@@ -25,14 +25,14 @@ class StepContext:
         book: IncidentBook,
         inventory: Inventory,
         state: StateSource,
-        history: History,
+        arming: Arming,
         settings: ActionSettings,
         ve_locks: VeLocks,
         incident_id: str,
         index: int,
     ) -> None:
         self._book = book
-        self._history = history
+        self._arming = arming
         self._ve_locks = ve_locks
         self._incident_id = incident_id
         self._index = index
@@ -85,9 +85,12 @@ class StepContext:
         """See ActionContext."""
         if self.record.journal.get("stopping"):
             return
-        why = self._history.why_disarmed((ve_id, *self.incident.ves))
+        why = self._arming.why_disarmed((ve_id, *self.incident.ves))
         if why is not None:
             raise refuse("disarmed", f"{why}; {ve_id} was not stopped", Next.CANCELLED)
+        why = self._arming.why_doubted(self.incident)
+        if why is not None:
+            raise refuse("distrusted", f"{why}; {ve_id} was not stopped", Next.CANCELLED)
         await self.journal(stopping=True)
 
     async def journal(self, **facts: Any) -> None:

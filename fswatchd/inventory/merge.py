@@ -53,8 +53,12 @@ def _without_aliases(ves: list[Ve]) -> list[Ve]:
     for ve in ves:
         if ve.ve_id in hidden:
             continue
-        aliases = (by_id[alias].labels for alias in ve.aliases if alias in by_id)
-        ve = replace(ve, labels=joined_labels(ve.labels, *aliases))
+        others = [by_id[alias] for alias in ve.aliases if alias in by_id]
+        ve = replace(
+            ve,
+            labels=joined_labels(ve.labels, *(one.labels for one in others)),
+            labels_known=ve.labels_known and all(one.labels_known for one in others),
+        )
         running = next(
             (by_id[a] for a in ve.aliases if a in by_id and by_id[a].init_pid is not None), None
         )
@@ -75,7 +79,13 @@ def _without_aliases(ves: list[Ve]) -> list[Ve]:
 def _also_called(ve: Ve, other: Ve) -> Ve:
     aliases = dict.fromkeys((*ve.aliases, other.ve_id, *other.aliases))
     labels = joined_labels(ve.labels, other.labels)
-    return replace(ve, aliases=tuple(aliases), busy=ve.busy or other.busy, labels=labels)
+    return replace(
+        ve,
+        aliases=tuple(aliases),
+        busy=ve.busy or other.busy,
+        labels=labels,
+        labels_known=ve.labels_known and other.labels_known,
+    )
 
 
 def _with_the_same_volume(namesakes: Iterable[Ve], declared: Ve) -> VeId | None:

@@ -100,6 +100,8 @@ class Ve:
     `unrepairable` says what it is ("a pod, …") where nothing on its volumes may be repaired here,
     whatever the rules say.
 
+    `labels_known` is false until its platform has told them: its owner may have asked for care.
+
     `namespace` is None while it does not run and where it shares the node's; `namespace_id` is the
     kernel's own id of it, which is never given away again (None before Linux 6.11). `node_mounts`
     says that the platform mounts the VE's volumes in the node's own namespace, and unmounts them
@@ -116,6 +118,7 @@ class Ve:
     name: str
     state: VeState
     labels: Mapping[str, str] = field(default_factory=dict)
+    labels_known: bool = True
     init_pid: int | None = None
     init_started: int | None = None
     namespace: NamespaceKey | None = None

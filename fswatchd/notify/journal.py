@@ -1,8 +1,8 @@
-"""Incidents in the journal of the node: structured entries that `journalctl MESSAGE_ID=…` finds.
+"""Incidents, and what the daemon thinks of itself, in the journal of the node.
 
-The fields are described in docs/events.md, the messages for people in
-data/systemd/fswatchd.catalog. The journal is told on a best effort: what counts is kept in the
-daemon's own store.
+They are structured entries that `journalctl MESSAGE_ID=…` finds. The fields are described in
+docs/events.md, the messages for people in data/systemd/fswatchd.catalog. The journal is told on a
+best effort: what counts is kept in the daemon's own store.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ MESSAGE_IDS = {
     "opened": "549185f3239f4faf8cf41be288498433",
     "needs-operator": "aae5ae60291b4e72918b2351e2c91b5e",
     "closed": "7312cd6e377240f09df183e55cb78309",
+    "trust-lost": "860104368ef141a69becfd396d262d1b",
+    "trust-regained": "7d3ccc51abaa4bde84fcbd403e6a73e8",
 }
 _PRIORITY = {Severity.INFO: 6, Severity.WARNING: 4, Severity.ERROR: 3, Severity.CRITICAL: 2}
 _NOTICE = 5
@@ -45,6 +47,25 @@ class JournalNotices:
             "dropped": self._journal.dropped,
             "problem": self._journal.problem,
         }
+
+    def tell_of_trust(self, kind: str, node: str, data: dict[str, Any]) -> None:
+        """The daemon does not trust itself any more (`lost`), or again (`regained`)."""
+        words, priority = "does not trust itself and only observes", Severity.CRITICAL
+        if kind == "regained":
+            words, priority = "trusts itself again", Severity.WARNING
+        text = printable(data["text"], _REASON_LIMIT)
+        how = f" ({printable(data['how'], _TEXT_LIMIT)})" if data.get("how") else ""
+        self._journal.send(
+            [
+                ("MESSAGE", f"the daemon {words}: {text}{how}"),
+                ("MESSAGE_ID", MESSAGE_IDS[f"trust-{kind}"]),
+                ("PRIORITY", str(_PRIORITY[priority])),
+                ("SYSLOG_IDENTIFIER", "fswatchd"),
+                ("FSWATCHD_NODE", printable(node, _TEXT_LIMIT)),
+                ("FSWATCHD_DOUBT", printable(data["what"], _TEXT_LIMIT)),
+                ("FSWATCHD_TIME", str(data["since"])),
+            ]
+        )
 
     def close(self) -> int:
         """The end; returns how many entries the journal has not taken."""

@@ -64,6 +64,11 @@ class Notices:
         for name in self.channels():
             self._outbox.send(name, kind, "", node, data, about="rules")
 
+    def tell_of_trust(self, kind: str, node: str, data: Any) -> None:
+        """Tell every channel that the daemon trusts itself no more, or again."""
+        for name in self.channels():
+            self._outbox.send(name, kind, "", node, data, about="trust")
+
     def channels(self) -> list[str]:
         """Those that are configured, without those of drills."""
         return [name for name in self._outbox.names if not name.startswith(f"{DRILL}:")]

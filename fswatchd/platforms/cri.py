@@ -100,6 +100,7 @@ class CriPlatform:
             native_id=uid,
             name=told.name if told else uid,
             labels=told.labels if told else {},
+            labels_known=told is not None,
             volumes=volumes,
             node_mounts=True,
             aliases=(VeId(f"{self.name}:{told.name}"),) if told else (),

@@ -112,8 +112,6 @@ def load_file(path: Path) -> list[DeclaredVe]:
         return _File.model_validate(tomllib.loads(adminfile.read(path))).ve
     except AdminFileError as error:
         raise ConfigError(f"{path} {error.message}", hint=error.hint) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         lines = []
         for detail in error.errors():
@@ -126,6 +124,8 @@ def load_file(path: Path) -> list[DeclaredVe]:
                 message = f"unknown key{close or '; known here: ' + ', '.join(known)}"
             lines.append(f"{path}: {place}: {message}")
         raise ConfigError("\n".join(lines)) from error
+    except (ValueError, RecursionError) as error:  # a ValueError: an integer of 5000 digits
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
 class DeclaredPlatform:

@@ -5,7 +5,7 @@ only root can make one: `libpod-ID.scope` in machine.slice or a pod's slice belo
 `docker-ID.scope` in system.slice with the systemd driver; `/libpod_parent/libpod-ID`, `/docker/ID`
 with cgroupfs. For that nobody is asked. Name, labels and volumes are the engine's to tell, and it
 is asked for them when cgroups or its database have changed; until it answers, a container has its
-id as its name.
+id as its name, and nothing is done to it: its labels may ask for care.
 
 A container's root filesystem is an overlay or a directory on a filesystem of the node: that one is
 not repaired for a container. A named volume with an image or a device of its own (`device` in its
@@ -112,6 +112,7 @@ class EnginePlatform:
             native_id=native_id,
             name=told.name if told else native_id[:_SHORT],
             labels=told.labels if told else {},
+            labels_known=told is not None,
             volumes=told.volumes if told else (),
             commands=Commands(
                 start=(self.name, "start", native_id),

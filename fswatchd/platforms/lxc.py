@@ -89,13 +89,15 @@ class LxcPlatform:
         if init is not None:
             state = VeState.FROZEN if cgroup.is_frozen(init.group) else VeState.RUNNING
         selector = ("-n", name, "-P", path)
+        labels = configured_labels(path, name)
         return Ve(
             ve_id=VeId(f"lxc:{name}" if path == self._default_path else f"lxc:{path}/{name}"),
             platform=self.name,
             native_id=name,
             name=name,
             state=state,
-            labels=configured_labels(path, name),
+            labels=labels or {},
+            labels_known=labels is not None,
             init_pid=init.pid if init else None,
             init_started=proc.start_time(init.pid) if init else None,
             namespace=NamespaceKey(inode) if inode is not None else None,
@@ -166,14 +168,14 @@ def configured_volumes(path: str, name: str) -> tuple[Volume, ...]:
     return (Volume(image=match[1]),) if os.path.isfile(match[1]) else ()
 
 
-def configured_labels(path: str, name: str) -> dict[str, str]:
+def configured_labels(path: str, name: str) -> dict[str, str] | None:
     """What its owner wishes: `# fswatch: observe` in the configuration, the most careful where
-    there are several."""
+    there are several. None where that cannot be read."""
     try:
         with open(os.path.join(path, name, "config"), encoding="utf-8", errors="replace") as file:
             return joined_labels({}, *({WISH: m[1]} for line in file if (m := _WISH.match(line))))
     except OSError:
-        return {}
+        return None
 
 
 async def _init(path: str, name: str, *, alone: bool) -> Init | None:

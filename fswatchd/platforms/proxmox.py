@@ -129,7 +129,7 @@ class ProxmoxPlatform:
         stamp = seen.stamp(path)
         known = self._read.get(path)
         if known is None or known[0] != stamp:
-            known = self._read[path] = (stamp, read_config(_text(path)))
+            known = self._read[path] = (stamp, read_config(_text_or_error(path)))
         return known[1]
 
 
@@ -193,6 +193,15 @@ def _busy(lock: str) -> str:
 
 def _text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        return _text_or_error(path)
     except OSError:
+        return ""
+
+
+def _text_or_error(path: str) -> str:
+    """Empty where there is no such file (it has moved to another node). Raises OSError: what is not
+    known of a VE may be what its owner has asked for."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return ""

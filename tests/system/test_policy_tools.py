@@ -88,32 +88,66 @@ def test_without_a_channel_nobody_would_be_told(daemon) -> None:
     assert "nobody would be told" in done.stdout
 
 
-def test_who_may_not_change_anything_is_recorded_over_a_restart(daemon, work) -> None:
-    daemon.configure(rules=rules.TELL, more='[api]\ngroup = "nogroup"')
-    daemon.start()
-    # The interpreter and the project may be out of reach for nobody: a copy, the system's Python.
+def ask_as(daemon, work, user: str, group: str, calls: list[str]) -> list[str]:
+    """What a process of this user and group is answered to each POST: a code, or DONE."""
+    # The interpreter and the project may be out of reach for him: a copy, the system's Python.
     copy = work / "pkg"
-    copy.mkdir()
-    subprocess.run(["cp", "-r", str(PROJECT / "fswatchd"), str(copy / "fswatchd")], check=True)
-    work.chmod(0o755)
+    if not copy.exists():
+        copy.mkdir()
+        subprocess.run(["cp", "-r", str(PROJECT / "fswatchd"), str(copy / "fswatchd")], check=True)
+        work.chmod(0o755)
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from fswatchd.client import Client, ClientError\n"
-        "for path in ('disarm', 'disarm', 'notify/test', 'incidents/x/mute'):\n"
+        "for path in sys.argv[3:]:\n"
         "    try: Client(sys.argv[2]).post('/v1/' + path, {}); print('DONE')\n"
         "    except ClientError as error: print(error.message_code)\n"
     )
     done = subprocess.run(
-        ["/usr/bin/python3", "-B", "-c", script, str(copy), str(daemon.socket)],
+        ["/usr/bin/python3", "-B", "-c", script, str(copy), str(daemon.socket), *calls],
         capture_output=True,
         text=True,
-        user="nobody",
-        group="nogroup",
-        extra_groups=[],
+        user=user,
+        group=group,
+        extra_groups=["nogroup"],
         cwd="/",
         check=False,
     )
-    assert done.stdout.split() == ["FSW-REFUSED-NOT-ROOT"] * 4, done.stderr
+    assert not done.stderr, done.stderr
+    return done.stdout.split()
+
+
+def test_whom_the_rule_names_may_answer_it_and_nobody_else(daemon, make_ve, work) -> None:
+    group = "nogroup"
+    asking = rules.repair(mode='"approve"') + "\n"
+    asking = asking.replace("[[rule.step]]", 'approvers = ["nobody", "@games"]\n[[rule.step]]', 1)
+    daemon.configure(rules=asking, more=f'[api]\ngroup = "{group}"')
+    ve = make_ve(quiet=True)
+    ve.declare()
+    ve.start()
+    daemon.start()
+    daemon.wait_until_known(ve.name)
+    trigger(ve)
+    incident = daemon.wait_for_incident("waiting")
+    deny, approve = (f"incidents/{incident['id']}/{word}" for word in ("deny", "approve"))
+    refused = "FSW-REFUSED-NOT-APPROVER"
+    # Not he who is only in a group that may read; not what the rule does not ask.
+    assert ask_as(daemon, work, "daemon", "daemon", [approve, deny]) == [refused] * 2
+    others = ["disarm", f"incidents/{incident['id']}/ack", "incidents/none/approve"]
+    root_only = ["FSW-REFUSED-NOT-ROOT"] * 2
+    assert ask_as(daemon, work, "nobody", group, others) == [*root_only, refused]
+    assert daemon.incidents("ve101")[0]["state"] == "waiting"
+    assert {entry["who"] for entry in daemon.status()["refused"]} == {"daemon", "nobody"}
+    assert ask_as(daemon, work, "daemon", "games", [approve]) == ["DONE"]
+    assert "approved by daemon" in daemon.why(incident["id"])
+
+
+def test_who_may_not_change_anything_is_recorded_over_a_restart(daemon, work) -> None:
+    daemon.configure(rules=rules.TELL, more='[api]\ngroup = "nogroup"')
+    daemon.start()
+    calls = ["disarm", "disarm", "notify/test", "incidents/x/mute"]
+    done = ask_as(daemon, work, "nobody", "nogroup", calls)
+    assert done == ["FSW-REFUSED-NOT-ROOT"] * 4
     assert daemon.status()["disarmed"] == []
     entries = {entry["what"]: entry for entry in daemon.status()["refused"]}
     assert entries["POST /v1/disarm"]["count"] == 2

@@ -72,7 +72,8 @@ def written() -> set[str]:
 
 
 def used() -> set[str]:
-    kinds = {"opened", "updated", "rejected", "accepted", "test", *notices._KIND.values()}
+    kinds = {"opened", "updated", "rejected", "accepted", "test", "lost", "regained"}
+    kinds |= {*notices._KIND.values()}
     return (
         guards()
         | steps()

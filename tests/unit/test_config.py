@@ -71,3 +71,8 @@ def test_a_secret_loses_the_line_break_and_must_not_be_empty(tmp_path) -> None:
     path.write_text("\n")
     with pytest.raises(ConfigError, match="empty"):
         config.read_secret(path)
+
+
+def test_a_number_that_nothing_could_bear_is_an_error_of_the_file() -> None:
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        config.parse(f"[repair]\nreserve_percent = {'1' * 5000}\n", "x.toml")

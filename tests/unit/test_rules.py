@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fswatchd.rulefiles import chosen, embedded_rules, load, read
-from fswatchd.rules import RuleProblem, assemble, parse_file, step_from_options
+from fswatchd.ruleproblem import RuleProblem
+from fswatchd.rules import assemble, parse_file, step_from_options
 from tests.unit.builders import rules
 
 MISTAKES = """
@@ -137,7 +138,7 @@ def test_where_re2_is_not_installed_a_regular_expression_says_so_and_globs_go_on
         ('[storm]\nshare = "150%"\n', "share", '"25%"'),
         ('[storm]\nves = 3\nresume = "later"\n', "resume", '"30s"'),
         ("[storm]\nvess = 3\n", "vess", "unknown key"),
-        ("storm = 3\n", "", "dictionary"),
+        ("storm = 3\n", "", "a table"),
         ("[strom]\nves = 3\n", "strom", "unknown key"),
     ],
 )
@@ -296,3 +297,62 @@ def test_a_directory_that_is_named_and_not_there_is_a_problem(tmp_path: Path) ->
 def test_the_default_directories_need_not_exist() -> None:
     _, wrong = load([Path("/etc/fswatchd/rules.d"), Path("/usr/lib/fswatchd/rules.d")])
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "form", "example"),
+    [
+        ("name = 5", "name", "a text in quotes", 'name = "ext4-damage"'),
+        ('name = "a b"', "name", "a name of letters", 'name = "ext4-damage"'),
+        ('name = "a"\nbudget.node = "2"', "budget.node", "a whole number, without quotes", "2"),
+        ('name = "a"\nmatch.confirmed = "yes"', "match.confirmed", "true or false", "= true"),
+        ('name = "a"\nmatch.label = "gold"', "match.label", "a table", 'label.tier = "gold"'),
+        ('name = "a"\nbudget = 2', "budget", "a table", "budget = { node = 2, device = 1 }"),
+        ('name = "a"\ncontinue = "true"', "continue", "true or false", "continue = true"),
+        ('name = "a"\ncooldown = 30', "cooldown", "a duration in quotes", '"30s"'),
+        ('name = "a"\napprovers = ["a b"]', "approvers[1]", "a user", '"@storage"'),
+        ('name = "a"\nmatch.ves = 3', "match.ves", "a count of VEs", '">= 3"'),
+    ],
+)
+def test_a_wrong_type_is_told_the_form_and_an_example(
+    line: str, key: str, form: str, example: str
+) -> None:
+    text = f'[[rule]]\n{line}\n[[rule.step]]\ndo = "notify"\n'
+    (found,) = problems(text)
+    assert found.key == key
+    assert form in found.message
+    assert example in f"{found.message} {found.hint}"
+
+
+@pytest.mark.parametrize("step", ["notify", ["notify"]])
+def test_a_step_that_is_no_table_is_told_how_one_is_written(step: object) -> None:
+    (found,) = problems(f'[[rule]]\nname = "a"\nstep = {step!r}'.replace("'", '"'))
+    assert "[[rule.step]]" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        (f"budget.node = {'1' * 5000}", "not valid TOML"),
+        (f"budget.node = 0x{'f' * 5000}", "1000000"),
+        (f'threshold = "{"9" * 5000} in 10m"', "no threshold"),
+        (f'threshold = "1 in {"9" * 300}d"', "100 years"),
+        (f'cooldown = "{"9" * 400}d"', "100 years"),
+        ('match.severity = "< info"', "no severity"),
+    ],
+)
+def test_numbers_that_nothing_could_bear_are_refused_and_do_no_harm(line: str, part: str) -> None:
+    """A rule file must not be able to end the daemon, nor a decision."""
+    (found,) = problems(f'[[rule]]\nname = "a"\n{line}\n[[rule.step]]\ndo = "notify"\n')
+    assert part in found.message
+
+
+def test_a_size_that_nothing_could_bear_is_refused() -> None:
+    text = '[[rule]]\nname = "a"\n[[rule.step]]\ndo = "fsck"\nsalvage_max = "SIZET"\n'
+    (found,) = problems(text.replace("SIZE", "9" * 400))
+    assert "1 EiB" in found.message
+
+
+def test_a_name_cannot_write_on_the_terminal() -> None:
+    (found, *_) = problems('[[rule]]\nname = "a\\u001b[2J"\nmode = "no"\n')
+    assert "\x1b" not in str(found)

@@ -16,6 +16,7 @@ from fswatchd.engine.history import History
 from fswatchd.guards import GuardAnswer
 from fswatchd.incidents import Incident, Load
 from fswatchd.policy import Decision
+from fswatchd.situation import Disarm
 from tests import simulator
 from tests.simulator import Simulator
 
@@ -82,6 +83,11 @@ MUTATIONS: dict[str, tuple[object, str, Any]] = {
         "_most_errors",
         lambda incident, *_: incident.events,
     ),
+    "a label disarms nobody": (
+        Disarm,
+        "holds",
+        lambda self, ves: self.target in {"node", *(ve.ve_id for ve in ves)},
+    ),
     "owners wish in vain": (situation, "wish", lambda _: None),
     "windows open unnoticed": (policy, "_next_border_s", lambda *_: None),
     "nothing rests on what is unwell": (guards, "blame", lambda _: None),
@@ -145,6 +151,7 @@ do = "fsck"
 DISKS = {"sda": ["a", "b"], "sdb": ["c", "d"], "sdc": ["e"]}
 VES = st.sampled_from("abcde")
 AT = st.integers(0, 300).map(lambda minutes: f"{minutes}m")
+TARGETS = st.one_of(VES, st.sampled_from(["node", "tier=gold"]))
 DONE = st.one_of(
     st.fixed_dictionaries(
         {
@@ -157,8 +164,11 @@ DONE = st.one_of(
     st.fixed_dictionaries({"at": AT, "approve": VES}),
     st.fixed_dictionaries({"at": AT, "ack": st.one_of(VES, st.just("storm"))}),
     st.fixed_dictionaries({"at": AT, "request": VES}),
-    st.fixed_dictionaries({"at": AT, "disarm": st.one_of(VES, st.just("node"))}),
-    st.fixed_dictionaries({"at": AT, "arm": st.one_of(VES, st.just("node"))}),
+    st.fixed_dictionaries({"at": AT, "disarm": TARGETS}),
+    st.fixed_dictionaries({"at": AT, "arm": TARGETS}),
+    st.fixed_dictionaries({"at": AT, "doubt": st.sampled_from(["kmsg is deaf", ""])}),
+    st.fixed_dictionaries({"at": AT, "labels": VES, "told": st.booleans()}),
+    st.fixed_dictionaries({"at": AT, "label": VES, "tier": st.sampled_from(["gold", "silver"])}),
     st.fixed_dictionaries({"at": AT, "restart": st.just(True)}),
     st.fixed_dictionaries({"at": AT, "clock": st.sampled_from(["+1d", "-1d", "+7h"])}),
     st.fixed_dictionaries({"at": AT, "reboot": st.just("10m")}),
@@ -173,13 +183,16 @@ class Watched(Simulator):
         disk = self._disk(found.ves[0].removeprefix("lxc:"))
         others = [self.incidents[one].load.devices for one in self.plans]
         assert not any(disk in devices for devices in others), "two on one disk"
-        targets = {disarm.target for disarm in self.history.current_disarms()}
-        assert not targets & {"node", found.ves[0]}, "disarmed"
+        ves = self.scope(found).ves
+        assert not any(one.holds(ves) for one in self.history.current_disarms()), "disarmed"
         by_hand = found.requested_by is not None
         assert by_hand or found.confirmed, "unconfirmed"
         assert by_hand or self.storm is None, "in a storm"
+        assert by_hand or not self.distrust, "no trust"
+        assert by_hand or ves[0].labels_known, "nobody knows what its owner wants"
         assert by_hand or self.node.mode != "observe", "wider than the node"
         rule = next((one for one in self.rules.rules if one.name == decision.rule), None)
+        assert by_hand or self.node.mode != "shadow", "wider than the node"
         if not by_hand and (self.node.mode == "approve" or (rule and rule.mode == "approve")):
             assert found.approved_by, "nobody has approved"
         super()._act(found, decision, load)
@@ -192,7 +205,7 @@ class Watched(Simulator):
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(
-    mode=st.sampled_from(["observe", "approve", "auto"]),
+    mode=st.sampled_from(["observe", "approve", "auto", "shadow"]),
     done=st.lists(DONE, min_size=1, max_size=25),
 )
 def test_nothing_is_done_without_budget_while_disarmed_or_wider_than_allowed(

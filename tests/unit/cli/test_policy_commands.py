@@ -185,3 +185,18 @@ def test_a_code_is_explained(capsys) -> None:
     assert len(every) > 50
     code, found = run(capsys, "explain", "FSW-NONSENSE")
     assert (code, found["code"]) == (64, "FSW-UNKNOWN-CODE")
+
+
+def test_on_a_node_that_only_watches_what_would_have_been_done_is_shown(
+    rules, tmp_path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "fswatchd.toml").write_text('[daemon]\nmode = "shadow"\n')
+    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "fswatchd.toml")
+    asked = tmp_path / "event.json"
+    asked.write_text('{"class": "corruption", "fstype": "ext4", "ves": ["lxc:a"]}')
+    code, document = run(capsys, "rules", "test", "--event", asked, "--rules", rules)
+    (shadow,) = document["decision"]["shadows"]
+    assert (code, document["decision"]["verdict"]) == (0, "notify")
+    assert (shadow["rule"], shadow["verdict"]) == ("ask", "wait")
+    main(["rules", "test", "--event", str(asked), "--rules", str(rules)])
+    assert "shadow     ask would have waited" in capsys.readouterr().out

@@ -20,7 +20,11 @@ ID = "20261121-abcde"
 async def test_the_end_of_a_plan_does_not_forget_the_rollback_that_has_begun() -> None:
     nothing = cast("Any", SimpleNamespace(adjust=[]))
     executor = Executor(
-        nothing, nothing, nothing, nothing, nothing, {}, nothing, lambda _: None, lambda *_: None
+        *(nothing, nothing, nothing, nothing, nothing, nothing),
+        {},
+        nothing,
+        lambda _: None,
+        lambda *_: None,
     )
     plan = asyncio.create_task(asyncio.sleep(0))
     rollback = asyncio.create_task(asyncio.sleep(0))
@@ -41,18 +45,23 @@ class Book:
         self.last = incident
 
 
-def cancelled(attempts: int, disarmed: str | None = None) -> tuple[Incident, list[float]]:
+def cancelled(
+    attempts: int, disarmed: str | None = None, doubted: str | None = None
+) -> tuple[Incident, list[float]]:
     """What becomes of an incident whose plan was cancelled, and when it is decided about again."""
     nothing = cast("Any", SimpleNamespace(adjust=[]))
     book, again = Book(), []
-    history = cast(
-        "Any", SimpleNamespace(why_disarmed=lambda _: disarmed, acted=lambda *_, **__: None)
+    history = cast("Any", SimpleNamespace(acted=lambda *_, **__: None))
+    arming = cast(
+        "Any",
+        SimpleNamespace(why_disarmed=lambda _: disarmed, why_doubted=lambda _: doubted),
     )
     executor = Executor(
         cast("Any", book),
         nothing,
         nothing,
         history,
+        arming,
         nothing,
         {},
         nothing,
@@ -81,6 +90,11 @@ def test_what_a_disarm_has_cancelled_waits_for_the_arm() -> None:
     assert (incident.state, incident.waiting_for, again) == (State.WAITING, "armed", [])
 
 
+def test_what_a_doubt_has_cancelled_is_decided_about_at_once_however_often() -> None:
+    incident, again = cancelled(3, doubted="kmsg is deaf")
+    assert (incident.state, incident.attempts, again) == (State.OPEN, 2, [0.0])
+
+
 def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
     nothing = cast("Any", SimpleNamespace(adjust=[]))
     steps = (
@@ -99,6 +113,7 @@ def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
         nothing,
         nothing,
         history,
+        nothing,
         nothing,
         {},
         nothing,

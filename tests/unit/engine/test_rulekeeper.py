@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fswatchd.book import IncidentBook
 from fswatchd.engine import rulekeeper
 from fswatchd.engine.rulekeeper import RuleKeeper
 from fswatchd.incidents import State
+from fswatchd.kernel import inotify
 from fswatchd.store import Store
 from tests.unit import builders
 
@@ -75,6 +76,21 @@ async def test_a_bad_file_keeps_the_last_good_rules_and_is_told_once(kept: Kept)
     assert kept.keeper.status()["problems"] == []
 
 
+async def test_whatever_goes_wrong_while_they_are_read_the_last_good_rules_stay(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.write(RULE.replace("NAME", "one"))
+    kept.keeper.read()
+
+    def breaks(_: object) -> None:
+        raise OverflowError("nobody has thought of that")
+
+    monkeypatch.setattr(rulefiles, "load", breaks)
+    kept.keeper.read()
+    assert kept.names() == ["one"]
+    assert "nobody has thought of that" in kept.keeper.status()["problems"][0]
+
+
 async def test_good_rules_are_not_told(kept: Kept) -> None:
     kept.write(RULE.replace("NAME", "one"))
     kept.keeper.read()
@@ -103,23 +119,117 @@ async def test_a_change_of_the_files_is_seen(kept: Kept, how: str) -> None:
     assert rulekeeper.signature([kept.directory]) != before
 
 
-async def test_what_is_saved_is_read_and_what_is_half_written_is_waited_for(
-    kept: Kept, monkeypatch
-) -> None:
-    monkeypatch.setattr(rulekeeper, "_LOOK_EVERY_S", 0.05)
+@pytest.fixture
+async def watching(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Kept]:
+    """Only the kernel tells of a change: nobody looks by himself while the test runs."""
+    monkeypatch.setattr(rulekeeper, "_LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr(rulekeeper, "_SETTLE_S", 0.05)
     kept.write(RULE.replace("NAME", "one"))
     kept.keeper.read()
-    watching = asyncio.create_task(kept.keeper.watch())
-    whole = RULE.replace("NAME", "two")
-    for end in range(1, len(whole) + 1, 10):  # an editor that takes its time
-        kept.write(whole[:end])
-        await asyncio.sleep(0.01)
-    kept.write(whole)
+    task = asyncio.create_task(kept.keeper.watch())
+    await until(lambda: kept.keeper._files.works)
+    yield kept
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(question: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while kept.names() != ["two"]:
+        while not question():
             await asyncio.sleep(0.01)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "how", ["written", "renamed", "linked", "through a link", "directory replaced", "directory new"]
+)
+async def test_what_is_saved_in_whatever_way_is_read(
+    watching: Kept, tmp_path: Path, how: str
+) -> None:
+    two, directory = RULE.replace("NAME", "two"), watching.directory
+    match how:
+        case "written":
+            watching.write(two)
+        case "renamed":  # as editors save
+            watching.write(two, ".a.toml.swp")
+            (directory / ".a.toml.swp").rename(directory / "a.toml")
+        case "linked" | "through a link":
+            (tmp_path / "elsewhere").mkdir()
+            target = tmp_path / "elsewhere" / "rules"
+            target.write_text(RULE.replace("NAME", "three"))
+            (directory / "a.toml").unlink()
+            (directory / "a.toml").symlink_to(target)
+            await until(lambda: watching.names() == ["three"])
+            if how == "linked":
+                target.write_text(two)
+            else:
+                (tmp_path / "new").write_text(two)
+                (tmp_path / "new").rename(target)
+        case "directory replaced":
+            (tmp_path / "next").mkdir()
+            (tmp_path / "next" / "a.toml").write_text(RULE.replace("NAME", "three"))
+            directory.rename(tmp_path / "old")
+            (tmp_path / "next").rename(directory)
+            await until(lambda: watching.names() == ["three"])
+            watching.write(two)  # and the new one is watched
+        case "directory new":
+            directory.rename(tmp_path / "old")
+            await until(lambda: watching.keeper.problems)
+            assert watching.names() == ["one"]
+            directory.mkdir()
+            watching.write(two)
+    await until(lambda: watching.names() == ["two"])
+
+
+async def test_what_is_half_written_is_waited_for(watching: Kept) -> None:
+    whole = RULE.replace("NAME", "two")
+    with (watching.directory / "a.toml").open("w") as file:
+        file.write(whole[:20])
+        file.flush()
+        await until(lambda: watching.keeper._files.is_written(3600.0))
+        for _ in range(20):  # many times as long as a file is left alone otherwise
+            await asyncio.sleep(0.05)
+        assert (watching.names(), watching.told) == (["one"], [])
+        file.write(whole[20:])
+    await until(lambda: watching.names() == ["two"])
+    assert watching.told == []
+
+
+async def test_what_stays_half_written_is_read_in_the_end_and_told(
+    watching: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rulekeeper, "_PATIENCE_S", 0.2)
+    with (watching.directory / "a.toml").open("w") as file:
+        file.write("[[rule]]\nname = ")
+        file.flush()
+        await until(lambda: watching.told)
+    assert (watching.names(), watching.told[0][0]) == (["one"], "rejected")
+
+
+async def test_an_editors_own_files_are_nothing(watching: Kept) -> None:
+    before = watching.keeper._read_ns
+    for name in (".a.toml.swp", "a.toml~", "4913"):
+        watching.write("nonsense", name)
+    watching.write(RULE.replace("NAME", "two"))
+    await until(lambda: watching.names() == ["two"])
+    assert watching.told == []
+    assert watching.keeper._read_ns > before
+
+
+async def test_without_inotify_the_files_are_looked_at(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(inotify, "init", none)
+    monkeypatch.setattr(rulekeeper, "_LOOK_UNTOLD_S", 0.05)
+    kept.write(RULE.replace("NAME", "one"))
+    kept.keeper.read()
+    task = asyncio.create_task(kept.keeper.watch())
+    kept.write(RULE.replace("NAME", "two"))
+    await until(lambda: kept.names() == ["two"])
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_uses_are_counted_and_kept_over_a_restart(kept: Kept, store: Store) -> None:

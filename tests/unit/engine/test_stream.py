@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fswatchd import database
+from fswatchd import database, eventlog
 from fswatchd.engine import stream as stream_module
 from fswatchd.engine.stream import Event, EventStream, Gap
 from fswatchd.store import Store, StoredEvent
@@ -280,7 +280,7 @@ async def test_after_a_power_cut_no_cursor_is_used_again_and_the_doubt_is_told(
 
 
 async def test_cursors_are_reserved_before_they_are_used(log: Log, monkeypatch) -> None:
-    monkeypatch.setattr(database, "_RESERVE", 10)
+    monkeypatch.setattr(eventlog, "RESERVE", 10)
     await log.restart()
     for _ in range(50):
         last = await log.write()
@@ -293,7 +293,7 @@ async def test_a_daemon_that_is_killed_again_and_again_keeps_what_it_has(
 ) -> None:
     monkeypatch.setattr(database, "_KEEP_EVENTS", 10)
     monkeypatch.setattr(database, "_PRUNE_EVERY", 1)
-    monkeypatch.setattr(database, "_SKIPS_KEPT", 2)
+    monkeypatch.setattr(eventlog, "_SKIPS_KEPT", 2)
     told = [await log.write()]
     for _ in range(4):
         await log.killed()

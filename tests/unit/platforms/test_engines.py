@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fswatchd.events import VeState
 from fswatchd.inventory.model import Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.platforms import engines
@@ -155,3 +156,34 @@ async def test_without_the_engine_nobody_is_asked(tmp_path: Path) -> None:
     platform = engines.EnginePlatform(engine)
     assert await platform.list_ves() == []
     assert platform.asked.problem is None
+
+
+async def test_until_the_engine_answers_nobody_knows_what_the_owner_wishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is there by its cgroup before its labels are."""
+    answers: list[engines.Containers] = []
+
+    async def ask() -> engines.Containers:
+        if not answers:
+            raise PlatformError("docker does not answer")
+        return answers[0]
+
+    group = "/system.slice/docker-x.scope"
+    monkeypatch.setattr(engines.EnginePlatform, "find_groups", lambda _: {group: {"id": WEB}})
+    monkeypatch.setattr(engines.seen, "first_of_group", lambda _: 1)
+    monkeypatch.setattr(engines.seen, "running", lambda _: {"state": VeState.RUNNING})
+    platform = engines.EnginePlatform(replace(engines.docker(state=str(tmp_path)).engine, ask=ask))
+    (ve,) = await platform.list_ves()
+    assert not ve.labels_known
+    await platform.asked.settle()
+    with pytest.raises(PlatformError) as problem:
+        await platform.list_ves()
+    assert [one.labels_known for one in problem.value.partial] == [False]
+    answers.append({WEB: engines.Container(native_id=WEB, name="web", labels={"fswatch": "auto"})})
+    platform.asked._ended = None
+    with pytest.raises(PlatformError):
+        await platform.list_ves()
+    await platform.asked.settle()
+    (ve,) = await platform.list_ves()
+    assert (ve.labels_known, ve.labels) == (True, {"fswatch": "auto"})

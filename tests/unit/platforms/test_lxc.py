@@ -27,5 +27,5 @@ def test_a_comment_says_what_the_owner_wishes(
     assert configured_labels(str(tmp_path), "a") == wanted
 
 
-def test_without_a_configuration_he_wishes_nothing(tmp_path: Path) -> None:
-    assert configured_labels(str(tmp_path), "a") == {}
+def test_without_a_configuration_nobody_knows_what_he_wishes(tmp_path: Path) -> None:
+    assert configured_labels(str(tmp_path), "a") is None

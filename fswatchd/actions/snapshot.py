@@ -59,7 +59,7 @@ class SnapshotAction:
     async def _take(
         self, context: ActionContext, target: Target, image: ImageFile, path: str, freeze: Freeze
     ) -> clone.Clone:
-        clone.check_room(image, context.settings, shared=True)
+        await clone.check_room(image, context.settings, shared=True)
         superblock, group = target.superblock, target.ve.cgroup
         if superblock is None:
             return await _share_or_copy(context, image, path)
@@ -96,5 +96,5 @@ async def _share_or_copy(context: ActionContext, image: ImageFile, path: str) ->
     try:
         return await clone.share(image, path)
     except clone.NotShareableError:
-        clone.check_room(image, context.settings, shared=False)
+        await clone.check_room(image, context.settings, shared=False)
         return await clone.copy(image, path)

@@ -86,7 +86,7 @@ class Snapshots:
             target = await scope.resolve(context, any_type=True, not_busy=ours)
             self._freezer.refuse_while_repaired(ve_id)
             image = require_image(target)
-            clone.check_room(image, context.settings, shared=True)
+            await clone.check_room(image, context.settings, shared=True)
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
             path = swap.free_name(f"{image.path}.snapshot-{stamp}")
             await self._store.set_fact(_KEY + path, by, durable=True)

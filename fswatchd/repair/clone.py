@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import fs
+from fswatchd.kernel.patience import Patience
 from fswatchd.repair import swap
 from fswatchd.repair.scope import ImageFile
 from fswatchd.steps import ActionSettings, refuse
@@ -28,6 +29,8 @@ T = TypeVar("T")
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}
 _COPY_TIMEOUT_S = 24 * 3600.0
 _LOOK_EVERY_S = 0.5
+_PATIENCE_S = 5.0
+_patience = Patience()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +57,14 @@ def free_path(image: ImageFile, incident_id: str) -> str:
     return swap.free_name(clone_path(image, incident_id, "clone"))
 
 
-def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> None:
+async def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> None:
     """Raise StepEnded where a clone would leave less than the reserve on the host filesystem.
 
     A shared clone takes no room at first, but every block that is then written takes one, also
     those that the VE overwrites in the original: below the reserve its own writes could fail.
+    Raises OSError where the filesystem does not answer.
     """
-    free, reserve = _free_and_reserve(image.directory, settings)
+    free, reserve = await asyncio.to_thread(_free_and_reserve, image.directory, settings)
     needed = reserve if shared else reserve + os.stat(image.path).st_blocks * 512
     if free < needed:
         raise refuse(
@@ -73,7 +77,7 @@ def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> N
 def room(directory: str, settings: ActionSettings) -> int:
     """Bytes that may be written in a directory before the reserve is touched; negative below.
 
-    Raises OSError.
+    Raises OSError, which is TimeoutError where the filesystem does not answer; blocks meanwhile.
     """
     free, reserve = _free_and_reserve(directory, settings)
     return free - reserve
@@ -89,7 +93,7 @@ async def while_there_is_room(
     task = asyncio.create_task(work)
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
-            if room(directory, settings) < 0:
+            if await asyncio.to_thread(room, directory, settings) < 0:
                 text = f"{directory} ran below its reserve: the clone was given up"
                 raise refuse("no room", text)
         return task.result()
@@ -99,7 +103,7 @@ async def while_there_is_room(
 
 
 def _free_and_reserve(directory: str, settings: ActionSettings) -> tuple[int, int]:
-    room = os.statvfs(directory)
+    room = _patience.ask(directory, lambda: os.statvfs(directory), _PATIENCE_S)
     reserve = max(
         int(room.f_blocks * room.f_frsize * settings.reserve_share), settings.reserve_bytes
     )

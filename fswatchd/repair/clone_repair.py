@@ -281,10 +281,10 @@ class CloneRepair:
         settings = self._context.settings
         try:
             try:
-                clone.check_room(image, settings, shared=True)
+                await clone.check_room(image, settings, shared=True)
                 self._clone = await clone.share(image, path)
             except clone.NotShareableError:
-                clone.check_room(image, settings, shared=False)
+                await clone.check_room(image, settings, shared=False)
                 on_progress = progress.begin(self._context, "copying the image")
                 self._clone = await clone.copy(image, path, on_progress)
         except OSError as error:

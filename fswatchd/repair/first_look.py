@@ -31,7 +31,7 @@ async def running(
     try:
         seen = await preview.look(context, target, image)
     except clone.NotShareableError:
-        clone.check_room(image, context.settings, shared=False)
+        await clone.check_room(image, context.settings, shared=False)
         size = os.stat(image.path).st_blocks * 512
         text = f"the host filesystem cannot share blocks: {show_size(size)} to copy"
         context.note(f"no preview, {text}")

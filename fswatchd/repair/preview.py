@@ -57,7 +57,7 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
     """
     timeout_s = context.settings.tool_timeout_s
     tools = scope.tools_for(target.filesystem)
-    clone.check_room(image, context.settings, shared=True)
+    await clone.check_room(image, context.settings, shared=True)
     path = clone.clone_path(image, context.incident.incident_id, "preview")
     clone.discard_unfinished(path)
     context.progress(None, "preview: cloning the running filesystem")

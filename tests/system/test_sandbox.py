@@ -222,8 +222,8 @@ async def test_a_device_that_is_only_read_has_no_place_to_write_beside_it(work) 
     device, loop_fd = loop.attach(fd, autoclear=True)
     os.close(fd)
     try:
+        place = Sandbox(device=device, readonly=True, directory=str(work))
         with pytest.raises(SandboxError, match="only to be read"):
-            place = Sandbox(device=device, readonly=True, directory=str(work))
             await process.run(("true",), timeout_s=60, sandbox=place)
     finally:
         os.close(loop_fd)

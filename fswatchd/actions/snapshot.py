@@ -13,10 +13,9 @@ import time
 from fswatchd.helpers.client import HelperError
 from fswatchd.kernel import cgroup
 from fswatchd.repair import clone, scope
-from fswatchd.repair.clone_repair import require_image
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import ImageFile, Target, require_image
 from fswatchd.rules import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 

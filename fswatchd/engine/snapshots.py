@@ -21,8 +21,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Commands, Superblock, VeId
 from fswatchd.repair import clone, scope, swap
 from fswatchd.repair.clone import Clone
-from fswatchd.repair.clone_repair import require_image
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import ImageFile, Target, require_image
 from fswatchd.repair.ve_freeze import HoldError, VeFreeze
 from fswatchd.steps import StepEnded
 from fswatchd.store import Store

@@ -1,8 +1,10 @@
-"""Run btrfs check (btrfs-check(8)), which here only ever reads.
+"""Run btrfs check (btrfs-check(8)), which by itself only ever reads.
 
-Its `--repair` is for those who write it ("do not use unless advised by a developer"), so there is
-none. A filesystem whose transactions the kernel has aborted is whole on the disk as of the last
-one that was committed: when the check finds nothing it needs a new mount, and no repair.
+Its `--repair` is for those who write it ("do not use unless advised by a developer"):
+`repair_by_force` alone has it, the last resort on a clone after a person has seen what came of it
+and said yes (`consent.within_bounds`). A filesystem whose transactions the kernel has aborted is
+whole on the disk as of the last one that was committed: when the check finds nothing it needs a
+new mount, and no repair.
 """
 
 from __future__ import annotations
@@ -53,6 +55,24 @@ async def repair(
     return await check(path, timeout_s)
 
 
+async def repair_by_force(
+    path: str,
+    timeout_s: float,
+    undo_file: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> CheckResult:
+    """Let it change what it will, on a clone. What that was worth the check after it says."""
+    del on_progress
+    if undo_file is not None:
+        raise ValueError("btrfs check has no undo")
+    # Nobody has a clone mounted; --force spares the ten seconds for a person to think again.
+    argv = ("btrfs", "check", "--repair", "--force", path)
+    sandbox = Sandbox(device=path, cpu_s=timeout_s)
+    return interpret_repair(
+        await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox)
+    )
+
+
 def interpret(ended: process.Completed) -> CheckResult:
     """The meaning of `btrfs check --readonly`: 0 clean, 1 damage, or it could not even begin.
 
@@ -69,4 +89,23 @@ def interpret(ended: process.Completed) -> CheckResult:
         questions=len(_PROBLEM.findall(ended.output)) if ended.returncode else 0,
         tool=NAME,
         what=ended.describe() if failed else "",
+        last_resort=not failed and ended.returncode == 1,
+    )
+
+
+def interpret_repair(ended: process.Completed) -> CheckResult:
+    """The meaning of `btrfs check --repair`: it came to its end, or it did not.
+
+    Exit code 0 is no proof: it also ends so with damage left.
+    """
+    finished = _FOUND.search(ended.output) is not None
+    done = finished and not ended.timed_out and ended.returncode in {0, 1}
+    return CheckResult(
+        returncode=ended.returncode,
+        output=ended.output,
+        duration_s=ended.duration_s,
+        fixed=done,
+        questions=len(_PROBLEM.findall(ended.output)),
+        tool=NAME,
+        what="" if done else ended.describe(),
     )

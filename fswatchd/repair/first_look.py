@@ -46,6 +46,9 @@ async def running(
             "nothing on the disk is damaged; its own error record stays until the next fsck"
         )
         raise StepEnded(StepResult(next=Next.FINISHED, result="false-alarm", detail=text))
+    if not seen.check.usable:
+        # What is still written to has a log that is only half on the disk: try again.
+        raise refuse("cannot check", f"no verdict: {seen.check.what}")
     if not seen.curable or seen.cure is None:
         left = seen.cure.proof.summary() if seen.cure else seen.check.summary()
         raise not_curable(tools_for(target.filesystem), left)

@@ -51,6 +51,18 @@ class Repair(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LastResort:
+    """What is done to a clone, and only after a person has seen what came of it and said yes.
+
+    `command` is what it is called, `price` what it costs beside what the preview shows.
+    """
+
+    command: str
+    price: str
+    repair: Repair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
     """The tools of one filesystem, as its module here calls them.
 
@@ -70,14 +82,16 @@ class Tools:
     salvages: bool = False
     silent_after_shutdown: bool = False
     no_cure: str = ""
+    last_resort: LastResort | None = None
 
 
-def _again(repair: Repair, check: Check) -> Repair:
+def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Repair:
     """Repair until nothing is left, a few times at the most.
 
     One run can leave what the next one fixes: e2fsck 1.47 a quota that it has worked out before it
     moved files, xfsprogs 6.1 the link count of a directory that it has rebuilt. With an undo file
-    there is one run: that file is of one.
+    there is one run: that file is of one. The runs after the first are `more_by`, where that is
+    another.
     """
 
     async def run(
@@ -90,7 +104,7 @@ def _again(repair: Repair, check: Check) -> Repair:
         for _ in range(_RUNS - 1):
             if undo_file is not None or not result.fixed or (await check(path, timeout_s)).clean:
                 break
-            more = await repair(path, timeout_s)
+            more = await (more_by or repair)(path, timeout_s)
             if not more.usable:
                 return more
             result = result.plus(more)
@@ -120,6 +134,11 @@ def _xfs() -> Tools:
         check=xfs.check,
         repair=_again(xfs.repair, xfs.check),
         silent_after_shutdown=True,
+        last_resort=LastResort(
+            command="xfs_repair -L",
+            price="it throws the log away, and with it changes that were acknowledged",
+            repair=_again(xfs.repair_without_log, xfs.check, xfs.repair),
+        ),
     )
 
 
@@ -132,6 +151,11 @@ def _btrfs() -> Tools:
         check=btrfs.check,
         repair=btrfs.repair,
         no_cure=btrfs.NO_CURE,
+        last_resort=LastResort(
+            command="btrfs check --repair",
+            price="it can lose more than was damaged, its authors advise against it",
+            repair=btrfs.repair_by_force,
+        ),
     )
 
 

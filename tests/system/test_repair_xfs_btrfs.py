@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -73,6 +74,50 @@ def test_a_log_that_cannot_be_replayed_is_for_a_person_and_nothing_is_touched(
     assert "for a person to decide" in text, text
     assert (ve.digest(), ve.inode) == (before, inode)
     assert [path for path in ve.image.parent.iterdir() if path != ve.image] == []
+
+
+def tear_the_log(image: Path) -> None:
+    """Random bytes within the oldest records that count: the kernel refuses to replay such a log."""
+    listed = subprocess.run(["xfs_logprint", "-t", image], capture_output=True, check=False).stdout
+    start = re.search(rb"daddr: (\d+) length", listed)
+    (tail,) = re.findall(rb"log tail: (\d+) ", listed)
+    assert start
+    with image.open("r+b") as file:
+        for block in range(1, 65):
+            file.seek((int(start[1]) + int(tail) + block) * 512)
+            file.write(os.urandom(512))
+
+
+def test_only_a_persons_yes_to_that_very_question_throws_a_log_away(daemon, make_ve) -> None:
+    """xfs_repair -L: never by a rule, nor by a request of root, nor by a yes to something else."""
+    ve = make_ve(fstype="xfs", size=XFS_SIZE)
+    start(daemon, ve, mode="observe")
+    wait_until(lambda: len(ve.record.acked) > 200, 60, "much in the log")
+    ve.ask("shutdown")
+    wait_until(lambda: ve.record.write_errors, what="the shutdown")
+    tear_the_log(ve.image)
+    before, inode = ve.digest(), ve.inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    asking = daemon.wait_for_incident("waiting", "needs-operator")
+    assert asking["state"] == "waiting", daemon.why(asking["id"])
+    assert asking["steps"][0]["preview"]["last_resort"] == "xfs_repair -L"
+    assert "throws the log away" in daemon.why(asking["id"])
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    wait_until(lambda: daemon.why(asking["id"]).count("asks: ") == 2, what="the question again")
+    assert (ve.digest(), ve.inode) == (before, inode)
+    assert cgroup.pids(ve.cgroup)
+    daemon.client.post(f"/v1/incidents/{asking['id']}/approve")
+    done = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    assert done["steps"][0]["result"] == "repaired", daemon.why(done["id"])
+    assert ve.inode != inode
+    assert ve.wait_for_write()
+    kept = next(path for path in ve.image.parent.iterdir() if ".damaged-" in path.name)
+    assert digest(kept) == before
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_a_way_that_is_not_safe_is_refused_before_anything_is_touched(daemon, make_ve) -> None:

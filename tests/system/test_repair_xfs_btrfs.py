@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+from fswatchd.drill import inside
 from fswatchd.kernel import cgroup
 from tests.system import rules
 from tests.system.conftest import wait_until
@@ -77,7 +78,7 @@ def test_a_log_that_cannot_be_replayed_is_for_a_person_and_nothing_is_touched(
 
 
 def tear_the_log(image: Path) -> None:
-    """Random bytes within the oldest records that count: the kernel refuses to replay such a log."""
+    """Random bytes within the oldest records that count: the kernel does not replay such a log."""
     listed = subprocess.run(["xfs_logprint", "-t", image], capture_output=True, check=False).stdout
     start = re.search(rb"daddr: (\d+) length", listed)
     (tail,) = re.findall(rb"log tail: (\d+) ", listed)
@@ -144,3 +145,54 @@ def test_damaged_btrfs_metadata_are_reported_and_left_as_they_are(daemon, make_v
     assert "btrfs has no repair that is safe" in daemon.why(incident["id"])
     assert ve.inode == inode
     assert cgroup.pids(ve.cgroup)
+
+
+def count_links_wrong(image: Path) -> None:
+    """A wrong number of links in one inode, with a right checksum, in both copies of its leaf."""
+    argv = ["btrfs", "inspect-internal", "dump-tree", "-t", "fs", image]
+    listed = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    item = re.search(
+        r"key \(\d+ INODE_ITEM 0\) itemoff (\d+) itemsize 160\n.*\n.* mode 100644 ", listed
+    )
+    assert item, listed[:2000]
+    leaf = re.findall(r"^leaf (\d+) items", listed[: item.start()], re.MULTILINE)[-1]
+    argv = ["btrfs-map-logical", "-l", leaf, image]
+    mapped = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    with image.open("r+b") as file:
+        for place in map(int, re.findall(r"mirror \d+ .*physical (\d+)", mapped)):
+            file.seek(place)
+            block = bytearray(file.read(16384))
+            link_count = 101 + int(item[1]) + 40  # behind struct btrfs_header, in btrfs_inode_item
+            block[link_count : link_count + 4] = (7).to_bytes(4, "little")
+            block[:4] = crc32c(bytes(block[32:])).to_bytes(4, "little")
+            file.seek(place)
+            file.write(block)
+
+
+def crc32c(data: bytes) -> int:
+    """Castagnoli's, as btrfs has it."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def test_only_a_persons_yes_lets_btrfs_check_repair(daemon, make_ve) -> None:
+    ve = make_ve(fstype="btrfs", mkfs=("-d", "single", "-m", "dup"), quiet=True)
+    start(daemon, ve, mode="observe")
+    count_links_wrong(ve.image)
+    before, inode = ve.digest(), ve.inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    asking = daemon.wait_for_incident("waiting", "needs-operator")
+    assert asking["state"] == "waiting", daemon.why(asking["id"])
+    assert asking["steps"][0]["preview"]["last_resort"] == "btrfs check --repair"
+    assert (ve.digest(), ve.inode) == (before, inode)
+    daemon.client.post(f"/v1/incidents/{asking['id']}/approve")
+    done = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    assert done["steps"][0]["result"] == "repaired", daemon.why(done["id"])
+    assert ve.inode != inode
+    assert ve.control.wait_for_hand(ve.name, 60)
+    found = set(ve.manifest())
+    assert {hashlib.sha256(inside.content(path)).hexdigest() for path in ve.paths} <= found

@@ -29,7 +29,11 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
     if "original" not in undo:
         raise RefusedError(
             f"{incident.incident_id} was repaired in place and the VE has run since then",
-            hint=f"what e2fsck changed is in {undo.get('undo_file')}, see e2undo(8)",
+            hint=(
+                f"what e2fsck changed is in {undo['undo_file']}, see e2undo(8)"
+                if undo.get("undo_file")
+                else "nothing can undo that; restore what is missing from a backup"
+            ),
             code="FSW-REFUSED-NO-ROLLBACK",
         )
     if not os.path.exists(str(undo["original"])):

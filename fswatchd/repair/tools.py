@@ -67,7 +67,7 @@ class Tools:
     """The tools of one filesystem, as its module here calls them.
 
     `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
-    safe with it, `instead` what to do where the way that was asked for is not. `salvages` says that
+    safe with it. `undoes` says that what it does in place can be undone, `salvages` that
     single files of a copy can be read without mounting it; `silent_after_shutdown` that a
     filesystem which was shut down writes nothing any more, not even when it is unmounted. `no_cure`
     is what to do about damage that they do not cure.
@@ -75,10 +75,10 @@ class Tools:
 
     name: str
     strategies: frozenset[str]
-    instead: str
     replay: Replay
     check: Check
     repair: Repair
+    undoes: bool = False
     salvages: bool = False
     silent_after_shutdown: bool = False
     no_cure: str = ""
@@ -117,10 +117,10 @@ def _ext() -> Tools:
     return Tools(
         name="e2fsck",
         strategies=frozenset({CLONE, OFFLINE}),
-        instead='use strategy = "clone" or "offline"',
         replay=e2fsck.replay,
         check=e2fsck.check,
         repair=_again(e2fsck.repair, e2fsck.check),
+        undoes=True,
         salvages=True,
     )
 
@@ -128,8 +128,7 @@ def _ext() -> Tools:
 def _xfs() -> Tools:
     return Tools(
         name=xfs.NAME,
-        strategies=frozenset({CLONE}),
-        instead='what xfs_repair changes in place cannot be undone; use strategy = "clone"',
+        strategies=frozenset({CLONE, OFFLINE}),
         replay=xfs.replay,
         check=xfs.check,
         repair=_again(xfs.repair, xfs.check),
@@ -145,8 +144,7 @@ def _xfs() -> Tools:
 def _btrfs() -> Tools:
     return Tools(
         name=btrfs.NAME,
-        strategies=frozenset({CLONE}),
-        instead=f'{btrfs.NO_CURE}; strategy = "clone" brings back one that was aborted',
+        strategies=frozenset({CLONE, OFFLINE}),
         replay=btrfs.replay,
         check=btrfs.check,
         repair=btrfs.repair,
@@ -180,5 +178,6 @@ def refusal(fstype: str | None, strategy: str) -> str | None:
     if tools is None:
         return f"this version cannot repair {fstype or 'an unknown filesystem'}"
     if strategy not in tools.strategies:
-        return f'{fstype} has no safe repair by strategy = "{strategy}": {tools.instead}'
+        ways = " or ".join(f'"{way}"' for way in sorted(tools.strategies))
+        return f'{fstype} has no safe repair by strategy = "{strategy}", use {ways}'
     return None

@@ -15,6 +15,7 @@ from tests.system.conftest import wait_until
 from tests.zoo.btrfs import DAMAGES
 
 XFS_SIZE = 320 << 20
+OFFLINE = rules.repair("offline", **{"match.class": '"*"'})
 
 
 def start(daemon, ve, **config) -> None:
@@ -121,16 +122,71 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def test_a_way_that_is_not_safe_is_refused_before_anything_is_touched(daemon, make_ve) -> None:
+def names_beside(ve) -> list[str]:
+    return [path.name for path in ve.image.parent.iterdir() if path != ve.image]
+
+
+def test_a_damaged_xfs_is_repaired_in_place_where_the_rule_says_so(daemon, make_ve) -> None:
     ve = make_ve(fstype="xfs", size=XFS_SIZE)
-    start(daemon, ve, rules=rules.repair("offline"))
+    start(daemon, ve, rules=OFFLINE)
+    trash_directory(ve)
+    inode = ve.inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    assert incident["steps"][0]["result"] == "repaired", daemon.why(incident["id"])
+    assert (ve.inode, names_beside(ve)) == (inode, [])
+    assert ve.wait_for_write()
+    assert ve.lost() == ([], [])
+
+
+def test_a_log_that_cannot_be_replayed_is_never_thrown_away_in_place(daemon, make_ve) -> None:
+    """Nobody is asked either: nothing could be taken back. The kernel has tried, as at a start."""
+    ve = make_ve(fstype="xfs", size=XFS_SIZE)
+    more = '[repair]\nstart_timeout = "1s"\n'
+    start(daemon, ve, rules=OFFLINE, mode="observe", more=more)
+    wait_until(lambda: len(ve.record.acked) > 200, 60, "much in the log")
     ve.ask("shutdown")
+    wait_until(lambda: ve.record.write_errors, what="the shutdown")
+    tear_the_log(ve.image)
+    inode = ve.inode[1]
+    daemon.client.post("/v1/repair", {"target": "ve101"})
     incident = daemon.wait_for_incident("closed", "needs-operator")
-    text = daemon.why(incident["id"])
-    assert 'xfs has no safe repair by strategy = "offline"' in text, text
-    assert "cannot be undone" in text
+    assert incident["state"] == "needs-operator"
+    assert "for a person to decide" in daemon.why(incident["id"])
+    (left,) = ve.image.parent.iterdir()
+    assert left.stat().st_ino == inode
+    argv = ["xfs_logprint", "-t", left]
+    assert b"<DIRTY>" in subprocess.run(argv, capture_output=True, check=False).stdout
+    assert left == ve.image or not cgroup.pids(ve.cgroup)
+
+
+def test_a_btrfs_that_is_whole_on_its_disk_is_checked_in_place_and_mounted_anew(
+    daemon, make_ve
+) -> None:
+    """Which is what one needs whose transactions the kernel has aborted."""
+    ve = make_ve(fstype="btrfs", mkfs=("-d", "single", "-m", "dup"))
+    start(daemon, ve, rules=OFFLINE)
+    inode = ve.inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    assert incident["steps"][0]["result"] == "repaired", daemon.why(incident["id"])
+    assert (ve.inode, names_beside(ve)) == (inode, [])
+    assert ve.wait_for_write()
+    assert ve.lost() == ([], [])
+
+
+def test_a_damaged_btrfs_is_checked_in_place_and_given_back_as_it_was(daemon, make_ve) -> None:
+    ve = make_ve(fstype="btrfs", mkfs=("-d", "single", "-m", "dup"), quiet=True)
+    start(daemon, ve, rules=OFFLINE, mode="observe")
+    count_links_wrong(ve.image)
+    inode = ve.inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    assert incident["state"] == "needs-operator"
+    assert "the volume is what it was before" in incident["steps"][0]["detail"]
+    assert "btrfs has no repair that is safe" in incident["steps"][0]["detail"]
+    assert (ve.inode, names_beside(ve)) == (inode, [])
     assert cgroup.pids(ve.cgroup)
-    assert not [path for path in ve.image.parent.iterdir() if path != ve.image]
 
 
 def test_damaged_btrfs_metadata_are_reported_and_left_as_they_are(daemon, make_ve) -> None:

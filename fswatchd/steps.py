@@ -20,6 +20,9 @@ from fswatchd.inventory.model import Ve
 from fswatchd.rules import Step
 from fswatchd.sources.state import StateSource
 
+# The result of a step that has found what it cannot mend.
+DAMAGED = "damaged"
+
 
 class Next(enum.StrEnum):
     """What follows a step."""

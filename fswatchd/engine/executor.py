@@ -334,7 +334,10 @@ class Executor:
             self._book.put(incident.noted(time.time_ns(), f"asks: {result.detail}"))
             return
         incident = replace(_skip_rest(incident, index), asks="")
-        if result.next is Next.FINISHED:
+        if result.next is Next.FINISHED and any(r.journal.get("changed") for r in incident.steps):
+            self._book.put(incident)
+            self._finish_all(incident_id, changed=True)  # an earlier step has cured it
+        elif result.next is Next.FINISHED:
             self._acted(incident)
             self._book.close(incident, Outcome.FALSE_ALARM, result.detail)
         elif result.next is Next.CANCELLED and not _has_begun(incident):

@@ -14,7 +14,7 @@ from fswatchd.repair.cure import Cure
 from fswatchd.repair.scope import ImageFile, Target, tools_for
 from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
-from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
+from fswatchd.steps import DAMAGED, ActionContext, Next, StepEnded, StepResult, refuse
 from fswatchd.units import show_duration, show_size
 
 _COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured yet
@@ -38,6 +38,9 @@ async def running(
         return size / _COPY_BYTES_PER_S, None
     except OSError as error:
         raise refuse("cannot clone", f"no clone can be made: {error}") from None
+    if seen.clean and (left := _left_by_scrub(context)):
+        text = f"its metadata is whole, but a scrub has found damage that nothing mends: {left}"
+        raise refuse("data lost", text, Next.OPERATOR)
     if seen.clean and context.incident.lost and target.superblock is not None:
         raise await _only_data_lost(context, target.superblock)
     if seen.clean:
@@ -80,6 +83,14 @@ def not_curable(tools: Tools, left: str) -> StepEnded:
     if tools.no_cure:
         text = f"the filesystem is damaged ({left}), nothing was changed; {tools.no_cure}"
     return refuse("not curable", text, Next.OPERATOR)
+
+
+def _left_by_scrub(context: ActionContext) -> str | None:
+    """What an earlier step of this plan could not mend: data, where the metadata is clean."""
+    for record in context.incident.steps:
+        if record.result == DAMAGED:
+            return record.detail
+    return None
 
 
 async def _only_data_lost(context: ActionContext, superblock: Superblock) -> StepEnded:

@@ -18,6 +18,7 @@ from fswatchd.repair.progress import OnProgress
 
 CLONE = "clone"
 OFFLINE = "offline"
+ONLINE = "online"
 _RUNS = 3
 
 
@@ -128,7 +129,7 @@ def _ext() -> Tools:
 def _xfs() -> Tools:
     return Tools(
         name=xfs.NAME,
-        strategies=frozenset({CLONE, OFFLINE}),
+        strategies=frozenset({CLONE, OFFLINE, ONLINE}),
         replay=xfs.replay,
         check=xfs.check,
         repair=_again(xfs.repair, xfs.check),
@@ -144,7 +145,7 @@ def _xfs() -> Tools:
 def _btrfs() -> Tools:
     return Tools(
         name=btrfs.NAME,
-        strategies=frozenset({CLONE, OFFLINE}),
+        strategies=frozenset({CLONE, OFFLINE, ONLINE}),
         replay=btrfs.replay,
         check=btrfs.check,
         repair=btrfs.repair,

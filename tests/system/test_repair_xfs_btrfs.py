@@ -8,6 +8,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from fswatchd.drill import inside
 from fswatchd.kernel import cgroup
 from tests.system import rules
@@ -252,3 +254,42 @@ def test_only_a_persons_yes_lets_btrfs_check_repair(daemon, make_ve) -> None:
     assert ve.control.wait_for_hand(ve.name, 60)
     found = set(ve.manifest())
     assert {hashlib.sha256(inside.content(path)).hexdigest() for path in ve.paths} <= found
+
+
+SCRUB_FIRST = rules.repair("clone", **{"match.class": '"*"'}).replace(
+    "[[rule.step]]",
+    '[[rule.step]]\ndo = "fsck"\nstrategy = "online"\non_failure = "continue"\n[[rule.step]]',
+    1,
+)
+
+
+def spoil(ve, path: str, copies: int) -> None:
+    """Other bytes in so many copies of a file's data, under checksums that stay as they were."""
+    data, content = Path(ve.image).read_bytes(), inside.content(path)[:4096]
+    places = [p for p in range(0, len(data), 4096) if data[p : p + len(content)] == content]
+    assert len(places) == 2, places
+    for place in places[:copies]:
+        ve.overwrite(place, os.urandom(len(content)))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_scrub_is_the_first_rung_and_what_it_cannot_mend_is_no_false_alarm(
+    daemon, make_ve, copies: int
+) -> None:
+    ve = make_ve(fstype="btrfs", mkfs=("-d", "dup", "-m", "dup"), quiet=True)
+    start(daemon, ve, rules=SCRUB_FIRST, mode="observe")
+    spoil(ve, ve.paths[200], copies)
+    inode = ve.inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    incident = daemon.wait_for_incident("closed", "needs-operator", timeout_s=120)
+    results = [step["result"] for step in incident["steps"][:2]]
+    if copies == 1:
+        assert incident["outcome"] == "repaired", daemon.why(incident["id"])
+        assert results[0] == "mended"
+        assert len(ve.manifest()) >= len(ve.paths)
+    else:
+        assert incident["state"] == "needs-operator", daemon.why(incident["id"])
+        assert results == ["damaged", "data lost"]
+        assert "uncorrectable errors" in incident["steps"][1]["detail"]
+    assert ve.inode == inode
+    assert cgroup.pids(ve.cgroup)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from fswatchd import process
+from fswatchd.repair import progress
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
@@ -23,6 +24,7 @@ NO_CURE = (
 )
 
 _FOUND = re.compile(r"^found \d+ bytes used, (?:no error found|error\(s\) found)", re.MULTILINE)
+_PART = re.compile(rb"\[(\d{1,2})/(\d{1,2})\] checking ")
 _PROBLEM = re.compile(
     r"^(?:ERROR|ref mismatch|backref|root \d+ inode \d+ errors|checksum verify failed|bad |"
     r"incorrect|parent transid|invalid|There are no extents|Extent|Csum|mirror \d+ bytenr)",
@@ -38,10 +40,9 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
 
 async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check all metadata, change nothing."""
-    del on_progress  # what it prints is for people
     argv = ("btrfs", "check", "--readonly", path)
     sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s, threads=True)
-    return interpret(await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox))
+    return interpret(await _run(argv, timeout_s, sandbox, on_progress))
 
 
 async def repair(
@@ -51,8 +52,8 @@ async def repair(
     on_progress: OnProgress | None = None,
 ) -> CheckResult:
     """Only check: what is damaged stays so, and is told."""
-    del undo_file, on_progress
-    return await check(path, timeout_s)
+    del undo_file
+    return await check(path, timeout_s, on_progress)
 
 
 async def repair_by_force(
@@ -62,15 +63,28 @@ async def repair_by_force(
     on_progress: OnProgress | None = None,
 ) -> CheckResult:
     """Let it change what it will, on a clone. What that was worth the check after it says."""
-    del on_progress
     if undo_file is not None:
         raise ValueError("btrfs check has no undo")
     # Nobody has a clone mounted; --force spares the ten seconds for a person to think again.
     argv = ("btrfs", "check", "--repair", "--force", path)
-    sandbox = Sandbox(device=path, cpu_s=timeout_s)
-    return interpret_repair(
-        await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox)
+    sandbox = Sandbox(device=path, cpu_s=timeout_s, threads=True)
+    return interpret_repair(await _run(argv, timeout_s, sandbox, on_progress))
+
+
+async def _run(
+    argv: tuple[str, ...], timeout_s: float, sandbox: Sandbox, on_progress: OnProgress | None
+) -> process.Completed:
+    return await process.run(
+        argv,
+        timeout_s=timeout_s,
+        heavy=True,
+        sandbox=sandbox,
+        on_output=progress.of_headings(on_progress, _PART, _share),
     )
+
+
+def _share(found: re.Match[bytes]) -> float:
+    return (int(found[1]) - 1) / max(int(found[2]), 1)
 
 
 def interpret(ended: process.Completed) -> CheckResult:

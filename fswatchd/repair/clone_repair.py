@@ -42,6 +42,7 @@ from fswatchd.repair.scope import Stamp, Target
 from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
 from fswatchd.steps import ActionContext, Next, StepResult, refuse
+from fswatchd.units import show_duration
 
 _FREEZE_MARGIN_S = 20.0
 _CLONE_ATTEMPTS = 3
@@ -298,6 +299,7 @@ class CloneRepair:
         unreadable = f"the journal cannot be replayed: {replayed.what}"
         if not replayed.usable and not (replayed.last_resort and tools.last_resort):
             raise refuse("cannot check", unreadable, Next.OPERATOR)
+        expected = f" (about {show_duration(self._shown.seconds)} in all)" if self._shown else ""
         done = await cure_at_last(
             tools,
             path,
@@ -305,7 +307,7 @@ class CloneRepair:
             image=self._image_path,
             timeout_s=self._timeout_s,
             open_files=self._open_files,
-            begin=lambda text: progress.begin(self._context, text),
+            begin=lambda text: progress.begin(self._context, f"{text}{expected}"),
             before=self._shown,
         )
         if not replayed.usable and not done.proof.clean:

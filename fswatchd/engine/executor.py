@@ -30,7 +30,7 @@ from fswatchd.rules import Step, step_from_options
 from fswatchd.sandbox import bubblewrap
 from fswatchd.situation import RunningRepair, Scope
 from fswatchd.sources.state import StateSource
-from fswatchd.steps import Action, ActionSettings, Next, StepEnded, StepResult, refuse
+from fswatchd.steps import RECOVERED, Action, ActionSettings, Next, StepEnded, StepResult, refuse
 from fswatchd.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -339,7 +339,9 @@ class Executor:
             self._finish_all(incident_id, changed=True)  # an earlier step has cured it
         elif result.next is Next.FINISHED:
             self._acted(incident)
-            self._book.close(incident, Outcome.FALSE_ALARM, result.detail)
+            healed = result.result == RECOVERED
+            outcome = Outcome.RECOVERED if healed else Outcome.FALSE_ALARM
+            self._book.close(incident, outcome, result.detail)
         elif result.next is Next.CANCELLED and not _has_begun(incident):
             self._cancelled(incident, result.detail)
         elif result.next is Next.WAIT and not _has_begun(incident):

@@ -176,7 +176,7 @@ class Daemon:
             has_room=substrate.has_room,
         )
         self._decider.look_for_recovery = self._closer.look_after_room
-        self._intake.naming = Naming(self._book, self.inventory)
+        self._intake.naming = Naming(self._book, self.inventory, settings)
         self.rules.on_rules = self._take_rules
         self.muting = Muting(self._book, self._history)
         self.rehearsal = Rehearsal(self._book, self.inventory, self._decider, substrate)

@@ -123,7 +123,7 @@ async def copy(
     image: ImageFile, path: str, on_progress: Callable[[float], None] | None = None
 ) -> Clone:
     """Clone by copying what is not a hole; only of what stands still. Raises OSError."""
-    with _opened(image) as source, _created(path) as target:
+    with opened(image) as source, _created(path) as target:
         # cp finds holes by SEEK_HOLE, and is a process that can be ended.
         argv = (
             "cp",
@@ -155,7 +155,7 @@ async def _watch(source: int, target: int, on_progress: Callable[[float], None] 
 
 
 def _share(image: ImageFile, path: str) -> Clone:
-    with _opened(image) as source, _created(path) as target:
+    with opened(image) as source, _created(path) as target:
         try:
             fs.reflink(source, target)
         except OSError as error:
@@ -212,7 +212,7 @@ def _finished(fd: int, path: str, *, shared: bool) -> Clone:
 
 
 @contextmanager
-def _opened(image: ImageFile) -> Iterator[int]:
+def opened(image: ImageFile) -> Iterator[int]:
     """The image open for reading, proven to be the inode that was decided on."""
     fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

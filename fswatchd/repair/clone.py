@@ -29,6 +29,8 @@ T = TypeVar("T")
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}
 _COPY_TIMEOUT_S = 24 * 3600.0
 _LOOK_EVERY_S = 0.5
+# Of what a file holds, and of what it is: nobody else's to set.
+_MADE_BY_THE_KERNEL = {"security.evm", "security.ima"}
 _PATIENCE_S = 5.0
 _patience = Patience()
 
@@ -195,13 +197,20 @@ def _settle(source: int, target: int) -> None:
 
 
 def _dress(source: int, target: int) -> None:
-    """Give the clone the image's owner, mode and extended attributes (labels among them)."""
+    """Give the clone the image's owner, mode and extended attributes (labels among them).
+
+    Raises OSError where one cannot be kept: without its label a VE may not get at its own image.
+    """
     status = os.fstat(source)
     os.fchown(target, status.st_uid, status.st_gid)
     os.fchmod(target, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(source):
-        with suppress(OSError):
+        try:
             os.setxattr(target, name, os.getxattr(source, name))
+        except OSError as error:
+            if name not in _MADE_BY_THE_KERNEL:
+                what = f"cannot keep {name}: {error.strerror}"
+                raise OSError(error.errno, what) from None
 
 
 def _finished(fd: int, path: str, *, shared: bool) -> Clone:

@@ -49,7 +49,7 @@ async def _look_up(device: str, sectors: Collection[int]) -> list[LostWrite]:
     words = ["-c", "blockget -n"]
     for sector in sectors:
         words += ["-c", f"daddr {sector}", "-c", "blockuse -n"]
-    sandbox = Sandbox(device=device, readonly=True, cpu_s=_TIMEOUT_S)
+    sandbox = Sandbox(device=device, readonly=True, cpu_s=_TIMEOUT_S, threads=True)
     argv = ("xfs_db", "-r", *words, device)
     done = await process.run(argv, timeout_s=_TIMEOUT_S, heavy=True, sandbox=sandbox)
     found = {int(inode): path for inode, path in _USE.findall(done.output)}

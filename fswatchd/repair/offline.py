@@ -25,7 +25,7 @@ from fswatchd.repair.check import CheckResult
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.journal import describe_file, read_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import ImageFile, Stamp, Target
 from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
 from fswatchd.sandbox import Sandbox
@@ -42,8 +42,11 @@ async def run(context: ActionContext, step: FsckStep) -> StepResult:
         raise refuse("refused", text)
     if target.image is None and (different := _other_device(target)):
         raise refuse("refused", f"{target.device}: {different}")
-    undoes = scope.tools_for(target.filesystem).undoes
-    undo_file = _undo_file(context, target) if undoes else None
+    tools = scope.tools_for(target.filesystem)
+    if target.image is None and not tools.on_devices:
+        text = f"{tools.name} can be shut in on image files only; {target.device} is left to you"
+        raise refuse("refused", text)
+    undo_file = _undo_file(context, target) if tools.undoes else None
     await context.journal(
         ve=target.ve.ve_id,
         image=describe_file(target.image) if target.image else None,
@@ -81,7 +84,8 @@ async def repair_stopped(
     proven = restored = False
     try:
         await context.journal(writing=True)
-        repaired, proof = await _in_place(context, tools, hold.device, undo_file)
+        path = hold.device if tools.undoes or hold.file is None else hold.file.path
+        repaired, proof = await _in_place(context, tools, path, undo_file)
         proven = repaired.usable and proof.clean
         restored = proven or (
             not half_done and (await hold.untouched() or await _undone(hold.device, undo_file))
@@ -108,25 +112,25 @@ async def repair_stopped(
 
 
 async def _in_place(
-    context: ActionContext, tools: Tools, device: str, undo_file: str | None
+    context: ActionContext, tools: Tools, path: str, undo_file: str | None
 ) -> tuple[CheckResult, CheckResult]:
     """What was done to the volume, and the check after it."""
     timeout_s = context.settings.tool_timeout_s
     text = f"{tools.name} in place"
     if undo_file is not None:
-        repaired = await tools.repair(device, timeout_s, undo_file, progress.begin(context, text))
+        repaired = await tools.repair(path, timeout_s, undo_file, progress.begin(context, text))
     else:
         context.progress(None, "replaying the journal in place")
-        repaired = await tools.replay(device, timeout_s)
+        repaired = await tools.replay(path, timeout_s)
         if repaired.usable:
             begun = progress.begin(context, f"{text}: looking")
-            repaired = await tools.check(device, timeout_s, begun)
+            repaired = await tools.check(path, timeout_s, begun)
         if repaired.damaged:
-            repaired = await tools.repair(device, timeout_s, None, progress.begin(context, text))
+            repaired = await tools.repair(path, timeout_s, None, progress.begin(context, text))
     if not repaired.usable:
         return repaired, repaired
     begun = progress.begin(context, f"{text}: proving")
-    return repaired, await tools.check(device, timeout_s, begun)
+    return repaired, await tools.check(path, timeout_s, begun)
 
 
 def _not_taken(target: Target, error: Exception, outage: Outage, *, half_done: bool) -> StepEnded:
@@ -250,7 +254,11 @@ async def _start(
 
 
 class Hold:
-    """A loop device of ours on a volume that nobody else can mount or start meanwhile."""
+    """A loop device of ours on a volume that nobody else can mount or start meanwhile.
+
+    `file` is the image under the name that it has meanwhile, None for a device. Work on either of
+    the two, and not on both: neither sees what the other has cached.
+    """
 
     def __init__(self, target: Target, aside: str | None, base: int) -> None:
         self._target = target
@@ -258,7 +266,9 @@ class Hold:
         self._base = base
         self._fd: int | None = None
         self._written: int | None = None
+        self._stamp: Stamp | None = None
         self.device = ""
+        self.file: ImageFile | None = None
 
     @classmethod
     async def take(cls, target: Target, incident_id: str) -> Hold:
@@ -283,16 +293,21 @@ class Hold:
             hold.device, hold._fd = await asyncio.to_thread(loop.attach, base, autoclear=True)
             block.count_writes(hold._devno())
             hold._written = block.sectors_written(hold._devno())
+            if target.image is not None and aside is not None:
+                hold.file = replace(target.image, path=aside)
+                hold._stamp = hold.file.stamp()
         except BaseException:
             await hold.release(in_place=not was_aside)
             raise
         return hold
 
     async def untouched(self) -> bool:
-        """Whether nothing at all was written through the device since it was taken."""
+        """Whether nothing at all was written since it was taken."""
         if self._fd is None:
             return True
         await asyncio.to_thread(os.fsync, self._fd)
+        if self.file is not None and not self.file.is_unchanged(self._stamp):
+            return False
         now = block.sectors_written(self._devno())
         return now is not None and now == self._written
 

@@ -74,7 +74,7 @@ async def attached_file(image: int) -> AsyncIterator[str]:
         yield device
     finally:
         os.close(fd)
-        await _gone(image)
+        await _gone(image, device)
         use.until_ns = time.monotonic_ns()
 
 
@@ -92,11 +92,11 @@ async def _locked(fd: int) -> None:
             return
 
 
-async def _gone(image: int) -> None:
+async def _gone(image: int, device: str) -> None:
     status = os.fstat(image)
     file = (Devno.of(status.st_dev), status.st_ino)
     deadline = time.monotonic() + _RELEASE_TIMEOUT_S
-    while await asyncio.to_thread(loop.holders, *file):
+    while device in await asyncio.to_thread(loop.holders, *file):
         if time.monotonic() > deadline:
             raise TimeoutError
         await asyncio.sleep(_POLL_S)

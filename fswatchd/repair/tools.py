@@ -68,7 +68,8 @@ class Tools:
     """The tools of one filesystem, as its module here calls them.
 
     `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
-    safe with it. `undoes` says that what it does in place can be undone, `salvages` that
+    safe with it. `undoes` says that what it does in place can be undone, `on_devices` that it works
+    on a device too; `salvages` that
     single files of a copy can be read without mounting it; `silent_after_shutdown` that a
     filesystem which was shut down writes nothing any more, not even when it is unmounted. `no_cure`
     is what to do about damage that they do not cure.
@@ -80,6 +81,7 @@ class Tools:
     check: Check
     repair: Repair
     undoes: bool = False
+    on_devices: bool = True
     salvages: bool = False
     silent_after_shutdown: bool = False
     no_cure: str = ""
@@ -133,6 +135,7 @@ def _xfs() -> Tools:
         replay=xfs.replay,
         check=xfs.check,
         repair=_again(xfs.repair, xfs.check),
+        on_devices=False,
         silent_after_shutdown=True,
         last_resort=LastResort(
             command="xfs_repair -L",

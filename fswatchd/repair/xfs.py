@@ -41,9 +41,6 @@ _FINISHED = re.compile(
 _PHASE = re.compile(rb"Phase ([1-7]) - ")
 # Where each begins, in the time that a filesystem with many files takes.
 _PHASES = (0.0, 0.02, 0.05, 0.45, 0.6, 0.65, 0.95)
-_NOT_FORGOTTEN = re.compile(
-    rf"^fatal error -- File system metadata writeout failed, err={errno.EACCES}\.", re.MULTILINE
-)
 _LOG_IGNORED = "valuable metadata changes in a log which is being"
 _RECONNECTED = re.compile(r"disconnected (?:dir )?inode (\d+), (?:would move|moving) to ")
 _CLEARED = re.compile(
@@ -96,7 +93,11 @@ async def repair(
     undo_file: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> CheckResult:
-    """Check everything and fix what can be fixed. Cannot be undone."""
+    """Check everything and fix what can be fixed. Cannot be undone.
+
+    On image files only: on a device it ends with an ioctl(2) (BLKFLSBUF) that no program in a
+    sandbox may use, and takes the refusal for a write that failed.
+    """
     if undo_file is not None:
         raise ValueError("xfs_repair has no undo")
     return interpret_repair(await _run(("-e",), path, timeout_s, on_progress))
@@ -179,14 +180,8 @@ def interpret_check(ended: process.Completed) -> CheckResult:
 
 
 def interpret_repair(ended: process.Completed) -> CheckResult:
-    """The meaning of `xfs_repair -e`: 0 nothing found, 4 all of it fixed; all else is a failure.
-
-    But on a device it ends by asking the kernel to forget what is cached (BLKFLSBUF, after its
-    fsync), which no program in a sandbox may. EACCES there is of that alone: all is written then.
-    """
+    """The meaning of `xfs_repair -e`: 0 nothing found, 4 all of it fixed; all else is a failure."""
     code = ended.returncode
-    if code == FAILED and _NOT_FORGOTTEN.search(ended.output):
-        code = FIXED
     failed = ended.timed_out or code not in {0, FIXED}
     what = ended.describe()
     if code == DIRTY_LOG and not ended.timed_out:

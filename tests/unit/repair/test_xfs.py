@@ -63,17 +63,6 @@ def test_a_repair_of_xfs_that_failed(code: int) -> None:
     assert not xfs.interpret_repair(ended(0, timed_out=True)).usable
 
 
-@pytest.mark.parametrize(("code", "usable"), [(13, True), (5, False), (1, False)])
-def test_a_device_whose_cache_may_not_be_dropped_is_written_all_the_same(
-    code: int, usable: bool
-) -> None:
-    said = (
-        f"\nfatal error -- File system metadata writeout failed, err={code}.  Re-run xfs_repair.\n"
-    )
-    found = xfs.interpret_repair(ended(1, f"Phase 7 - verify{said}"))
-    assert (found.fixed, found.usable) == (usable, usable)
-
-
 def test_a_dirty_log_is_said_to_be_for_a_person() -> None:
     assert "for a person to decide" in xfs.interpret_repair(ended(2)).what
 

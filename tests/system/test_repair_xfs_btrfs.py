@@ -102,7 +102,7 @@ def test_only_a_persons_yes_to_that_very_question_throws_a_log_away(daemon, make
     tear_the_log(ve.image)
     before, inode = ve.digest(), ve.inode
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    asking = daemon.wait_for_incident("waiting", "needs-operator")
+    asking = daemon.wait_for_incident("waiting", "needs-operator", timeout_s=180)
     assert asking["state"] == "waiting", daemon.why(asking["id"])
     assert asking["steps"][0]["preview"]["last_resort"] == "xfs_repair -L"
     assert "throws the log away" in daemon.why(asking["id"])
@@ -111,7 +111,7 @@ def test_only_a_persons_yes_to_that_very_question_throws_a_log_away(daemon, make
     assert (ve.digest(), ve.inode) == (before, inode)
     assert cgroup.pids(ve.cgroup)
     daemon.client.post(f"/v1/incidents/{asking['id']}/approve")
-    done = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    done = daemon.wait_for_incident("verifying", "closed", "needs-operator", timeout_s=180)
     assert done["steps"][0]["result"] == "repaired", daemon.why(done["id"])
     assert ve.inode != inode
     assert ve.wait_for_write()
@@ -134,7 +134,7 @@ def test_a_damaged_xfs_is_repaired_in_place_where_the_rule_says_so(daemon, make_
     trash_directory(ve)
     inode = ve.inode
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator", timeout_s=180)
     assert incident["steps"][0]["result"] == "repaired", daemon.why(incident["id"])
     assert (ve.inode, names_beside(ve)) == (inode, [])
     assert ve.wait_for_write()
@@ -152,7 +152,7 @@ def test_a_log_that_cannot_be_replayed_is_never_thrown_away_in_place(daemon, mak
     tear_the_log(ve.image)
     inode = ve.inode[1]
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    incident = daemon.wait_for_incident("closed", "needs-operator")
+    incident = daemon.wait_for_incident("closed", "needs-operator", timeout_s=180)
     assert incident["state"] == "needs-operator"
     assert "for a person to decide" in daemon.why(incident["id"])
     (left,) = ve.image.parent.iterdir()
@@ -170,7 +170,7 @@ def test_a_btrfs_that_is_whole_on_its_disk_is_checked_in_place_and_mounted_anew(
     start(daemon, ve, rules=OFFLINE)
     inode = ve.inode
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator", timeout_s=180)
     assert incident["steps"][0]["result"] == "repaired", daemon.why(incident["id"])
     assert (ve.inode, names_beside(ve)) == (inode, [])
     assert ve.wait_for_write()
@@ -183,12 +183,12 @@ def test_a_damaged_btrfs_is_checked_in_place_and_given_back_as_it_was(daemon, ma
     count_links_wrong(ve.image)
     inode = ve.inode
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    incident = daemon.wait_for_incident("closed", "needs-operator")
+    incident = daemon.wait_for_incident("closed", "needs-operator", timeout_s=180)
     assert incident["state"] == "needs-operator"
     assert "the volume is what it was before" in incident["steps"][0]["detail"]
     assert "btrfs has no repair that is safe" in incident["steps"][0]["detail"]
     assert (ve.inode, names_beside(ve)) == (inode, [])
-    assert cgroup.pids(ve.cgroup)
+    wait_until(lambda: cgroup.pids(ve.cgroup), 60, incident["steps"][0]["detail"])
 
 
 def test_damaged_btrfs_metadata_are_reported_and_left_as_they_are(daemon, make_ve) -> None:
@@ -198,7 +198,7 @@ def test_damaged_btrfs_metadata_are_reported_and_left_as_they_are(daemon, make_v
     damage = next(one for one in DAMAGES if one.name == "fs-tree")
     damage.harm(Path(ve.image))
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    incident = daemon.wait_for_incident("closed", "needs-operator")
+    incident = daemon.wait_for_incident("closed", "needs-operator", timeout_s=180)
     assert incident["state"] == "needs-operator"
     assert "btrfs has no repair that is safe" in daemon.why(incident["id"])
     assert ve.inode == inode
@@ -243,12 +243,12 @@ def test_only_a_persons_yes_lets_btrfs_check_repair(daemon, make_ve) -> None:
     count_links_wrong(ve.image)
     before, inode = ve.digest(), ve.inode
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    asking = daemon.wait_for_incident("waiting", "needs-operator")
+    asking = daemon.wait_for_incident("waiting", "needs-operator", timeout_s=180)
     assert asking["state"] == "waiting", daemon.why(asking["id"])
     assert asking["steps"][0]["preview"]["last_resort"] == "btrfs check --repair"
     assert (ve.digest(), ve.inode) == (before, inode)
     daemon.client.post(f"/v1/incidents/{asking['id']}/approve")
-    done = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    done = daemon.wait_for_incident("verifying", "closed", "needs-operator", timeout_s=180)
     assert done["steps"][0]["result"] == "repaired", daemon.why(done["id"])
     assert ve.inode != inode
     assert ve.control.wait_for_hand(ve.name, 60)
@@ -281,7 +281,7 @@ def test_a_scrub_is_the_first_rung_and_what_it_cannot_mend_is_no_false_alarm(
     spoil(ve, ve.paths[200], copies)
     inode = ve.inode
     daemon.client.post("/v1/repair", {"target": "ve101"})
-    incident = daemon.wait_for_incident("closed", "needs-operator", timeout_s=120)
+    incident = daemon.wait_for_incident("closed", "needs-operator", timeout_s=180)
     results = [step["result"] for step in incident["steps"][:2]]
     if copies == 1:
         assert incident["outcome"] == "repaired", daemon.why(incident["id"])

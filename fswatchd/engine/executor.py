@@ -30,7 +30,16 @@ from fswatchd.rules import Step, step_from_options
 from fswatchd.sandbox import bubblewrap
 from fswatchd.situation import RunningRepair, Scope
 from fswatchd.sources.state import StateSource
-from fswatchd.steps import RECOVERED, Action, ActionSettings, Next, StepEnded, StepResult, refuse
+from fswatchd.steps import (
+    MENDED,
+    RECOVERED,
+    Action,
+    ActionSettings,
+    Next,
+    StepEnded,
+    StepResult,
+    refuse,
+)
 from fswatchd.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -334,7 +343,7 @@ class Executor:
             self._book.put(incident.noted(time.time_ns(), f"asks: {result.detail}"))
             return
         incident = replace(_skip_rest(incident, index), asks="")
-        if result.next is Next.FINISHED and any(r.journal.get("changed") for r in incident.steps):
+        if result.next is Next.FINISHED and any(r.result == MENDED for r in incident.steps):
             self._book.put(incident)
             self._finish_all(incident_id, changed=True)  # an earlier step has cured it
         elif result.next is Next.FINISHED:

@@ -192,7 +192,7 @@ class Daemon:
             device_fault=substrate.device_fault,
         )
         self._decider.look_for_recovery = self._closer.look_after_room
-        self._intake.naming = Naming(self._book, self.inventory)
+        self._intake.naming = Naming(self._book, self.inventory, settings)
         self.rules.on_rules = self._take_rules
         self.muting = Muting(self._book, self._history)
         self.rehearsal = Rehearsal(self._book, self.inventory, self._decider, substrate)
@@ -256,7 +256,8 @@ class Daemon:
         await self._executor.recover()
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
-        self._run_forever("retention", Retention(self.store, self.evidence).run)
+        retention = Retention(self.store, self.evidence, self._config.daemon.state_dir)
+        self._run_forever("retention", retention.run)
         self._run_forever("reserve", self._reserve.run)
         self._run_forever("marks", self._listening.keep_marked)
         watch = BaseWatch(self.inventory, self._listening.memory, self._intake.report)

@@ -101,6 +101,7 @@ async def run(
     pass_fds: Sequence[int] = (),
     environment: dict[str, str] | None = None,
     on_start: Callable[[int], None] | None = None,
+    on_output: Callable[[bytes], None] | None = None,
     max_output: int = MAX_OUTPUT,
     unit: bool = False,
 ) -> Completed:
@@ -108,9 +109,10 @@ async def run(
 
     `heavy` is for what reads a whole volume: it comes last at the disk, with `idle` when nobody
     else wants it, and is the first to go when memory runs out. `sandbox` is for what reads a
-    tenant's bytes. What is printed beyond `max_output` bytes is thrown away. `unit` is for
-    what leaves processes that live on: where this daemon is a service of systemd, PID 1 runs the
-    program in a unit of its own, so that nothing of it has the daemon's cgroup or sandbox.
+    tenant's bytes. `on_output` is called with what is printed, as it comes; what is printed beyond
+    `max_output` bytes is thrown away. `unit` is for what leaves processes that live on: where this
+    daemon is a service of systemd, PID 1 runs the program in a unit of its own, so that nothing of
+    it has the daemon's cgroup or sandbox.
 
     Raises ProcessError when the program does not exist or cannot be executed, SandboxError where
     the sandbox cannot be built. When the caller is cancelled, the program's group is killed before
@@ -153,7 +155,7 @@ async def run(
     if on_start:
         on_start(process.pid)
     output = bytearray()
-    reader = asyncio.create_task(_collect(process, output, max_output))
+    reader = asyncio.create_task(_collect(process, output, max_output, on_output))
     timed_out = stuck = False
     inside: int | None = None
     try:
@@ -225,12 +227,19 @@ def _oom_score() -> int:
         return int(file.read())
 
 
-async def _collect(process: asyncio.subprocess.Process, output: bytearray, most: int) -> None:
+async def _collect(
+    process: asyncio.subprocess.Process,
+    output: bytearray,
+    most: int,
+    on_output: Callable[[bytes], None] | None,
+) -> None:
     if process.stdout is None:
         return
     while chunk := await process.stdout.read(_CHUNK):
         room = most - len(output)
         output += chunk[: max(room, 0)]
+        if on_output is not None:
+            on_output(chunk)
 
 
 async def _end(process: asyncio.subprocess.Process, entry: Entry | None) -> bool:

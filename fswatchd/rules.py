@@ -396,9 +396,7 @@ def _unavailable(file: str, rule: Rule) -> list[RuleProblem]:
         problems.append(RuleProblem(file=file, rule=rule.name, key="match", message=message))
     for index, step in enumerate(rule.step):
         message = ""
-        if isinstance(step, FsckStep) and step.strategy == "online":
-            message = 'this version has no online strategy; write "clone" or "offline"'
-        elif isinstance(step, FsckStep) and step.strategy != "clone" and step.is_bounded:
+        if isinstance(step, FsckStep) and step.strategy != "clone" and step.is_bounded:
             message = "max_lost_files and max_changes need a preview: only clone has one"
         if message:
             key = f"step[{index + 1}]"

@@ -20,6 +20,13 @@ from fswatchd.inventory.model import Ve
 from fswatchd.rules import Step
 from fswatchd.sources.state import StateSource
 
+# The result of a step that has found what it cannot mend.
+DAMAGED = "damaged"
+# The result of one that has put damage right while the filesystem was in use.
+MENDED = "mended"
+# The result of one that finds healed what somebody else had been left to heal.
+RECOVERED = "recovered"
+
 
 class Next(enum.StrEnum):
     """What follows a step."""

@@ -1,8 +1,13 @@
-"""`fsck`: check and repair by the strategy that the rule names."""
+"""`fsck`: check and repair by the strategy that the rule names.
+
+`online` is the gentlest, and not always enough: what a scrub of the running filesystem mends. Where
+it leaves damage the step fails, and a rule may go on by `clone` (`on_failure = "continue"`).
+"""
 
 from __future__ import annotations
 
-from fswatchd.repair import offline
+from fswatchd.actions.scrub import ScrubAction
+from fswatchd.repair import offline, tools
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.resume import resume
 from fswatchd.repair.swap import SwapError
@@ -25,12 +30,15 @@ class FsckAction:
         if not isinstance(step, FsckStep):
             raise TypeError(f"not a fsck step: {step}")
         try:
-            if step.strategy == "offline":
+            if step.strategy == tools.ONLINE:
+                if no_way := tools.refusal(context.incident.filesystem.fstype, tools.ONLINE):
+                    raise refuse("refused", no_way)
+                scrub = ScrubAction()
+                return await (scrub.recover if cut_off else scrub.run)(context, step)
+            if step.strategy == tools.OFFLINE:
                 way = offline.recover if cut_off else offline.run
                 return await way(context, step)
-            if step.strategy == "clone":
-                return await self._clone(context, step, cut_off=cut_off)
-            raise refuse("refused", f"this version has no strategy {step.strategy!r}")
+            return await self._clone(context, step, cut_off=cut_off)
         except StepEnded as ended:
             return ended.result
         except (OSError, SwapError) as error:

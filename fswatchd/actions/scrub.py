@@ -19,7 +19,7 @@ from fswatchd.helpers.in_mount import PLACE
 from fswatchd.repair import condition, scope
 from fswatchd.repair.condition import Condition
 from fswatchd.rules import Step
-from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
+from fswatchd.steps import DAMAGED, MENDED, ActionContext, Next, StepEnded, StepResult, refuse
 
 _USUAL_TIMEOUT_S = 24 * 3600.0
 _EARLIER_S = 5.0
@@ -79,12 +79,10 @@ class ScrubAction:
             raise refuse("failed", f"no answer: {verdict.text}")
         if verdict.left:
             text = f"damage that a scrub cannot mend: {verdict.text}"
-            return StepResult(
-                next=Next.FAILED, result="damaged", detail=text, changed=verdict.mended
-            )
+            return StepResult(next=Next.FAILED, result=DAMAGED, detail=text, changed=verdict.mended)
         return StepResult(
             next=Next.CONTINUE,
-            result="mended" if verdict.mended else "clean",
+            result=MENDED if verdict.mended else "clean",
             detail=verdict.text,
             changed=verdict.mended,
         )

@@ -13,10 +13,9 @@ import time
 from fswatchd.helpers.client import HelperError
 from fswatchd.kernel import cgroup
 from fswatchd.repair import clone, scope
-from fswatchd.repair.clone_repair import require_image
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import ImageFile, Target, require_image
 from fswatchd.rules import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
@@ -59,7 +58,7 @@ class SnapshotAction:
     async def _take(
         self, context: ActionContext, target: Target, image: ImageFile, path: str, freeze: Freeze
     ) -> clone.Clone:
-        clone.check_room(image, context.settings, shared=True)
+        await clone.check_room(image, context.settings, shared=True)
         superblock, group = target.superblock, target.ve.cgroup
         if superblock is None:
             return await _share_or_copy(context, image, path)
@@ -96,5 +95,5 @@ async def _share_or_copy(context: ActionContext, image: ImageFile, path: str) ->
     try:
         return await clone.share(image, path)
     except clone.NotShareableError:
-        clone.check_room(image, context.settings, shared=False)
+        await clone.check_room(image, context.settings, shared=False)
         return await clone.copy(image, path)

@@ -31,7 +31,16 @@ from fswatchd.rules import Step, step_from_options
 from fswatchd.sandbox import bubblewrap
 from fswatchd.situation import RunningRepair, Scope
 from fswatchd.sources.state import StateSource
-from fswatchd.steps import Action, ActionSettings, Next, StepEnded, StepResult, refuse
+from fswatchd.steps import (
+    MENDED,
+    RECOVERED,
+    Action,
+    ActionSettings,
+    Next,
+    StepEnded,
+    StepResult,
+    refuse,
+)
 from fswatchd.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -350,9 +359,14 @@ class Executor:
             self._book.put(incident.noted(time.time_ns(), f"asks: {result.detail}"))
             return
         incident = replace(_skip_rest(incident, index), asks="")
-        if result.next is Next.FINISHED:
+        if result.next is Next.FINISHED and any(r.result == MENDED for r in incident.steps):
+            self._book.put(incident)
+            self._finish_all(incident_id, changed=True)  # an earlier step has cured it
+        elif result.next is Next.FINISHED:
             self._acted(incident)
-            self._book.close(incident, Outcome.FALSE_ALARM, result.detail)
+            healed = result.result == RECOVERED
+            outcome = Outcome.RECOVERED if healed else Outcome.FALSE_ALARM
+            self._book.close(incident, outcome, result.detail)
         elif result.next is Next.CANCELLED and not _has_begun(incident):
             self._cancelled(incident, result.detail)
         elif result.next is Next.WAIT and not _has_begun(incident):

@@ -19,6 +19,7 @@ from fswatchd.incidents import Filesystem, Incident, Outcome
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.repair import scratch
 from fswatchd.sources.state import StateSource
+from fswatchd.sources.xfs_healer import GIVEN_UP, HEALER
 from fswatchd.store import Store, StoredEvent
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,8 @@ class Intake:
         fresh = event.source not in incident.sources
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         incident = incident.joined(event, now, cursor).on_clock(*self._book.clock())
-        if fresh or before != (incident.klass, incident.severity, incident.confirmed):
+        gives_up = event.detail.startswith(HEALER) and event.detail.endswith(GIVEN_UP)
+        if fresh or gives_up or before != (incident.klass, incident.severity, incident.confirmed):
             confirms = " (confirms)" if event.confirms else ""
             incident = incident.noted(event.time_ns, f"{event.source}: {event.detail}{confirms}")
         return incident

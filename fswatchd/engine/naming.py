@@ -24,8 +24,11 @@ from fswatchd.incidents import Incident
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import extfs
+from fswatchd.repair import xfs_names
+from fswatchd.repair.scope import ImageFile
 from fswatchd.sandbox import Sandbox
 from fswatchd.sources.probes.loop import missing_bytes
+from fswatchd.steps import ActionSettings, StepEnded
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +45,9 @@ _NCHECK = re.compile(r"^(\d+)\t(/.*)$", re.MULTILINE)
 class Naming:
     """Adds the names of lost files to incidents."""
 
-    def __init__(self, book: IncidentBook, inventory: Inventory) -> None:
+    def __init__(self, book: IncidentBook, inventory: Inventory, settings: ActionSettings) -> None:
         self._book = book
+        self._settings = settings
         self._inventory = inventory
         self._heard: dict[str, tuple[Superblock, set[str]]] = {}
         self._known: dict[str, set[str]] = {}
@@ -82,9 +86,11 @@ class Naming:
                 found = await self._on_btrfs(superblock, fresh)
             elif superblock.fstype.startswith("ext"):
                 found = await _on_ext(superblock, fresh)
+            elif superblock.fstype == "xfs":
+                found = await self._on_xfs(superblock, fresh)
             else:
                 return
-        except (OSError, HelperError, FswatchError) as error:
+        except (OSError, HelperError, FswatchError, StepEnded) as error:
             log.warning("cannot name the files hurt on %s: %s", superblock.device, error)
             return
         incident = self._book.get(incident_id)
@@ -124,6 +130,21 @@ class Naming:
                 os.close(directory)
         return found
 
+    async def _on_xfs(self, superblock: Superblock, details: set[str]) -> list[LostWrite]:
+        """xfs_db reads its tables on a clone; a volume on a device has none."""
+        sectors = _sectors(details)
+        path, key = superblock.backing.image, superblock.backing.inode_key
+        if not sectors or path is None:
+            return []
+        image = await asyncio.to_thread(ImageFile.at, path)
+        if (image.devno, image.inode) != key:
+            return []
+        return await xfs_names.of_sectors(image, sectors[:_MAX_BLOCKS], self._settings)
+
+
+def _sectors(details: set[str]) -> list[int]:
+    return sorted(int(found[1]) for text in details if (found := _SECTOR.search(text)) is not None)
+
 
 async def _ask(words: Sequence[str], fd: int) -> str:
     argv = ("btrfs", "inspect-internal", *words)
@@ -144,11 +165,7 @@ async def _on_ext(superblock: Superblock, details: set[str]) -> list[LostWrite]:
     size = await asyncio.to_thread(extfs.block_size, device)
     if size is None:
         return []
-    blocks = {
-        int(match[1]) * 512 // size
-        for detail in details
-        if (match := _SECTOR.search(detail)) is not None
-    }
+    blocks = {sector * 512 // size for sector in _sectors(details)}
     if short := missing_bytes(superblock):
         end = _bytes(superblock) // size
         first = end - -(-short // size)

@@ -21,7 +21,7 @@ from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block, magic
 from fswatchd.repair import clone, preview, rollback, scope, tools
-from fswatchd.repair.clone_repair import require_image
+from fswatchd.repair.scope import require_image
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
 from fswatchd.store import Store

@@ -67,9 +67,13 @@ class ReserveWatch:
         directories = {os.path.dirname(_original(kept)) for kept in self._kept.values()}
         self._low = {place: text for place, text in self._low.items() if place in directories}
         for directory in directories:
-            missing = await asyncio.to_thread(self._missing, directory)
-            while missing > 0 and await self._delete_oldest(directory, missing):
+            try:
                 missing = await asyncio.to_thread(self._missing, directory)
+                while missing > 0 and await self._delete_oldest(directory, missing):
+                    missing = await asyncio.to_thread(self._missing, directory)
+            except TimeoutError:
+                self._say(directory, "it does not answer, so how much is free is not known")
+                continue
             self._judge(directory, missing)
 
     def _remember(self, incident: Incident) -> None:
@@ -81,6 +85,8 @@ class ReserveWatch:
     def _missing(self, directory: str) -> int:
         try:
             return -clone.room(directory, self._settings)
+        except TimeoutError:
+            raise
         except OSError:
             return 0  # it is not there: nothing is kept there either
 
@@ -115,12 +121,16 @@ class ReserveWatch:
         if missing <= 0:
             self._low.pop(directory, None)
             return
-        if directory not in self._low:
-            log.warning("%s is below its reserve, and nothing that is kept may go", directory)
-        self._low[directory] = (
-            f"{directory}: {show_size(missing)} less than the reserve are free, beside originals "
+        text = (
+            f"{show_size(missing)} less than the reserve are free, beside originals "
             "that are still needed: writes of VEs on images there may fail"
         )
+        self._say(directory, text)
+
+    def _say(self, directory: str, text: str) -> None:
+        if directory not in self._low:
+            log.warning("the reserve in %s: %s", directory, text)
+        self._low[directory] = f"{directory}: {text}"
 
 
 def _original(incident: Incident) -> str:

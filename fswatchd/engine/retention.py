@@ -1,5 +1,5 @@
 """Deletes damaged originals when nobody needs them any more: they share blocks with the repaired
-image, and every block that the VE overwrites takes room while they exist. And evidence.
+image, and every block that the VE overwrites takes room while they exist. Undo files and evidence.
 
 Deleted is only the very file that a repair has put aside, told by inode, that no loop device holds.
 """
@@ -10,8 +10,10 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.incidents import Incident, State
@@ -21,15 +23,17 @@ from fswatchd.store import Store, StoreError
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 3600.0
+_KEEP_UNDO_S = 7 * 86400.0
 NS = 1_000_000_000
 
 
 class Retention:
     """Looks once an hour."""
 
-    def __init__(self, store: Store, evidence: EvidenceRoom) -> None:
+    def __init__(self, store: Store, evidence: EvidenceRoom, state_dir: Path) -> None:
         self._store = store
         self._evidence = evidence
+        self._undo = state_dir / "undo"
 
     async def run(self) -> None:
         """Look for ever."""
@@ -40,10 +44,32 @@ class Retention:
 
     async def look(self) -> None:
         """Delete what is due."""
-        for incident in await self._store.incidents():
+        known = {incident.incident_id: incident for incident in await self._store.incidents()}
+        for incident in known.values():
             if is_due(incident, time.time_ns()):
                 await self._delete(incident)
+        await asyncio.to_thread(self._sweep_undo, known, time.time_ns())
         await self._evidence.sweep(self._store, time.time_ns())
+
+    def _sweep_undo(self, known: Mapping[str, Incident], now_ns: int) -> None:
+        """Undo files that are due, and their directories once these are empty.
+
+        What nothing is known of any more is as old as its directory.
+        """
+        with suppress(OSError):
+            for directory in self._undo.iterdir():
+                incident = known.get(directory.name)
+                if incident is not None and incident.state is not State.CLOSED:
+                    continue
+                keep_s = (incident.undo or {}).get("keep_s") if incident else None
+                keep_ns = NS * (keep_s if isinstance(keep_s, int | float) else _KEEP_UNDO_S)
+                since_ns = (incident and incident.closed_ns) or directory.stat().st_mtime_ns
+                if now_ns - since_ns > keep_ns:
+                    for file in directory.glob("*.e2undo*"):
+                        file.unlink()
+                        log.info("%s was deleted: it had been kept long enough", file)
+                with suppress(OSError):
+                    directory.rmdir()
 
     async def _delete(self, incident: Incident) -> None:
         undo = dict(incident.undo or {})

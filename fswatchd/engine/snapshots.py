@@ -22,8 +22,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Commands, Superblock, VeId
 from fswatchd.repair import clone, scope, swap
 from fswatchd.repair.clone import Clone
-from fswatchd.repair.clone_repair import require_image
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import ImageFile, Target, require_image
 from fswatchd.repair.ve_freeze import HoldError, VeFreeze
 from fswatchd.steps import StepEnded
 from fswatchd.store import Store
@@ -89,7 +88,7 @@ class Snapshots:
             target = await scope.resolve(context, any_type=True, not_busy=ours)
             self._freezer.refuse_while_repaired(ve_id)
             image = require_image(target)
-            clone.check_room(image, context.settings, shared=True)
+            await clone.check_room(image, context.settings, shared=True)
             stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
             path = swap.free_name(f"{image.path}.snapshot-{stamp}")
             await self._store.set_fact(_KEY + path, by, durable=True)

@@ -1,8 +1,10 @@
-"""Run btrfs check (btrfs-check(8)), which here only ever reads.
+"""Run btrfs check (btrfs-check(8)), which by itself only ever reads.
 
-Its `--repair` is for those who write it ("do not use unless advised by a developer"), so there is
-none. A filesystem whose transactions the kernel has aborted is whole on the disk as of the last
-one that was committed: when the check finds nothing it needs a new mount, and no repair.
+Its `--repair` is for those who write it ("do not use unless advised by a developer"):
+`repair_by_force` alone has it, the last resort on a clone after a person has seen what came of it
+and said yes (`consent.within_bounds`). A filesystem whose transactions the kernel has aborted is
+whole on the disk as of the last one that was committed: when the check finds nothing it needs a
+new mount, and no repair.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import re
 
 from fswatchd import process
+from fswatchd.repair import progress
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
@@ -21,6 +24,7 @@ NO_CURE = (
 )
 
 _FOUND = re.compile(r"^found \d+ bytes used, (?:no error found|error\(s\) found)", re.MULTILINE)
+_PART = re.compile(rb"\[(\d{1,2})/(\d{1,2})\] checking ")
 _PROBLEM = re.compile(
     r"^(?:ERROR|ref mismatch|backref|root \d+ inode \d+ errors|checksum verify failed|bad |"
     r"incorrect|parent transid|invalid|There are no extents|Extent|Csum|mirror \d+ bytenr)",
@@ -36,10 +40,9 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
 
 async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check all metadata, change nothing."""
-    del on_progress  # what it prints is for people
     argv = ("btrfs", "check", "--readonly", path)
     sandbox = Sandbox(device=path, readonly=True, cpu_s=timeout_s, threads=True)
-    return interpret(await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox))
+    return interpret(await _run(argv, timeout_s, sandbox, on_progress))
 
 
 async def repair(
@@ -49,8 +52,39 @@ async def repair(
     on_progress: OnProgress | None = None,
 ) -> CheckResult:
     """Only check: what is damaged stays so, and is told."""
-    del undo_file, on_progress
-    return await check(path, timeout_s)
+    del undo_file
+    return await check(path, timeout_s, on_progress)
+
+
+async def repair_by_force(
+    path: str,
+    timeout_s: float,
+    undo_file: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> CheckResult:
+    """Let it change what it will, on a clone. What that was worth the check after it says."""
+    if undo_file is not None:
+        raise ValueError("btrfs check has no undo")
+    # Nobody has a clone mounted; --force spares the ten seconds for a person to think again.
+    argv = ("btrfs", "check", "--repair", "--force", path)
+    sandbox = Sandbox(device=path, cpu_s=timeout_s, threads=True)
+    return interpret_repair(await _run(argv, timeout_s, sandbox, on_progress))
+
+
+async def _run(
+    argv: tuple[str, ...], timeout_s: float, sandbox: Sandbox, on_progress: OnProgress | None
+) -> process.Completed:
+    return await process.run(
+        argv,
+        timeout_s=timeout_s,
+        heavy=True,
+        sandbox=sandbox,
+        on_output=progress.of_headings(on_progress, _PART, _share),
+    )
+
+
+def _share(found: re.Match[bytes]) -> float:
+    return (int(found[1]) - 1) / max(int(found[2]), 1)
 
 
 def interpret(ended: process.Completed) -> CheckResult:
@@ -69,4 +103,23 @@ def interpret(ended: process.Completed) -> CheckResult:
         questions=len(_PROBLEM.findall(ended.output)) if ended.returncode else 0,
         tool=NAME,
         what=ended.describe() if failed else "",
+        last_resort=not failed and ended.returncode == 1,
+    )
+
+
+def interpret_repair(ended: process.Completed) -> CheckResult:
+    """The meaning of `btrfs check --repair`: it came to its end, or it did not.
+
+    Exit code 0 is no proof: it also ends so with damage left.
+    """
+    finished = _FOUND.search(ended.output) is not None
+    done = finished and not ended.timed_out and ended.returncode in {0, 1}
+    return CheckResult(
+        returncode=ended.returncode,
+        output=ended.output,
+        duration_s=ended.duration_s,
+        fixed=done,
+        questions=len(_PROBLEM.findall(ended.output)),
+        tool=NAME,
+        what="" if done else ended.describe(),
     )

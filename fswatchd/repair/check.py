@@ -13,7 +13,8 @@ class CheckResult:
 
     `clean` means that it found nothing, `fixed` that everything it found is corrected, `damaged`
     that something is left. When none of them is true it could not do its work (`what` says why),
-    which says nothing about the filesystem.
+    which says nothing about the filesystem. `last_resort` says that no safe tool goes on from here,
+    and one that takes a person's word might (`tools.LastResort`).
     """
 
     returncode: int
@@ -27,6 +28,7 @@ class CheckResult:
     cleared: int = 0
     tool: str = "e2fsck"
     what: str = field(default="")
+    last_resort: bool = False
 
     @property
     def usable(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import fs
+from fswatchd.kernel.patience import Patience
 from fswatchd.repair import swap
 from fswatchd.repair.scope import ImageFile
 from fswatchd.steps import ActionSettings, refuse
@@ -28,6 +29,10 @@ T = TypeVar("T")
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}
 _COPY_TIMEOUT_S = 24 * 3600.0
 _LOOK_EVERY_S = 0.5
+# Of what a file holds, and of what it is: nobody else's to set.
+_MADE_BY_THE_KERNEL = {"security.evm", "security.ima"}
+_PATIENCE_S = 5.0
+_patience = Patience()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +59,14 @@ def free_path(image: ImageFile, incident_id: str) -> str:
     return swap.free_name(clone_path(image, incident_id, "clone"))
 
 
-def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> None:
+async def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> None:
     """Raise StepEnded where a clone would leave less than the reserve on the host filesystem.
 
     A shared clone takes no room at first, but every block that is then written takes one, also
     those that the VE overwrites in the original: below the reserve its own writes could fail.
+    Raises OSError where the filesystem does not answer.
     """
-    free, reserve = _free_and_reserve(image.directory, settings)
+    free, reserve = await asyncio.to_thread(_free_and_reserve, image.directory, settings)
     needed = reserve if shared else reserve + os.stat(image.path).st_blocks * 512
     if free < needed:
         raise refuse(
@@ -73,7 +79,7 @@ def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> N
 def room(directory: str, settings: ActionSettings) -> int:
     """Bytes that may be written in a directory before the reserve is touched; negative below.
 
-    Raises OSError.
+    Raises OSError, which is TimeoutError where the filesystem does not answer; blocks meanwhile.
     """
     free, reserve = _free_and_reserve(directory, settings)
     return free - reserve
@@ -89,7 +95,7 @@ async def while_there_is_room(
     task = asyncio.create_task(work)
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
-            if room(directory, settings) < 0:
+            if await asyncio.to_thread(room, directory, settings) < 0:
                 text = f"{directory} ran below its reserve: the clone was given up"
                 raise refuse("no room", text)
         return task.result()
@@ -99,7 +105,7 @@ async def while_there_is_room(
 
 
 def _free_and_reserve(directory: str, settings: ActionSettings) -> tuple[int, int]:
-    room = os.statvfs(directory)
+    room = _patience.ask(directory, lambda: os.statvfs(directory), _PATIENCE_S)
     reserve = max(
         int(room.f_blocks * room.f_frsize * settings.reserve_share), settings.reserve_bytes
     )
@@ -119,7 +125,7 @@ async def copy(
     image: ImageFile, path: str, on_progress: Callable[[float], None] | None = None
 ) -> Clone:
     """Clone by copying what is not a hole; only of what stands still. Raises OSError."""
-    with _opened(image) as source, _created(path) as target:
+    with opened(image) as source, _created(path) as target:
         # cp finds holes by SEEK_HOLE, and is a process that can be ended.
         argv = (
             "cp",
@@ -151,7 +157,7 @@ async def _watch(source: int, target: int, on_progress: Callable[[float], None] 
 
 
 def _share(image: ImageFile, path: str) -> Clone:
-    with _opened(image) as source, _created(path) as target:
+    with opened(image) as source, _created(path) as target:
         try:
             fs.reflink(source, target)
         except OSError as error:
@@ -191,13 +197,20 @@ def _settle(source: int, target: int) -> None:
 
 
 def _dress(source: int, target: int) -> None:
-    """Give the clone the image's owner, mode and extended attributes (labels among them)."""
+    """Give the clone the image's owner, mode and extended attributes (labels among them).
+
+    Raises OSError where one cannot be kept: without its label a VE may not get at its own image.
+    """
     status = os.fstat(source)
     os.fchown(target, status.st_uid, status.st_gid)
     os.fchmod(target, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(source):
-        with suppress(OSError):
+        try:
             os.setxattr(target, name, os.getxattr(source, name))
+        except OSError as error:
+            if name not in _MADE_BY_THE_KERNEL:
+                what = f"cannot keep {name}: {error.strerror}"
+                raise OSError(error.errno, what) from None
 
 
 def _finished(fd: int, path: str, *, shared: bool) -> Clone:
@@ -208,7 +221,7 @@ def _finished(fd: int, path: str, *, shared: bool) -> Clone:
 
 
 @contextmanager
-def _opened(image: ImageFile) -> Iterator[int]:
+def opened(image: ImageFile) -> Iterator[int]:
     """The image open for reading, proven to be the inode that was decided on."""
     fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

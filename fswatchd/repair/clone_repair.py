@@ -17,9 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
-from fswatchd.devno import Devno
 from fswatchd.helpers.client import HelperError
-from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import block
 from fswatchd.repair import (
     clone,
@@ -35,15 +33,16 @@ from fswatchd.repair import (
 )
 from fswatchd.repair.clone import Clone
 from fswatchd.repair.condition import Condition
-from fswatchd.repair.cure import Cure, cure, open_files
+from fswatchd.repair.cure import Cure, cure_at_last, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal, describe_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
-from fswatchd.repair.scope import ImageFile, Stamp, Target
+from fswatchd.repair.scope import Stamp, Target
 from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
 from fswatchd.steps import ActionContext, Next, StepResult, refuse
+from fswatchd.units import show_duration
 
 _FREEZE_MARGIN_S = 20.0
 _CLONE_ATTEMPTS = 3
@@ -83,7 +82,7 @@ class CloneRepair:
     async def run(self) -> StepResult:
         """The whole way, from the first look to the running VE. Raises StepEnded."""
         target = await scope.resolve(self._context)
-        image = require_image(target)
+        image = scope.require_image(target)
         self._open_files = await open_files(self._context.inventory, target.superblock)
         clone.discard_unfinished(clone.clone_path(image, self._incident_id, "preview"))
         if not target.ve.commands.start:
@@ -99,7 +98,7 @@ class CloneRepair:
             fresh=False,
             swapping=False,
         )
-        state = await _condition(self._context, target)
+        state = await condition.seen(self._context, target)
         if state is Condition.WRITABLE:
             pause_s, self._shown = await first_look.running(
                 self._context, self._step, target, image
@@ -135,7 +134,8 @@ class CloneRepair:
     async def _hold_writers(self, target: Target, pause_s: float) -> Condition:
         """Freeze, or stop the VE where a freeze would be too long or reach too few."""
         stop_first = (
-            not ve_control.can_tell_tasks(target.ve) or block.sectors_written(_disk(target)) is None
+            not ve_control.can_tell_tasks(target.ve)
+            or block.sectors_written(scope.disk(target)) is None
         )
         if pause_s > self._step.max_write_pause:
             stop_first = stop_first or self._step.on_long_pause == "offline"
@@ -144,7 +144,7 @@ class CloneRepair:
         if stop_first:
             await self._stop(target, gently=True)
             return Condition.STOPPED
-        superblock = _mounted(target)
+        superblock = scope.mounted(target)
         deadline_s = self._step.max_write_pause + _FREEZE_MARGIN_S
         if consent.approved(self._context):
             deadline_s = self._timeout_s
@@ -164,8 +164,8 @@ class CloneRepair:
 
     async def _prepare_clone(self, target: Target) -> None:
         """Clone what no longer changes, repair and prove the clone."""
-        superblock = _mounted(target)
-        if block.sectors_written(_disk(target)) is None:
+        superblock = scope.mounted(target)
+        if block.sectors_written(scope.disk(target)) is None:
             text = (
                 f"nobody counts what is written to {superblock.device}: whether a clone is stale "
                 f"could not be told; write 1 to /sys/block/{superblock.device}/queue/iostats"
@@ -174,8 +174,8 @@ class CloneRepair:
         for _ in range(_CLONE_ATTEMPTS):
             self._drop_clone()
             await asyncio.to_thread(block.sync, f"/dev/{superblock.device}")
-            self._written = block.sectors_written(_disk(target))
-            self._stamp = require_image(target).stamp()
+            self._written = block.sectors_written(scope.disk(target))
+            self._stamp = scope.require_image(target).stamp()
             await self._make_clone(target)
             if self._nothing_written(target):
                 break
@@ -190,17 +190,17 @@ class CloneRepair:
             self._context.note(text)
             return
         self._context.progress(None, "looking for files that never reached the disk")
-        made, image = self._require_clone(), require_image(target)
+        made, image = self._require_clone(), scope.require_image(target)
         report = await salvage.run(
-            self._context, _mounted(target), made.file, image, self._step.salvage_max
+            self._context, scope.mounted(target), made.file, image, self._step.salvage_max
         )
         self._context.note(report)
 
     def _nothing_written(self, target: Target) -> bool:
-        written = block.sectors_written(_disk(target))
+        written = block.sectors_written(scope.disk(target))
         if written is None or written != self._written:
             return False
-        return require_image(target).is_unchanged(self._stamp)
+        return scope.require_image(target).is_unchanged(self._stamp)
 
     # --- stopping -----------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class CloneRepair:
         await self._context.inventory.refresh()
         if different := scope.still_the_same(target, self._context.inventory):
             raise refuse("cancelled", different, Next.CANCELLED)
-        superblock, image = _mounted(target), require_image(target)
+        superblock, image = scope.mounted(target), scope.require_image(target)
         frozen = self._freeze.held
         if frozen and not await self._freeze.still_held():
             raise refuse("stale", "somebody thawed the filesystem: the clone is stale")
@@ -247,7 +247,7 @@ class CloneRepair:
 
     async def finish(self, target: Target, *, fresh: bool) -> StepResult:
         """Make a clone if there is no fresh one, exchange, start, verify. Raises StepEnded."""
-        image = require_image(target)
+        image = scope.require_image(target)
         for _ in range(_CLONE_ATTEMPTS):
             if not fresh:
                 self._drop_clone()
@@ -274,17 +274,17 @@ class CloneRepair:
         await self._prove()
 
     async def _make_clone(self, target: Target) -> None:
-        image = require_image(target)
+        image = scope.require_image(target)
         path = clone.free_path(image, self._incident_id)
         await self._context.journal(clone=None, cloning=path)
         self._context.progress(None, "cloning")
         settings = self._context.settings
         try:
             try:
-                clone.check_room(image, settings, shared=True)
+                await clone.check_room(image, settings, shared=True)
                 self._clone = await clone.share(image, path)
             except clone.NotShareableError:
-                clone.check_room(image, settings, shared=False)
+                await clone.check_room(image, settings, shared=False)
                 on_progress = progress.begin(self._context, "copying the image")
                 self._clone = await clone.copy(image, path, on_progress)
         except OSError as error:
@@ -296,18 +296,22 @@ class CloneRepair:
         tools, path = self._tools, self._require_clone().file.path
         self._context.progress(None, "replaying the journal of the clone")
         replayed = await tools.replay(path, self._timeout_s)
-        if not replayed.usable:
-            text = f"the journal cannot be replayed: {replayed.what}"
-            raise refuse("cannot check", text, Next.OPERATOR)
-        done = await cure(
+        unreadable = f"the journal cannot be replayed: {replayed.what}"
+        if not replayed.usable and not (replayed.last_resort and tools.last_resort):
+            raise refuse("cannot check", unreadable, Next.OPERATOR)
+        expected = f" (about {show_duration(self._shown.seconds)} in all)" if self._shown else ""
+        done = await cure_at_last(
             tools,
             path,
+            replayed,
             image=self._image_path,
             timeout_s=self._timeout_s,
             open_files=self._open_files,
-            begin=lambda text: progress.begin(self._context, text),
+            begin=lambda text: progress.begin(self._context, f"{text}{expected}"),
             before=self._shown,
         )
+        if not replayed.usable and not done.proof.clean:
+            raise refuse("cannot check", f"{unreadable}; {done.summary()}", Next.OPERATOR)
         if not done.repaired.usable:
             raise refuse("cannot check", done.repaired.summary())
         self._findings = done.summary()
@@ -326,7 +330,7 @@ class CloneRepair:
         await asyncio.to_thread(clone.sync, path)
 
     async def _swap(self, target: Target) -> None:
-        image, made = require_image(target), self._require_clone()
+        image, made = scope.require_image(target), self._require_clone()
         await self._context.journal(swapping=True)
         try:
             await asyncio.to_thread(swap.exchange, image, made.file)
@@ -338,7 +342,7 @@ class CloneRepair:
 
     async def keep_original(self, target: Target) -> None:
         """After the exchange: give the original the name under which it is kept."""
-        image, journal = require_image(target), self._exchanged(target)
+        image, journal = scope.require_image(target), self._exchanged(target)
         made = journal.clone.path if journal.clone else ""
         kept = journal.keeping or swap.damaged_path(image, self._incident_id)
         await self._context.journal(keeping=kept)
@@ -352,7 +356,7 @@ class CloneRepair:
 
     def _exchanged(self, target: Target) -> RepairJournal:
         """The facts after the exchange: whatever comes now, the VE is started on what it has."""
-        image = require_image(target)
+        image = scope.require_image(target)
         journal = RepairJournal.read(self._context.record.journal)
         if journal.clone is None:
             raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
@@ -362,7 +366,7 @@ class CloneRepair:
 
     async def start(self, target: Target) -> StepResult:
         """Start the VE on the repaired image and prove it healthy."""
-        context, ve, image = self._context, target.ve, require_image(target)
+        context, ve, image = self._context, target.ve, scope.require_image(target)
         journal = self._exchanged(target)
         if journal.clone is None or journal.kept is None:
             raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
@@ -420,41 +424,6 @@ class CloneRepair:
         if self._clone is not None:
             self._clone.remove()
             self._clone = None
-
-
-def require_image(target: Target) -> ImageFile:
-    """The target's image; raises StepEnded for a volume on a device."""
-    if target.image is None:
-        text = f"the volume is on {target.device}, which this version cannot clone"
-        raise refuse("refused", f'{text}; use strategy = "offline"')
-    return target.image
-
-
-async def _condition(context: ActionContext, target: Target) -> Condition:
-    if target.superblock is None:
-        return Condition.STOPPED
-    try:
-        found = await condition.of(context.inventory, target.superblock)
-    except (OSError, HelperError, TimeoutError) as error:
-        raise refuse(
-            "cannot tell", f"{target.superblock.device} does not answer: {error}"
-        ) from None
-    if found is None:
-        text = f"{target.superblock.device} is no longer mounted"
-        raise refuse("cancelled", text, Next.CANCELLED)
-    return found
-
-
-def _mounted(target: Target) -> Superblock:
-    if target.superblock is None:
-        raise refuse("internal", "the volume is not mounted", Next.OPERATOR)
-    return target.superblock
-
-
-def _disk(target: Target) -> Devno:
-    """The block device: a btrfs has a number of its own."""
-    superblock = _mounted(target)
-    return superblock.members[0] if superblock.members else superblock.devno
 
 
 def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import enum
 import errno
 
+from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
+from fswatchd.repair.scope import Target
+from fswatchd.steps import ActionContext, Next, refuse
 
 
 class Condition(enum.Enum):
@@ -38,3 +41,19 @@ async def of(inventory: Inventory, superblock: Superblock) -> Condition | None:
     if superblock.fstype == "btrfs" and "ro" in options and await inventory.btrfs_error(superblock):
         return Condition.ABORTED
     return Condition.WRITABLE
+
+
+async def seen(context: ActionContext, target: Target) -> Condition:
+    """The same of a repair's target; STOPPED where it is not mounted. Raises StepEnded."""
+    if target.superblock is None:
+        return Condition.STOPPED
+    try:
+        found = await of(context.inventory, target.superblock)
+    except (OSError, HelperError, TimeoutError) as error:
+        raise refuse(
+            "cannot tell", f"{target.superblock.device} does not answer: {error}"
+        ) from None
+    if found is None:
+        text = f"{target.superblock.device} is no longer mounted"
+        raise refuse("cancelled", text, Next.CANCELLED)
+    return found

@@ -30,11 +30,16 @@ def long_pause(step: FsckStep, target: Target, pause_s: float) -> StepEnded:
 
 
 async def within_bounds(context: ActionContext, step: FsckStep, done: Cure, took_s: float) -> None:
-    """Keep the preview with the step. Raises StepEnded with the question where it is too much."""
+    """Keep the preview with the step. Raises StepEnded with the question where it is too much.
+
+    The last resort is always too much: nothing permits it but the answer to that very question.
+    """
     await context.journal(preview={**done.document(), "seconds": round(took_s, 3)})
     seen = context.record.journal.get("asked_about")
     known = seen if approved(context) and isinstance(seen, dict) else None
     over = beyond(step, done, known)
+    if done.by is not None and (known is None or known.get("last_resort") != done.by.command):
+        over = f"nothing but {done.by.command} would repair it: {done.by.price}"
     if over is not None:
         await context.journal(asked_about=done.document())
         text = f"{over}. A repair would do: {done.summary()}"

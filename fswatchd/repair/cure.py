@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fswatchd.inventory.inventory import Inventory
@@ -19,7 +20,7 @@ from fswatchd.repair.check import CheckResult
 from fswatchd.repair.findings import Findings
 from fswatchd.repair.names_back import NamesBack
 from fswatchd.repair.progress import OnProgress
-from fswatchd.repair.tools import Tools
+from fswatchd.repair.tools import LastResort, Tools
 from fswatchd.rules import FsckStep
 from fswatchd.units import show_size
 
@@ -28,13 +29,17 @@ _UNNAMED_KEPT = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cure:
-    """What a repair has done to a clone; `proof` is the check after it."""
+    """What a repair has done to a clone; `proof` is the check after it.
+
+    `by` is the last resort that it took, None where the usual tools were enough.
+    """
 
     repaired: CheckResult
     proof: CheckResult
     findings: Findings = field(default_factory=Findings)
     names: NamesBack = field(default_factory=NamesBack)
     seconds: float = 0.0
+    by: LastResort | None = None
 
     @property
     def lost_files(self) -> int:
@@ -48,7 +53,8 @@ class Cure:
         if not self.repaired.usable:
             return self.repaired.summary()
         parts = [self.repaired.summary(), self.findings.summary(), self.names.summary()]
-        return "; ".join(part for part in parts if part)
+        text = "; ".join(part for part in parts if part)
+        return f"{self.by.command}: {text}" if self.by else text
 
     def document(self) -> dict[str, Any]:
         """For JSON: what is asked about before it is done."""
@@ -60,8 +66,36 @@ class Cure:
             "unnamed_files": [f"#{inode}" for inode in self.names.unnamed[:_UNNAMED_KEPT]],
             "lost_files": self.lost_files,
             "bytes": self.names.size_bytes,
+            "last_resort": self.by.command if self.by else None,
             "summary": self.summary(),
         }
+
+
+async def cure_at_last(
+    tools: Tools,
+    path: str,
+    replayed: CheckResult,
+    *,
+    image: str,
+    timeout_s: float,
+    open_files: Mapping[int, str],
+    begin: Callable[[str], OnProgress],
+    before: Cure | None = None,
+) -> Cure:
+    """As `cure`, and by the last resort where nothing else would help; `replayed` went before.
+
+    Whether that may be swapped in is for the caller to have asked (`consent.within_bounds`).
+    """
+    run = partial(
+        cure, path=path, image=image, timeout_s=timeout_s, open_files=open_files, begin=begin
+    )
+    resort, done = tools.last_resort, Cure(repaired=replayed, proof=replayed)
+    if replayed.usable:
+        done = await run(tools, before=before)
+    if resort is None or not done.repaired.last_resort:
+        return done
+    tried = await run(replace(tools, repair=resort.repair))
+    return replace(tried, by=resort, seconds=done.seconds + tried.seconds)
 
 
 async def cure(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fswatchd.inventory.model import Superblock
-from fswatchd.kernel import block, extfs, proc
+from fswatchd.kernel import block, magic, proc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,9 @@ class DeviceIdentity:
             return "the filesystem's UUID is not known, so that it could not be told from others"
         if self.boot == proc.boot_id() and block.disk_sequence_of(fd) != self.disk_sequence:
             return "the device was given to another disk meanwhile"
-        found = extfs.uuid_of(fd)
+        found = magic.uuid_of(fd)
         if found != self.uuid:
-            return f"it holds {found or 'no ext filesystem'}, not the filesystem {self.uuid}"
+            return (
+                f"it holds {found or 'no filesystem that is known'}, not the filesystem {self.uuid}"
+            )
         return None

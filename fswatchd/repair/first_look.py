@@ -9,12 +9,12 @@ import os
 
 from fswatchd import views
 from fswatchd.inventory.model import Superblock
-from fswatchd.repair import clone, consent, preview, verify
+from fswatchd.repair import clone, consent, healer, preview, verify
 from fswatchd.repair.cure import Cure
 from fswatchd.repair.scope import ImageFile, Target, tools_for
 from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
-from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
+from fswatchd.steps import DAMAGED, RECOVERED, ActionContext, Next, StepEnded, StepResult, refuse
 from fswatchd.units import show_duration, show_size
 
 _COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured yet
@@ -31,21 +31,34 @@ async def running(
     try:
         seen = await preview.look(context, target, image)
     except clone.NotShareableError:
-        clone.check_room(image, context.settings, shared=False)
+        await clone.check_room(image, context.settings, shared=False)
+        if (left_to_it := healer.stand_back(context, target.superblock)) is not None:
+            raise left_to_it from None
         size = os.stat(image.path).st_blocks * 512
         text = f"the host filesystem cannot share blocks: {show_size(size)} to copy"
         context.note(f"no preview, {text}")
         return size / _COPY_BYTES_PER_S, None
     except OSError as error:
         raise refuse("cannot clone", f"no clone can be made: {error}") from None
+    if seen.clean and (left := _left_by_scrub(context)):
+        text = f"its metadata is whole, but a scrub has found damage that nothing mends: {left}"
+        raise refuse("data lost", text, Next.OPERATOR)
     if seen.clean and context.incident.lost and target.superblock is not None:
         raise await _only_data_lost(context, target.superblock)
+    if seen.clean and healer.has_healed(context):
+        text = f"{healer.NAME} has repaired it: a clone is clean after its log was replayed"
+        raise StepEnded(StepResult(next=Next.FINISHED, result=RECOVERED, detail=text))
     if seen.clean:
         text = (
             "a clone of the running filesystem is clean after its journal was replayed: "
             "nothing on the disk is damaged; its own error record stays until the next fsck"
         )
         raise StepEnded(StepResult(next=Next.FINISHED, result="false-alarm", detail=text))
+    if (left_to_it := healer.stand_back(context, target.superblock)) is not None:
+        raise left_to_it
+    if not seen.check.usable:
+        # What is still written to has a log that is only half on the disk: try again.
+        raise refuse("cannot check", f"no verdict: {seen.check.what}")
     if not seen.curable or seen.cure is None:
         left = seen.cure.proof.summary() if seen.cure else seen.check.summary()
         raise not_curable(tools_for(target.filesystem), left)
@@ -77,6 +90,14 @@ def not_curable(tools: Tools, left: str) -> StepEnded:
     if tools.no_cure:
         text = f"the filesystem is damaged ({left}), nothing was changed; {tools.no_cure}"
     return refuse("not curable", text, Next.OPERATOR)
+
+
+def _left_by_scrub(context: ActionContext) -> str | None:
+    """What an earlier step of this plan could not mend: data, where the metadata is clean."""
+    for record in context.incident.steps:
+        if record.result == DAMAGED:
+            return record.detail
+    return None
 
 
 async def _only_data_lost(context: ActionContext, superblock: Superblock) -> StepEnded:

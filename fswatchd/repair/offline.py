@@ -1,9 +1,13 @@
-"""`strategy = "offline"`: stop the VE, check its volume in place with an undo file, start it.
+"""`strategy = "offline"`: stop the VE, check its volume in place, start it.
 
-While e2fsck works on an image, the image has another name: whoever starts the VE meanwhile (an HA
+What e2fsck changes an undo file takes back. Nothing does for XFS: there the volume is changed only
+where a check has found damage, and what does not come out clean stays where no start finds it.
+btrfs is checked and never changed; after an abort the next mount is the cure.
+
+While a tool works on an image, the image has another name: whoever starts the VE meanwhile (an HA
 manager, a reboot, an admin) finds no image instead of a half-repaired one. A device cannot be
-renamed; it is held with O_EXCL from before the check until after the write, and e2fsck works on a
-loop device on top of our descriptor.
+renamed; it is held with O_EXCL from before the check until after the write, and the tool works on
+a loop device on top of our descriptor.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import block, loop
-from fswatchd.repair import scope, swap, ve_control, verify
+from fswatchd.repair import progress, scope, swap, ve_control, verify
+from fswatchd.repair.check import CheckResult
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.journal import describe_file, read_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import ImageFile, Stamp, Target
+from fswatchd.repair.tools import Tools
 from fswatchd.rules import FsckStep
 from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
@@ -36,7 +42,11 @@ async def run(context: ActionContext, step: FsckStep) -> StepResult:
         raise refuse("refused", text)
     if target.image is None and (different := _other_device(target)):
         raise refuse("refused", f"{target.device}: {different}")
-    undo_file = _undo_file(context, target)
+    tools = scope.tools_for(target.filesystem)
+    if target.image is None and not tools.on_devices:
+        text = f"{tools.name} can be shut in on image files only; {target.device} is left to you"
+        raise refuse("refused", text)
+    undo_file = _undo_file(context, target) if tools.undoes else None
     await context.journal(
         ve=target.ve.ve_id,
         image=describe_file(target.image) if target.image else None,
@@ -55,7 +65,7 @@ async def repair_stopped(
     context: ActionContext,
     target: Target,
     step: FsckStep,
-    undo_file: str,
+    undo_file: str | None,
     outage: Outage,
     *,
     half_done: bool = False,
@@ -66,7 +76,7 @@ async def repair_stopped(
     finds is not what the volume was before, and undoing this one does not bring that back.
     """
     context.reached("contained")
-    timeout_s, tools = context.settings.tool_timeout_s, scope.tools_for(target.filesystem)
+    tools = scope.tools_for(target.filesystem)
     try:
         hold = await Hold.take(target, context.incident.incident_id)
     except (StepEnded, OSError, swap.SwapError) as error:
@@ -74,9 +84,8 @@ async def repair_stopped(
     proven = restored = False
     try:
         await context.journal(writing=True)
-        context.progress(None, f"{tools.name} in place")
-        repaired = await tools.repair(hold.device, timeout_s, undo_file)
-        proof = await tools.check(hold.device, timeout_s) if repaired.usable else repaired
+        path = hold.device if tools.undoes or hold.file is None else hold.file.path
+        repaired, proof = await _in_place(context, tools, path, undo_file)
         proven = repaired.usable and proof.clean
         restored = proven or (
             not half_done and (await hold.untouched() or await _undone(hold.device, undo_file))
@@ -89,7 +98,7 @@ async def repair_stopped(
             context.note(f"the volume of {target.ve.ve_id} is left at {left_aside}")
     if not proven:
         where = None if restored else left_aside or target.device
-        raise _not_curable(target, proof.summary(), undo_file, where)
+        raise _not_curable(tools, target, proof.summary(), undo_file, where)
     await context.journal(writing=False, proven=True)
     outage.end()
     undo: dict[str, object] = {
@@ -102,32 +111,60 @@ async def repair_stopped(
     return await _start(context, target, repaired.summary(), undo)
 
 
+async def _in_place(
+    context: ActionContext, tools: Tools, path: str, undo_file: str | None
+) -> tuple[CheckResult, CheckResult]:
+    """What was done to the volume, and the check after it."""
+    timeout_s = context.settings.tool_timeout_s
+    text = f"{tools.name} in place"
+    if undo_file is not None:
+        repaired = await tools.repair(path, timeout_s, undo_file, progress.begin(context, text))
+    else:
+        context.progress(None, "replaying the journal in place")
+        repaired = await tools.replay(path, timeout_s)
+        if repaired.usable:
+            begun = progress.begin(context, f"{text}: looking")
+            repaired = await tools.check(path, timeout_s, begun)
+        if repaired.damaged:
+            repaired = await tools.repair(path, timeout_s, None, progress.begin(context, text))
+    if not repaired.usable:
+        return repaired, repaired
+    begun = progress.begin(context, f"{text}: proving")
+    return repaired, await tools.check(path, timeout_s, begun)
+
+
 def _not_taken(target: Target, error: Exception, outage: Outage, *, half_done: bool) -> StepEnded:
     """The VE gets back what nobody has changed; not what an earlier run has half-written."""
     text = f"{target.image.path if target.image else target.device} cannot be checked: {error}"
     if half_done:
         outage.end()
-        text += f"; an earlier e2fsck was cut off, and {target.ve.ve_id} stays stopped"
+        text += f"; an earlier repair was cut off, and {target.ve.ve_id} stays stopped"
     else:
         text += "; nothing was changed"
     return refuse("not taken", text, Next.OPERATOR)
 
 
-async def _undone(device: str, undo_file: str) -> bool:
+async def _undone(device: str, undo_file: str | None) -> bool:
     """Take back what e2fsck wrote (e2undo(8)); whether the volume is what it was."""
+    if undo_file is None:
+        return False
     sandbox = Sandbox(device=device, directory=os.path.dirname(undo_file))
     argv = ("e2undo", undo_file, device)
     ended = await process.run(argv, timeout_s=_UNDO_TIMEOUT_S, sandbox=sandbox)
     return ended.succeeded
 
 
-def _not_curable(target: Target, left: str, undo_file: str, where: str | None) -> StepEnded:
-    text = f"e2fsck leaves damage ({left}); the volume is what it was before"
+def _not_curable(
+    tools: Tools, target: Target, left: str, undo_file: str | None, where: str | None
+) -> StepEnded:
+    text = f"{tools.name} leaves damage ({left}); the volume is what it was before"
     if where is not None:
-        text = (
-            f"e2fsck leaves damage ({left}); {target.ve.ve_id} stays stopped, its volume is {where}"
-            f" and what e2fsck changed is in {undo_file}, see e2undo(8)"
-        )
+        text = f"{tools.name} leaves damage ({left}); {target.ve.ve_id} stays stopped, its volume "
+        text += f"is {where}"
+        if undo_file is not None:
+            text += f" and what e2fsck changed is in {undo_file}, see e2undo(8)"
+    if tools.no_cure:
+        text += f"; {tools.no_cure}"
     return refuse("not curable", text, Next.OPERATOR)
 
 
@@ -158,10 +195,11 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
     holder = await ve_control.wait_released(None, file, RELEASE_TIMEOUT_S)
     if holder is not None:
         raise refuse("still in use", holder, Next.OPERATOR)
-    # e2fsck is safe to repeat on what it left half-done; the first undo file stays as it is.
-    undo_file = f"{journal['undo_file']}.again"
-    with suppress(FileNotFoundError):
-        os.unlink(undo_file)
+    # The tools are safe to repeat on what they left half-done; the first undo file stays as it is.
+    undo_file = f"{journal['undo_file']}.again" if journal.get("undo_file") else None
+    if undo_file is not None:
+        with suppress(FileNotFoundError):
+            os.unlink(undo_file)
     async with Outage(context) as outage:
         if journal.get("stopping"):
             outage.begin(target.ve, None, file)
@@ -216,7 +254,11 @@ async def _start(
 
 
 class Hold:
-    """A loop device of ours on a volume that nobody else can mount or start meanwhile."""
+    """A loop device of ours on a volume that nobody else can mount or start meanwhile.
+
+    `file` is the image under the name that it has meanwhile, None for a device. Work on either of
+    the two, and not on both: neither sees what the other has cached.
+    """
 
     def __init__(self, target: Target, aside: str | None, base: int) -> None:
         self._target = target
@@ -224,7 +266,9 @@ class Hold:
         self._base = base
         self._fd: int | None = None
         self._written: int | None = None
+        self._stamp: Stamp | None = None
         self.device = ""
+        self.file: ImageFile | None = None
 
     @classmethod
     async def take(cls, target: Target, incident_id: str) -> Hold:
@@ -249,16 +293,21 @@ class Hold:
             hold.device, hold._fd = await asyncio.to_thread(loop.attach, base, autoclear=True)
             block.count_writes(hold._devno())
             hold._written = block.sectors_written(hold._devno())
+            if target.image is not None and aside is not None:
+                hold.file = replace(target.image, path=aside)
+                hold._stamp = hold.file.stamp()
         except BaseException:
             await hold.release(in_place=not was_aside)
             raise
         return hold
 
     async def untouched(self) -> bool:
-        """Whether nothing at all was written through the device since it was taken."""
+        """Whether nothing at all was written since it was taken."""
         if self._fd is None:
             return True
         await asyncio.to_thread(os.fsync, self._fd)
+        if self.file is not None and not self.file.is_unchanged(self._stamp):
+            return False
         now = block.sectors_written(self._devno())
         return now is not None and now == self._written
 

@@ -10,7 +10,7 @@ from typing import Any
 from fswatchd.kernel import block
 from fswatchd.repair import clone, progress, scope
 from fswatchd.repair.check import CheckResult
-from fswatchd.repair.cure import Cure, cure, open_files
+from fswatchd.repair.cure import Cure, cure_at_last, open_files
 from fswatchd.repair.scope import ImageFile, Target
 from fswatchd.steps import ActionContext, refuse
 
@@ -19,8 +19,9 @@ from fswatchd.steps import ActionContext, refuse
 class Preview:
     """What the clone showed.
 
-    `seconds` is how long clone, replay, repair and proof took: about the pause that writers
-    would see. `cure` is None where the filesystem was clean.
+    `check` is the check of the replayed clone, or why it could not be replayed; `seconds` is how
+    long clone, replay, repair and proof took: about the pause that writers would see. `cure` is
+    None where the filesystem was clean.
     """
 
     check: CheckResult
@@ -57,7 +58,7 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
     """
     timeout_s = context.settings.tool_timeout_s
     tools = scope.tools_for(target.filesystem)
-    clone.check_room(image, context.settings, shared=True)
+    await clone.check_room(image, context.settings, shared=True)
     path = clone.clone_path(image, context.incident.incident_id, "preview")
     clone.discard_unfinished(path)
     context.progress(None, "preview: cloning the running filesystem")
@@ -71,14 +72,17 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
         replayed = await tools.replay(path, timeout_s)
         cloned_s = time.monotonic() - started
         on_progress = progress.begin(context, "preview: checking the clone")
-        check = await tools.check(path, timeout_s, on_progress)
-        if not replayed.usable or not check.usable:
-            raise refuse("cannot check", f"no verdict: {check.what or replayed.what}")
+        check = replayed
+        if replayed.usable:
+            check = await tools.check(path, timeout_s, on_progress)
+        if not check.usable and not (check.last_resort and tools.last_resort):
+            raise refuse("cannot check", f"no verdict: {check.what}")
         if check.clean:
             return Preview(check=check, cure=None, seconds=cloned_s)
-        done = await cure(
+        done = await cure_at_last(
             tools,
             path,
+            replayed,
             image=image.path,
             timeout_s=timeout_s,
             open_files=held,

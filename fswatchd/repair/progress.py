@@ -16,10 +16,33 @@ from fswatchd.units import show_duration
 OnProgress = Callable[[float], None]
 
 _EVERY_S = 0.5
+_LONGEST_LINE = 4096
 _LEAST_SHARE = 0.02  # before that an estimate means nothing
 _LINE = re.compile(rb"^(\d) (\d+) (\d+)\b", re.MULTILINE)
 # Where each pass of e2fsck begins, in the time that it usually takes (its own bar does the same).
 _PASSES = (0.0, 0.70, 0.90, 0.92, 0.95, 1.0)
+
+
+def of_headings(
+    on_progress: OnProgress | None,
+    pattern: re.Pattern[bytes],
+    share: Callable[[re.Match[bytes]], float],
+) -> Callable[[bytes], None]:
+    """Tells how far a program is by the headings that it prints, for `process.run`.
+
+    `pattern` finds one in a line, `share` says where it stands in the whole.
+    """
+    rest = b""
+
+    def read(chunk: bytes) -> None:
+        nonlocal rest
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[-_LONGEST_LINE:]
+        found = [match for line in lines if (match := pattern.match(line)) is not None]
+        if found and on_progress is not None:
+            on_progress(share(found[-1]))
+
+    return read
 
 
 def begin(context: ActionContext, text: str) -> OnProgress:

@@ -45,9 +45,11 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
 def _no_way_back(incident_id: str, undo: Mapping[str, Any]) -> RefusedError:
     """Why there is no volume from before the repair: never kept, kept no longer, or no repair."""
     hint = ""
-    if undo.get("undo_file"):
+    if "undo_file" in undo:
         text = f"{incident_id} was repaired in place and the VE has run since then"
-        hint = f"what e2fsck changed is in {undo['undo_file']}, see e2undo(8)"
+        hint = "nothing can undo that; restore what is missing from a backup"
+        if undo["undo_file"]:
+            hint = f"what e2fsck changed is in {undo['undo_file']}, see e2undo(8)"
     elif "image" in undo:
         text = f"the volume from before the repair of {incident_id} is not kept any more"
         hint = "its time (keep_original) was over, or the room was needed: fswatch why says which"

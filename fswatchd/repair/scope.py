@@ -196,6 +196,27 @@ def image_file(path: str) -> ImageFile:
     return ImageFile.at(real)
 
 
+def require_image(target: Target) -> ImageFile:
+    """The target's image; raises StepEnded for a volume on a device."""
+    if target.image is None:
+        text = f"the volume is on {target.device}, which this version cannot clone"
+        raise refuse("refused", f'{text}; use strategy = "offline"')
+    return target.image
+
+
+def mounted(target: Target) -> Superblock:
+    """The superblock it is mounted as; raises StepEnded where it is not."""
+    if target.superblock is None:
+        raise refuse("internal", "the volume is not mounted", Next.OPERATOR)
+    return target.superblock
+
+
+def disk(target: Target) -> Devno:
+    """The block device: a btrfs has a number of its own."""
+    superblock = mounted(target)
+    return superblock.members[0] if superblock.members else superblock.devno
+
+
 def still_the_same(target: Target, inventory: Inventory) -> str | None:
     """None when the target is what was decided on; otherwise what is different."""
     if target.image is not None and not target.image.is_at(target.image.path):

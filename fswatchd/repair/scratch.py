@@ -55,20 +55,27 @@ async def attached(path: str) -> AsyncIterator[str]:
     """
     image = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        began = time.monotonic_ns()
-        device, fd = await asyncio.to_thread(loop.attach, image, autoclear=True)
-        use = _Use(os.path.basename(device), began)
-        _uses.append(use)
-        try:
-            await _locked(fd)
+        async with attached_file(image) as device:
             yield device
-        finally:
-            os.close(fd)
-            await _gone(image)
-            use.until_ns = time.monotonic_ns()
         await asyncio.to_thread(os.fsync, image)
     finally:
         os.close(image)
+
+
+@asynccontextmanager
+async def attached_file(image: int) -> AsyncIterator[str]:
+    """The same of an open file, which needs no name."""
+    began = time.monotonic_ns()
+    device, fd = await asyncio.to_thread(loop.attach, image, autoclear=True)
+    use = _Use(os.path.basename(device), began)
+    _uses.append(use)
+    try:
+        await _locked(fd)
+        yield device
+    finally:
+        os.close(fd)
+        await _gone(image, device)
+        use.until_ns = time.monotonic_ns()
 
 
 async def _locked(fd: int) -> None:
@@ -85,11 +92,11 @@ async def _locked(fd: int) -> None:
             return
 
 
-async def _gone(image: int) -> None:
+async def _gone(image: int, device: str) -> None:
     status = os.fstat(image)
     file = (Devno.of(status.st_dev), status.st_ino)
     deadline = time.monotonic() + _RELEASE_TIMEOUT_S
-    while await asyncio.to_thread(loop.holders, *file):
+    while device in await asyncio.to_thread(loop.holders, *file):
         if time.monotonic() > deadline:
             raise TimeoutError
         await asyncio.sleep(_POLL_S)

@@ -18,6 +18,7 @@ from fswatchd.repair.progress import OnProgress
 
 CLONE = "clone"
 OFFLINE = "offline"
+ONLINE = "online"
 _RUNS = 3
 
 
@@ -51,11 +52,24 @@ class Repair(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LastResort:
+    """What is done to a clone, and only after a person has seen what came of it and said yes.
+
+    `command` is what it is called, `price` what it costs beside what the preview shows.
+    """
+
+    command: str
+    price: str
+    repair: Repair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
     """The tools of one filesystem, as its module here calls them.
 
     `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
-    safe with it, `instead` what to do where the way that was asked for is not. `salvages` says that
+    safe with it. `undoes` says that what it does in place can be undone, `on_devices` that it works
+    on a device too; `salvages` that
     single files of a copy can be read without mounting it; `silent_after_shutdown` that a
     filesystem which was shut down writes nothing any more, not even when it is unmounted. `no_cure`
     is what to do about damage that they do not cure.
@@ -63,21 +77,24 @@ class Tools:
 
     name: str
     strategies: frozenset[str]
-    instead: str
     replay: Replay
     check: Check
     repair: Repair
+    undoes: bool = False
+    on_devices: bool = True
     salvages: bool = False
     silent_after_shutdown: bool = False
     no_cure: str = ""
+    last_resort: LastResort | None = None
 
 
-def _again(repair: Repair, check: Check) -> Repair:
+def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Repair:
     """Repair until nothing is left, a few times at the most.
 
     One run can leave what the next one fixes: e2fsck 1.47 a quota that it has worked out before it
     moved files, xfsprogs 6.1 the link count of a directory that it has rebuilt. With an undo file
-    there is one run: that file is of one.
+    there is one run: that file is of one. The runs after the first are `more_by`, where that is
+    another.
     """
 
     async def run(
@@ -90,7 +107,7 @@ def _again(repair: Repair, check: Check) -> Repair:
         for _ in range(_RUNS - 1):
             if undo_file is not None or not result.fixed or (await check(path, timeout_s)).clean:
                 break
-            more = await repair(path, timeout_s)
+            more = await (more_by or repair)(path, timeout_s)
             if not more.usable:
                 return more
             result = result.plus(more)
@@ -103,10 +120,10 @@ def _ext() -> Tools:
     return Tools(
         name="e2fsck",
         strategies=frozenset({CLONE, OFFLINE}),
-        instead='use strategy = "clone" or "offline"',
         replay=e2fsck.replay,
         check=e2fsck.check,
         repair=_again(e2fsck.repair, e2fsck.check),
+        undoes=True,
         salvages=True,
     )
 
@@ -114,24 +131,33 @@ def _ext() -> Tools:
 def _xfs() -> Tools:
     return Tools(
         name=xfs.NAME,
-        strategies=frozenset({CLONE}),
-        instead='what xfs_repair changes in place cannot be undone; use strategy = "clone"',
+        strategies=frozenset({CLONE, OFFLINE, ONLINE}),
         replay=xfs.replay,
         check=xfs.check,
         repair=_again(xfs.repair, xfs.check),
+        on_devices=False,
         silent_after_shutdown=True,
+        last_resort=LastResort(
+            command="xfs_repair -L",
+            price="it throws the log away, and with it changes that were acknowledged",
+            repair=_again(xfs.repair_without_log, xfs.check, xfs.repair),
+        ),
     )
 
 
 def _btrfs() -> Tools:
     return Tools(
         name=btrfs.NAME,
-        strategies=frozenset({CLONE}),
-        instead=f'{btrfs.NO_CURE}; strategy = "clone" brings back one that was aborted',
+        strategies=frozenset({CLONE, OFFLINE, ONLINE}),
         replay=btrfs.replay,
         check=btrfs.check,
         repair=btrfs.repair,
         no_cure=btrfs.NO_CURE,
+        last_resort=LastResort(
+            command="btrfs check --repair",
+            price="it can lose more than was damaged, its authors advise against it",
+            repair=btrfs.repair_by_force,
+        ),
     )
 
 
@@ -156,5 +182,6 @@ def refusal(fstype: str | None, strategy: str) -> str | None:
     if tools is None:
         return f"this version cannot repair {fstype or 'an unknown filesystem'}"
     if strategy not in tools.strategies:
-        return f'{fstype} has no safe repair by strategy = "{strategy}": {tools.instead}'
+        ways = " or ".join(f'"{way}"' for way in sorted(tools.strategies))
+        return f'{fstype} has no safe repair by strategy = "{strategy}", use {ways}'
     return None

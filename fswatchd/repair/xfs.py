@@ -1,8 +1,9 @@
 """Run xfs_repair (xfs_repair(8)) and let the kernel replay an XFS log.
 
-xfs_repair cannot replay a log, and refuses to work beside one (exit code 2). Its `-L` would throw
-the log away, and with it what was acknowledged: it is not in this file. The kernel replays the log
+xfs_repair cannot replay a log, and refuses to work beside one (exit code 2). The kernel replays it
 when it mounts the filesystem; a copy needs `nouuid` for that, because the original may be mounted.
+Its `-L` throws the log away, and with it what was acknowledged: `repair_without_log` alone has it,
+the last resort on a clone after a person said so (`consent.within_bounds`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 
 from fswatchd import process
 from fswatchd.helpers.client import Helper, HelperError
-from fswatchd.repair import scratch
+from fswatchd.repair import progress, scratch
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.findings import XFS_ROUTINE
 from fswatchd.repair.progress import OnProgress
@@ -26,6 +27,8 @@ FAILED = 1  # with -n: damage was found, or the program could not go on
 DIRTY_LOG = 2
 FIXED = 4  # with -e
 
+# Answers of xfs_log_mount() (fs/xfs/xfs_log.c) about the log itself; EIO may be the disk's.
+_LOG_REFUSED = {errno.EBADMSG, errno.EUCLEAN, errno.EINVAL}
 _HELPER = "fswatchd.helpers.replay"
 _LOG_STATE = re.compile(r"^\s*log tail: \d+ head: \d+ state: <(CLEAN|DIRTY)>", re.MULTILINE)
 # What `-n` prints when it has come to an end, as it does at whatever damage it is made for.
@@ -35,6 +38,9 @@ _FINISHED = re.compile(
     r"|^Primary superblock would have been modified",
     re.MULTILINE,
 )
+_PHASE = re.compile(rb"Phase ([1-7]) - ")
+# Where each begins, in the time that a filesystem with many files takes.
+_PHASES = (0.0, 0.02, 0.05, 0.45, 0.6, 0.65, 0.95)
 _LOG_IGNORED = "valuable metadata changes in a log which is being"
 _RECONNECTED = re.compile(r"disconnected (?:dir )?inode (\d+), (?:would move|moving) to ")
 _CLEARED = re.compile(
@@ -52,9 +58,9 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
     """
     started = time.monotonic()
     before = await _log_state(path, timeout_s)
-    problem = None
+    problem, refused = None, False
     if before != "CLEAN":
-        problem = await _mount(path, timeout_s)
+        problem, refused = await _mount(path, timeout_s)
         now = await _log_state(path, timeout_s)
         if before is None and now is None and problem is not None:
             problem = None  # whether it has a log is for xfs_repair to say, which refuses if so
@@ -72,13 +78,13 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
         clean=problem is None,
         tool=NAME,
         what=problem or "",
+        last_resort=problem is not None and refused,
     )
 
 
 async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check everything, change nothing."""
-    del on_progress  # xfs_repair tells only every quarter of an hour
-    return interpret_check(await _run(("-n",), path, timeout_s))
+    return interpret_check(await _run(("-n",), path, timeout_s, on_progress))
 
 
 async def repair(
@@ -87,17 +93,39 @@ async def repair(
     undo_file: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> CheckResult:
-    """Check everything and fix what can be fixed. Cannot be undone: always on a copy."""
-    del on_progress
+    """Check everything and fix what can be fixed. Cannot be undone.
+
+    On image files only: on a device it ends with an ioctl(2) (BLKFLSBUF) that no program in a
+    sandbox may use, and takes the refusal for a write that failed.
+    """
     if undo_file is not None:
         raise ValueError("xfs_repair has no undo")
-    return interpret_repair(await _run(("-e",), path, timeout_s))
+    return interpret_repair(await _run(("-e",), path, timeout_s, on_progress))
 
 
-async def _run(options: tuple[str, ...], path: str, timeout_s: float) -> process.Completed:
-    sandbox = Sandbox(device=path, cpu_s=timeout_s, threads=True)
+async def repair_without_log(
+    path: str,
+    timeout_s: float,
+    undo_file: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> CheckResult:
+    """The same, for a log that nobody can replay: what is only there is lost. See the module."""
+    if undo_file is not None:
+        raise ValueError("xfs_repair has no undo")
+    return interpret_repair(await _run(("-L", "-e"), path, timeout_s, on_progress))
+
+
+async def _run(
+    options: tuple[str, ...], path: str, timeout_s: float, on_progress: OnProgress | None
+) -> process.Completed:
     return await process.run(
-        (NAME, *options, path), timeout_s=timeout_s, heavy=True, sandbox=sandbox
+        (NAME, *options, path),
+        timeout_s=timeout_s,
+        heavy=True,
+        sandbox=Sandbox(device=path, cpu_s=timeout_s, threads=True),
+        on_output=progress.of_headings(
+            on_progress, _PHASE, lambda found: _PHASES[int(found[1]) - 1]
+        ),
     )
 
 
@@ -110,8 +138,11 @@ async def _log_state(path: str, timeout_s: float) -> str | None:
     return found[1] if found and not ended.timed_out else None
 
 
-async def _mount(path: str, timeout_s: float) -> str | None:
-    """Mount it where nobody sees it, and unmount it; None, or what went wrong."""
+async def _mount(path: str, timeout_s: float) -> tuple[str | None, bool]:
+    """Mount it where nobody sees it, and unmount it; None, or what went wrong.
+
+    And whether that is the kernel's word about the filesystem, not about the attempt.
+    """
     helper = Helper(_HELPER)
     try:
         async with scratch.attached(path) as device:
@@ -122,13 +153,14 @@ async def _mount(path: str, timeout_s: float) -> str | None:
             finally:
                 await helper.close(kill=True)
     except TimeoutError:
-        return "its device does not go away"
+        return "its device does not go away", False
     except HelperError as error:
-        return str(error)
+        return str(error), False
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
-        return f"mount: {os.strerror(error.errno or 5)} {name}".rstrip()
-    return None
+        text = f"mount: {os.strerror(error.errno or 5)} {name}".rstrip()
+        return text, error.errno in _LOG_REFUSED
+    return None, False
 
 
 def interpret_check(ended: process.Completed) -> CheckResult:

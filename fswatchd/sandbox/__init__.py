@@ -31,8 +31,9 @@ class Sandbox:
     """What the program may reach, and how much it may take.
 
     `device` is the image or block device, `readonly` makes it that; `directory` is one more place
-    that may be written (for an undo file). `cpu_s` counts the CPU's seconds, `memory_bytes` the
-    address space; the usual is half of the machine's memory. `threads`: more than one task.
+    that may be written (for an undo file), but not beside a device that is only read. `cpu_s`
+    counts the CPU's seconds, `memory_bytes` the address space; the usual is half of the machine's
+    memory. `threads`: more than one task.
     """
 
     device: str

@@ -1,7 +1,8 @@
 """A sandbox of bubblewrap: namespaces, limits, and a call filter.
 
-The filter lets a program make no processes, sockets or namespaces. See bwrap(1), prlimit(1),
-seccomp(2).
+The filter lets a program make no processes, sockets or namespaces. A read-only mount does not hold
+what is written to a block device: where one is only to be read, the filter lets nothing be opened
+for writing. See bwrap(1), prlimit(1), seccomp(2).
 
 Not here: its deadline, its place at the disk and what the OOM killer thinks of it (`process`).
 """
@@ -28,6 +29,9 @@ _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _MASKED_EQUAL = 7
 _CLONE_THREAD = 0x00010000
+# open(2): where the flags are. The access mode 3 opens for ioctl(2) what may be written.
+_OPENS = {"open": 1, "openat": 2}
+_WRITABLE = (os.O_WRONLY, os.O_RDWR, os.O_ACCMODE)
 _FORBIDDEN = (
     "add_key", "bpf", "fork", "io_uring_setup", "kcmp", "keyctl", "mount", "open_by_handle_at",
     "perf_event_open", "process_vm_writev", "ptrace", "request_key", "setns", "socket",
@@ -41,11 +45,15 @@ class Bubblewrap(Entry):
     def __init__(self, sandbox: Sandbox, passed: Sequence[int]) -> None:
         super().__init__()
         try:
+            only_read = sandbox.readonly and sandbox.is_device
+            if only_read and sandbox.directory is not None:
+                what = f"{sandbox.device} is only to be read, {sandbox.directory} is not"
+                raise SandboxError(what)
             sync_fd = os.dup(self._status_end)
             self._ours.append(sync_fd)
             filter_fd = os.memfd_create(_FILTER)
             self._ours.append(filter_fd)
-            os.write(filter_fd, _filter())
+            os.write(filter_fd, _filter(writes_nothing=only_read))
             os.lseek(filter_fd, 0, os.SEEK_SET)
         except BaseException:
             self.close()
@@ -119,8 +127,7 @@ def _command(sandbox: Sandbox, filter_fd: int, status_fd: int, sync_fd: int) -> 
 def _reachable(sandbox: Sandbox) -> tuple[str, ...]:
     bind = "--ro-bind" if sandbox.readonly else "--bind"
     if sandbox.is_device:
-        # A bind that knows no devices (MS_NODEV) would not open; what is written to one is
-        # up to the mode in which it is opened, a read-only mount does not hold it.
+        # A bind that knows no devices (MS_NODEV) would not open.
         bind = "--dev-bind"
     found: tuple[str, ...] = (bind, sandbox.device, sandbox.device)
     if sandbox.directory is not None:
@@ -152,7 +159,7 @@ class _ArgumentCompare(ctypes.Structure):
 
 
 @cache
-def _filter() -> bytes:
+def _filter(*, writes_nothing: bool) -> bytes:
     """The filter as bwrap takes it: everything but a few calls, and threads but no processes."""
     try:
         library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
@@ -169,6 +176,8 @@ def _filter() -> bytes:
         _forbid(library, context, "clone3", errno.ENOSYS)
         process = _ArgumentCompare(0, _MASKED_EQUAL, _CLONE_THREAD, 0)
         _forbid(library, context, "clone", errno.EPERM, process)
+        if writes_nothing:
+            _forbid_writing(library, context)
         fd = os.memfd_create(_FILTER)
         try:
             _checked(library.seccomp_export_bpf(ctypes.c_void_p(context), ctypes.c_int(fd)))
@@ -177,6 +186,16 @@ def _filter() -> bytes:
             os.close(fd)
     finally:
         library.seccomp_release(ctypes.c_void_p(context))
+
+
+def _forbid_writing(library: ctypes.CDLL, context: int) -> None:
+    for name, place in _OPENS.items():
+        for mode in _WRITABLE:
+            flags = _ArgumentCompare(place, _MASKED_EQUAL, os.O_ACCMODE, mode)
+            _forbid(library, context, name, errno.EROFS, flags)
+    _forbid(library, context, "creat", errno.EROFS)
+    # Its flags are in memory, where no filter can see them; glibc does not use it.
+    _forbid(library, context, "openat2", errno.ENOSYS)
 
 
 def _forbid(

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 
 from fswatchd.events import EventClass, printable
 
+# Before each of its lines, in the detail of an event.
+HEALER = "xfs_healer: "
 # The slice of all its services; journald takes it from the sender's cgroup.
 SLICE = "system-xfs_healer.slice"
+
+# The end of its last word about a filesystem that it cannot repair while it is mounted.
+GIVEN_UP = "offline repair required."
 
 _UNIT = re.compile(r"xfs_healer@(.+)\.service")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
@@ -47,7 +52,7 @@ def read(unit: str, message: str) -> HealerLine | None:
     if not message.startswith(mountpoint):
         return None
     said = message[len(mountpoint) :]
-    detail = f"xfs_healer: {printable(message)}"
+    detail = f"{HEALER}{printable(message)}"
     if (lost := _LOST.fullmatch(said)) is not None:
         klass, count = EventClass.LOST, min(int(lost[1]), 1 << 32)
         return HealerLine(mountpoint=mountpoint, klass=klass, detail=detail, lost=count)

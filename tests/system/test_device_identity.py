@@ -123,7 +123,7 @@ async def test_a_device_without_a_filesystem_is_not_touched(make_device) -> None
     identity = identity_of(device)
     with open(device, "r+b") as file:
         file.write(bytes(4096))
-    with pytest.raises(StepEnded, match="no ext filesystem"):
+    with pytest.raises(StepEnded, match="no filesystem that is known"):
         await Hold.take(target(device, identity), "20261121-abcde")
 
 

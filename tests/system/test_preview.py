@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fswatchd.kernel import cgroup
-from fswatchd.repair import e2fsck
+from fswatchd.repair import e2fsck, tools
 from tests.system import rules
 from tests.system.conftest import fswatch, wait_until
 
@@ -108,6 +108,19 @@ def test_beyond_its_bound_the_step_asks_with_the_preview(daemon, make_ve) -> Non
     daemon.client.post(f"/v1/incidents/{incident['id']}/approve")
     wait_until(lambda: ve.inode != before, 60, "the repair")
     assert daemon.wait_for_incident("closed", "needs-operator")["outcome"] == "repaired"
+
+
+@pytest.mark.parametrize("fstype", ["xfs", "btrfs"])
+async def test_the_others_tell_it_by_their_headings(work, fstype: str) -> None:
+    image = work / "image"
+    with image.open("xb") as file:
+        file.truncate(320 << 20)
+    subprocess.run([f"mkfs.{fstype}", "-q", image], check=True, capture_output=True)
+    found, told = tools.of(fstype), []
+    assert found is not None
+    assert (await found.check(str(image), 60.0, told.append)).clean
+    assert told == sorted(told)
+    assert told[-1] > 0.7
 
 
 async def test_e2fsck_tells_how_far_it_is_from_inside_of_its_sandbox(work) -> None:

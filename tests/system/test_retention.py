@@ -56,7 +56,7 @@ async def test_it_is_deleted_and_cannot_be_rolled_back_any_more(work, original) 
     await store.open()
     try:
         await store.save_incident(repaired(original))
-        await Retention(store, EvidenceRoom(work / "state", 60.0)).look()
+        await Retention(store, EvidenceRoom(work / "state", 60.0), work / "state").look()
         (after,) = await store.incidents()
     finally:
         await store.close()

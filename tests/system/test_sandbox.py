@@ -154,6 +154,81 @@ async def test_what_is_only_to_be_read_cannot_be_written(work) -> None:
     assert (await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own))).succeeded
 
 
+# Whatever a program could try to get a descriptor that writes, or to write without one.
+WRITES = r"""
+import ctypes, fcntl, json, os, struct, sys
+device = sys.argv[1]
+reading = os.open(device, os.O_RDONLY)
+def attempt(what):
+    try:
+        what()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+def write(path, flags):
+    fd = os.open(path, flags)
+    os.pwrite(fd, b"x" * 4096, 0)
+    os.fsync(fd)
+def openat2():
+    how = struct.pack("=QQQ", os.O_RDWR, 0, 0)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(437, -100, device.encode(), how, len(how))
+    if fd < 0:
+        raise OSError("openat2")
+    os.pwrite(fd, b"x" * 4096, 0)
+zero, discard, area = 0x127F, 0x1277, struct.pack("=QQ", 0, 4096)
+print(json.dumps({
+    "read": attempt(lambda: os.pread(reading, 4096, 0)),
+    "read and write": attempt(lambda: write(device, os.O_RDWR)),
+    "write": attempt(lambda: write(device, os.O_WRONLY)),
+    "third mode": attempt(lambda: fcntl.ioctl(os.open(device, 3), zero, area)),
+    "again": attempt(lambda: write(f"/proc/self/fd/{reading}", os.O_RDWR)),
+    "by the reader": attempt(lambda: os.pwrite(reading, b"x" * 4096, 0)),
+    "zero": attempt(lambda: fcntl.ioctl(reading, zero, area)),
+    "discard": attempt(lambda: fcntl.ioctl(reading, discard, area)),
+    "openat2": attempt(openat2),
+}))
+"""
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+async def test_a_device_that_is_only_to_be_read_cannot_be_written(work, *, readonly: bool) -> None:
+    """A read-only mount of its node would not hold it; else it is written, so the test can tell."""
+    own, _ = images(work)
+    before = Path(own).read_bytes()
+    fd = os.open(own, os.O_RDWR | os.O_CLOEXEC)
+    device, loop_fd = loop.attach(fd, autoclear=True)
+    os.close(fd)
+    argv = ("/usr/bin/python3", "-I", "-c", WRITES, device)
+    try:
+        done = await process.run(
+            argv, timeout_s=60, sandbox=Sandbox(device=device, readonly=readonly)
+        )
+        os.fsync(loop_fd)
+    finally:
+        os.close(loop_fd)
+    assert done.succeeded, done.describe()
+    could = dict(json.loads(done.output))
+    assert could.pop("read") == "done"
+    if readonly:
+        assert "done" not in could.values(), could
+    else:
+        assert could["read and write"] == "done", could
+    assert (Path(own).read_bytes() == before) is readonly
+
+
+async def test_a_device_that_is_only_read_has_no_place_to_write_beside_it(work) -> None:
+    own, _ = images(work)
+    fd = os.open(own, os.O_RDWR | os.O_CLOEXEC)
+    device, loop_fd = loop.attach(fd, autoclear=True)
+    os.close(fd)
+    try:
+        place = Sandbox(device=device, readonly=True, directory=str(work))
+        with pytest.raises(SandboxError, match="only to be read"):
+            await process.run(("true",), timeout_s=60, sandbox=place)
+    finally:
+        os.close(loop_fd)
+
+
 async def test_a_sandbox_that_cannot_be_built_is_no_answer_of_the_program(work) -> None:
     """It ends with 1, which is how e2fsck says that all is repaired."""
     argv = ("e2fsck", "-fy", str(work / "missing"))

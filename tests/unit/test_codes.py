@@ -12,6 +12,8 @@ import pytest
 from fswatchd import codes
 from fswatchd.events import SourceState
 from fswatchd.notify import notices
+from fswatchd.repair import freeze
+from fswatchd.steps import DAMAGED, MENDED, RECOVERED
 
 SOURCE = Path(__file__).parents[2] / "fswatchd"
 _CODE = re.compile(r"FSW-[A-Z]+(?:-[A-Z]+)*")
@@ -50,7 +52,7 @@ def guards() -> set[str]:
 
 
 def steps() -> set[str]:
-    found = {"left frozen"}  # repair.freeze.LEFT_FROZEN
+    found = {freeze.LEFT_FROZEN, DAMAGED, MENDED, RECOVERED}
     for path, name, node in calls():
         if path.parts[0] in {"actions", "engine", "repair"}:
             if name == "refuse":

@@ -103,7 +103,7 @@ def test_wrong_values_are_refused(line: str, key: str) -> None:
     ("step", "key"),
     [
         ('do = "fsck"\nstrategy = "magic"', "step[1].strategy"),
-        ('do = "fsck"\nstrategy = "online"', "step[1]"),
+        ('do = "fsck"\nstrategy = "online"\nmax_lost_files = 0', "step[1]"),
         ('do = "fsck"\nmax_write_pause = 5', "step[1].max_write_pause"),
         ('do = "fsck"\nto = ["ops"]', "step[1].to"),
         ('do = "notify"\non_failure = "explode"', "step[1].on_failure"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from fswatchd.engine.executor import Executor
-from fswatchd.incidents import Incident, State, StepRecord, StepState
+from fswatchd.incidents import Incident, Outcome, State, StepRecord, StepState
 from fswatchd.situation import RunningRepair
-from fswatchd.steps import Next, StepResult
+from fswatchd.steps import MENDED, RECOVERED, Next, StepResult
 from tests.unit import builders
 
 ID = "20261121-abcde"
@@ -125,6 +126,7 @@ def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
     assert [step.state.value for step in kept[-1].steps] == ["failed", "skipped", "skipped"]
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("problem", [None, "ve101 stays locked"])
 async def test_a_lock_of_an_earlier_run_is_given_back_or_told_of(problem: str | None) -> None:
     """Of a plan that was disarmed meanwhile: nothing else takes it up."""
@@ -149,6 +151,7 @@ async def test_a_lock_of_an_earlier_run_is_given_back_or_told_of(problem: str | 
         nothing,
         nothing,
         nothing,
+        nothing,
         {},
         nothing,
         lambda _: None,
@@ -161,3 +164,44 @@ async def test_a_lock_of_an_earlier_run_is_given_back_or_told_of(problem: str | 
     else:
         assert (calls, kept[-1].state) == (["adopt"], State.NEEDS_OPERATOR)
         assert problem in kept[-1].log[-1][1]
+=======
+class Shelf(Book):
+    """A book with one incident in it."""
+
+    def __init__(self, found: Incident) -> None:
+        self.last = found
+
+    def get(self, _: str) -> Incident:
+        return self.last
+
+    def close(self, incident: Incident, outcome: Outcome, _: str) -> None:
+        self.last = replace(incident, state=State.CLOSED, outcome=outcome)
+
+
+@pytest.mark.parametrize(
+    ("first", "changed", "second", "state", "outcome"),
+    [
+        ("clean", False, "false-alarm", State.CLOSED, Outcome.FALSE_ALARM),
+        ("frozen", True, "false-alarm", State.CLOSED, Outcome.FALSE_ALARM),
+        ("failed", False, RECOVERED, State.CLOSED, Outcome.RECOVERED),
+        (MENDED, True, "false-alarm", State.VERIFYING, None),
+    ],
+)
+def test_what_a_scrub_has_mended_is_watched_and_no_false_alarm(
+    first: str, changed: bool, second: str, state: State, outcome: Outcome | None
+) -> None:
+    steps = (
+        StepRecord(do="fsck", state=StepState.DONE, result=first, journal={"changed": changed}),
+        StepRecord(do="fsck", state=StepState.DONE, result=second, journal={"changed": False}),
+    )
+    shelf = Shelf(builders.incident(state=State.ACTING, steps=steps))
+    nothing = cast("Any", SimpleNamespace(adjust=[]))
+    history = cast(
+        "Any", SimpleNamespace(acted=lambda *_, **__: None, repaired=lambda *_, **__: None)
+    )
+    executor = Executor(
+        cast("Any", shelf), nothing, nothing, history, nothing, nothing, {}, nothing, print, print
+    )
+    executor._finish(ID, 1, StepResult(next=Next.FINISHED, result=second, detail="it is clean"))
+    assert (shelf.last.state, shelf.last.outcome) == (state, outcome)
+>>>>>>> ladder

@@ -9,6 +9,7 @@ import pytest
 
 from fswatchd.engine import naming
 from fswatchd.engine.naming import Naming
+from fswatchd.steps import ActionSettings
 from tests.unit.builders import event
 from tests.unit.inventory.test_lookup import NODE, superblock
 
@@ -53,7 +54,7 @@ class _NoBook:
 
 
 async def test_a_line_about_another_device_or_another_kind_of_fault_is_not_looked_into() -> None:
-    book = Naming(_NoBook(), None)  # type: ignore[arg-type]
+    book = Naming(_NoBook(), None, ActionSettings())  # type: ignore[arg-type]
     found = replace(superblock(3, (NODE, "/")), device="loop3")
     book.heard(event("kmsg", "corruption"), "one", found)
     book.heard(event("kmsg", "io_error", device="sda"), "one", found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -124,3 +126,30 @@ async def test_a_preview_with_room_goes_on_to_its_end(tmp_path) -> None:
         return 42
 
     assert await clone.while_there_is_room(look(), str(tmp_path), EMPTY) == 42
+
+
+async def test_a_filesystem_that_does_not_answer_is_named_and_nothing_there_goes(
+    tmp_path, monkeypatch
+) -> None:
+    """Where the disk below hangs statvfs(3) never returns; what can be asked is looked after."""
+    answered, dead, well = threading.Event(), tmp_path / "dead", tmp_path / "well"
+    dead.mkdir()
+    well.mkdir()
+    real = os.statvfs
+
+    def statvfs(path: str) -> os.statvfs_result:
+        if path == str(dead):
+            answered.wait()
+        return real(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(clone, "_PATIENCE_S", 0.05)
+    known = Known(kept(dead, "old", 99), kept(well, "other", 99))
+    watch = known.watch(FULL)
+    try:
+        await watch.look()
+        assert (left(dead), left(well)) == (["old"], [])
+        (low,) = [text for text in watch.low() if str(dead) in text]
+        assert "does not answer" in low
+    finally:
+        answered.set()

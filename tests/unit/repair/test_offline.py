@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fswatchd.devno import Devno
-from fswatchd.repair import e2fsck, offline
+from fswatchd.repair import e2fsck, offline, tools
 from fswatchd.repair.scope import ImageFile, Target
-from fswatchd.steps import ActionSettings
+from fswatchd.rules import FsckStep
+from fswatchd.steps import ActionSettings, StepEnded
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
 
@@ -82,3 +84,23 @@ async def test_a_check_that_is_cut_off_leaves_the_volume_aside(
         await task
     assert hold.in_place is False
     assert outage.ended
+
+
+async def test_xfs_on_a_device_is_left_alone_before_anything_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a sandbox xfs_repair cannot end its work there; btrfs is only checked, also on one."""
+    assert (tools.of("btrfs") or tools.of("ext4")).on_devices  # type: ignore[union-attr]
+    volume = replace(
+        TARGET, filesystem=builders.filesystem(fstype="xfs"), image=None, device="/dev/vg/ve101"
+    )
+
+    async def resolve(*_: object, **__: object) -> Target:
+        return volume
+
+    monkeypatch.setattr(offline.scope, "resolve", resolve)
+    monkeypatch.setattr(offline, "_other_device", lambda _: None)
+    with pytest.raises(StepEnded, match="image files only") as refused:
+        await offline.run(Context(), FsckStep(do="fsck"))  # type: ignore[arg-type]
+    assert refused.value.result.result == "refused"
+    assert not refused.value.result.changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +29,19 @@ from fswatchd.repair import progress
 def test_the_lines_of_e2fsck(said: bytes, share: float | None) -> None:
     found = progress.share_of(said)
     assert found == (None if share is None else pytest.approx(share))
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+def test_a_heading_tells_also_where_it_comes_in_pieces(cut: int) -> None:
+    said = b"Phase 1 - find\n  - agno = 0\nPhase 3 - for each AG...\nnot Phase 4 - \nPhase 5 - re"
+    told: list[float] = []
+    pattern = re.compile(rb"Phase (\d) - ")
+    read = progress.of_headings(told.append, pattern, lambda found: int(found[1]) / 10)
+    for begin in range(0, len(said), cut):
+        read(said[begin : begin + cut])
+    assert told[-1] == 0.3
+    read(b"build\n")
+    assert told[-1] == 0.5
 
 
 def test_an_estimate_comes_of_what_was_done(monkeypatch) -> None:

@@ -91,7 +91,7 @@ def test_btrfs_check(code: int, output: str, clean: bool, damaged: bool, usable:
 
 @pytest.mark.parametrize(
     ("fstype", "strategy"),
-    [("xfs", "offline"), ("btrfs", "offline"), ("f2fs", "clone"), (None, "clone")],
+    [("ext4", "online"), ("nilfs2", "offline"), ("nilfs2", "clone"), (None, "clone")],
 )
 def test_what_has_no_safe_way_is_refused_with_words(fstype: str | None, strategy: str) -> None:
     refused = tools.refusal(fstype, strategy)
@@ -101,7 +101,14 @@ def test_what_has_no_safe_way_is_refused_with_words(fstype: str | None, strategy
 
 @pytest.mark.parametrize(
     ("fstype", "strategy"),
-    [("ext4", "clone"), ("ext3", "offline"), ("xfs", "clone"), ("btrfs", "clone")],
+    [
+        ("ext4", "clone"),
+        ("ext3", "offline"),
+        ("xfs", "clone"),
+        ("xfs", "offline"),
+        ("btrfs", "clone"),
+        ("btrfs", "offline"),
+    ],
 )
 def test_what_has_one_is_not(fstype: str, strategy: str) -> None:
     assert tools.refusal(fstype, strategy) is None

@@ -39,8 +39,9 @@ system: setup-test
 test-long: setup-test
 	.venv/bin/pytest tests/system -m long -rR --timeout 3600
 
+# make bench [BENCH="repair --sizes 1G:20000"]: all benchmarks, or one.
 bench: setup-test
-	.venv/bin/python bench/run.py
+	.venv/bin/python bench/run.py $(BENCH)
 
 # make deb [SUITE=trixie]: into dist/, for this machine's suite or another.
 deb:

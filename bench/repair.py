@@ -1,8 +1,9 @@
 """Repair by clone beside the classic stop, fsck, start: the same image, one run.
 
 `outage` is the longest time in which the VE could not read, `write pause` the longest between two
-acknowledged writes; both contain the VE's stop and start. The bystander is another VE that syncs on
-the same host filesystem all the while.
+acknowledged writes; both contain the VE's stop and start. Both ways begin with a copy of one image
+(its blocks shared), damaged in the same place, and nothing of it in memory. The bystander is
+another VE that syncs on the same host filesystem all the while.
 """
 
 from __future__ import annotations
@@ -10,41 +11,57 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-from bench.bench import PROJECT, scene, table
+from bench.bench import daemon, scene, table, wait_until
+from fswatchd.client import Client
 from fswatchd.devno import Devno
-from fswatchd.drill import faults, measure, ve
+from fswatchd.drill import faults, inside, measure, ve
 from fswatchd.drill import scene as building
 from fswatchd.drill.control import ControlServer
 from fswatchd.drill.damage import Scene
-from fswatchd.drill.scene import TARGET
+from fswatchd.drill.paths import ScenePaths
+from fswatchd.drill.scene import BYSTANDER, TARGET
 from fswatchd.kernel import loop
 from fswatchd.units import parse_size
 
-SIZES = (("1G", 20_000), ("4G", 20_000), ("4G", 200_000), ("16G", 20_000), ("16G", 200_000))
+SIZES = (("1G", 20_000), ("4G", 100_000), ("16G", 200_000), ("64G", 1_000_000))
+
+_BASELINE_S = 3.0
+_REPAIR_TIMEOUT_S = 1800.0
+_RULE = """
+[[rule]]
+name = "repair"
+match.class = ["corruption", "readonly", "shutdown"]
+mode = "auto"
+healthy = "1s"
+[[rule.step]]
+do = "fsck"
+strategy = "clone"
+max_write_pause = "30m"
+"""
+
+Way = Callable[[], None]
 
 
 def run(sizes: tuple[tuple[str, int], ...] = SIZES) -> tuple[dict[str, Any], str]:
-    """Numbers and a table."""
+    """Numbers and a table. Raises RuntimeError where a repair fails, or loses something."""
     results = []
     for size, files in sizes:
-        clone = by_clone(size, files)
-        classic = by_hand(size, files)
-        results.append({"size": size, "files": files, "clone": clone, "classic": classic})
-        print(
-            f"  {size}, {files} files: {clone['outage_s']} s / {classic['outage_s']} s", flush=True
-        )
+        result = both(size, files)
+        results.append(result)
+        print(f"  {json.dumps(result)}", flush=True)
     rows = [
         (
             f"{r['size']}, {r['files'] // 1000}k files",
-            r["clone"]["outage_s"],
-            r["classic"]["outage_s"],
-            r["clone"]["write_pause_s"],
-            r["classic"]["write_pause_s"],
-            _gap(r["clone"]["bystander"]),
+            f"{r['clone']['outage_s']:.2f}",
+            f"{r['classic']['outage_s']:.2f}",
+            f"{r['ratio']:.1f}",
+            f"{r['clone']['write_pause_s']:.2f}",
+            f"{r['write_pause_ratio']:.2f}",
+            f"{r['clone']['gap_added_s']:+.3f}",
         )
         for r in results
     ]
@@ -52,83 +69,152 @@ def run(sizes: tuple[tuple[str, int], ...] = SIZES) -> tuple[dict[str, Any], str
         "",
         "outage, clone (s)",
         "outage, classic (s)",
+        "classic / clone",
         "write pause, clone (s)",
-        "write pause, classic (s)",
-        "bystander's largest fsync gap against its baseline (s)",
+        "of the classic outage",
+        "added to the bystander's largest fsync gap (s)",
     )
     return {"repair": results}, table("A damaged directory block in a running VE", heads, rows)
 
 
-def _gap(bystander: dict[str, Any]) -> str:
-    return f"{bystander['max_gap_s'] - bystander['baseline_gap_s']:+.3f}"
+def both(size: str, files: int) -> dict[str, Any]:
+    """One image, repaired in both ways."""
+    with scene() as paths:
+        began = time.monotonic()
+        size_bytes = parse_size(size)
+        building.build_host(paths, 3 * size_bytes + (8 << 30))
+        for name, bytes_, many in ((TARGET, size_bytes, files), (BYSTANDER, 256 << 20, 300)):
+            building.build_ve(
+                paths, name, size_bytes=bytes_, files=many, features=[], options="errors=continue"
+            )
+        built_s = round(time.monotonic() - began, 1)
+        control = ControlServer(paths.control)
+        try:
+            _command(paths, BYSTANDER, "start")
+            classic = _measured(paths, control, lambda: _by_hand(paths))
+            directory = paths.directory
+            (directory / "rules.d").mkdir()
+            (directory / "rules.d" / "repair.toml").write_text(_RULE)
+            (directory / "ve.d").mkdir()
+            (directory / "ve.d" / "target.toml").write_text(_declaration(paths))
+            config = f'mode = "auto"\nrules = ["{directory}/rules.d"]\nves = ["{directory}/ve.d"]\n'
+            with daemon(paths, config) as (client, _):
+                clone = _measured(paths, control, lambda: _by_daemon(client), client)
+        finally:
+            control.close()
+        return {
+            "size": size,
+            "files": files,
+            "built_s": built_s,
+            "clone": clone,
+            "classic": classic,
+            "ratio": round(classic["outage_s"] / clone["outage_s"], 2),
+            "write_pause_ratio": round(clone["write_pause_s"] / classic["outage_s"], 3),
+        }
 
 
-def by_clone(size: str, files: int) -> dict[str, Any]:
-    """The drill, with a daemon of its own."""
-    script = "import sys; from fswatchd.cli.main import main; sys.exit(main())"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", script, "drill", "--private", "--json"),
-            *("--size", size, "--files", str(files)),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        check=False,
-    )
-    result: dict[str, Any] = json.loads(done.stdout)
-    if not result["passed"]:
-        raise RuntimeError(f"the drill failed: {result['why_failed']}")
+def _measured(
+    paths: ScenePaths, control: ControlServer, way: Way, client: Client | None = None
+) -> dict[str, Any]:
+    """Damage the VE's directory in a fresh copy of the image, and let it be repaired."""
+    image = paths.image(TARGET)
+    pristine = image.with_name("pristine.img")
+    if pristine.exists():
+        image.unlink()
+    else:
+        os.rename(image, pristine)
+    subprocess.run(["cp", "--reflink=always", pristine, image], check=True)
+    before = control.records.get(TARGET)
+    known = len(before.acked) if before else 0
+    _command(paths, TARGET, "start")
+    if not control.wait_for(TARGET, 60):
+        raise RuntimeError("the VE does not read and write")
+    if client is not None:
+        wait_until(lambda: client.get("/v1/status", ve=TARGET)["ves"][0]["filesystems"])
+    measure.drop_caches(paths)
+    begin = time.monotonic_ns()
+    time.sleep(_BASELINE_S)
+    injected = time.monotonic_ns()
+    faults.FAULTS["ext4"]["dir-block"].inject(Scene(paths=paths, control=control))
+    way()
+    after = time.monotonic_ns()
+    if not control.wait_for_ack_after(TARGET, after, 60):
+        raise RuntimeError("the VE does not write after its repair")
+    until = time.monotonic_ns()
+    record, beside = control.records[TARGET], control.records[BYSTANDER]
+    bystander = measure.bystander(beside, begin, injected, until)
+    result = {
+        "outage_s": measure.outage_s(record, injected, until),
+        "write_pause_s": measure.write_pause_s(record, injected, until),
+        "gap_added_s": round(bystander["max_gap_s"] - bystander["baseline_gap_s"], 4),
+        "bystander": bystander,
+        "acked": _acked(paths, control, known),
+        "took_s": round((after - injected) / 1e9, 3),
+    }
+    _command(paths, TARGET, "kill")
+    _wait_released(str(image))
     return result
 
 
-def by_hand(size: str, files: int) -> dict[str, Any]:
+def _acked(paths: ScenePaths, control: ControlServer, known: int) -> dict[str, int]:
+    """What was acknowledged since this copy of the image was started, looked for by content."""
+    measure.drop_caches(paths)
+    names = control.records[TARGET].acked[known:]
+    answers = control.ask(TARGET, "manifest", path=inside.WORK)
+    there = {answer["digest"] for answer in answers if "digest" in answer}
+    there |= measure.salvaged(paths.image(TARGET))
+    lost = sum(measure.digest(name) not in there for name in names)
+    if lost:
+        raise RuntimeError(f"{lost} acknowledged writes are lost")
+    return {"written": len(names), "lost": lost}
+
+
+def _by_daemon(client: Client) -> None:
+    """The daemon hears it, and repairs it by its rule."""
+
+    def ended() -> bool:
+        found = client.get("/v1/incidents", all="1", ve=TARGET)["incidents"]
+        if found and found[0]["state"] == "needs-operator":
+            why = client.get(f"/v1/incidents/{found[0]['id']}/why")["text"]
+            raise RuntimeError(f"not repaired: {why}")
+        return bool(found) and found[0]["state"] in {"verifying", "closed"}
+
+    wait_until(ended, _REPAIR_TIMEOUT_S)
+
+
+def _by_hand(paths: ScenePaths) -> None:
     """What an admin does: stop the VE, e2fsck on its device, start it."""
-    with scene() as paths:
-        building.build_host(paths, 4 * parse_size(size) + (8 << 30))
-        building.build_ve(
-            paths,
-            TARGET,
-            size_bytes=parse_size(size),
-            files=files,
-            features=[],
-            options="errors=continue",
-        )
-        control = ControlServer(paths.control)
-        subprocess.run(ve.command("start", paths.spec(TARGET)), check=True)
-        assert control.wait_for(TARGET, 30)
-        time.sleep(1)
-        injected = time.monotonic_ns()
-        faults.FAULTS["ext4"]["dir-block"].inject(Scene(paths=paths, control=control))
-        begin = time.monotonic()
-        subprocess.run(ve.command("stop", paths.spec(TARGET)), check=True)
-        _fsck(str(paths.image(TARGET)))
-        subprocess.run(ve.command("start", paths.spec(TARGET)), check=True)
-        took = time.monotonic() - begin
-        after = time.monotonic_ns()
-        assert control.wait_for_ack_after(TARGET, after, 30)
-        until = time.monotonic_ns()
-        record = control.records[TARGET]
-        result = {
-            "outage_s": measure.outage_s(record, injected, until),
-            "write_pause_s": measure.write_pause_s(record, injected, until),
-            "took_s": round(took, 3),
-        }
-        control.close()
-        return result
-
-
-def _fsck(image: str) -> None:
-    status = os.stat(image)
-    while loop.holders(Devno.of(status.st_dev), status.st_ino):
-        time.sleep(0.002)
+    _command(paths, TARGET, "stop")
+    image = str(paths.image(TARGET))
+    _wait_released(image)
     fd = os.open(image, os.O_RDWR)
     device, loop_fd = loop.attach(fd, autoclear=True)
     os.close(fd)
     try:
         done = subprocess.run(["e2fsck", "-fy", device], capture_output=True, check=False)
-        assert done.returncode in {0, 1}, done.stdout
+        if done.returncode not in {0, 1}:
+            raise RuntimeError(f"e2fsck: {done.stdout[-500:]!r}")
     finally:
         os.close(loop_fd)
+    _wait_released(image)
+    _command(paths, TARGET, "start")
+
+
+def _wait_released(image: str) -> None:
+    status = os.stat(image)
     while loop.holders(Devno.of(status.st_dev), status.st_ino):
         time.sleep(0.002)
+
+
+def _command(paths: ScenePaths, name: str, action: str) -> None:
+    subprocess.run(ve.command(action, paths.spec(name)), check=True)
+
+
+def _declaration(paths: ScenePaths) -> str:
+    lines = [f'[[ve]]\nname = "{TARGET}"\ncgroup = "{paths.cgroup(TARGET)}"']
+    lines.append(f'volume = [{{ image = "{paths.image(TARGET)}", mountpoint = "/" }}]')
+    lines += [
+        f"{action} = {json.dumps(ve.command(action, paths.spec(TARGET)))}"
+        for action in ("start", "stop", "kill")
+    ]
+    return "\n".join(lines) + "\n"

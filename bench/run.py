@@ -21,15 +21,27 @@ def main() -> int:
         nargs="*",
         help="latency, storm, idle, scale, repair, classify, rules, replay; default: all",
     )
+    parser.add_argument(
+        "--sizes",
+        metavar="SIZE:FILES,…",
+        help="what `repair` is tried with, such as 1G:20000,4G:100000; default: up to 64G:1000000",
+    )
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md too")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     arguments = parser.parse_args()
     quick = arguments.quick
+    sizes = repair.SIZES
+    if arguments.sizes:
+        pairs = [one.split(":") for one in arguments.sizes.split(",")]
+        sizes = tuple((size, int(files)) for size, files in pairs)
+    elif quick:
+        sizes = (("1G", 2000),)
     benchmarks = {
         "latency": lambda: latency.run(50 if quick else 300),
         "storm": lambda: storm.run(10_000, 100, 2.0) if quick else storm.run(),
         "idle": lambda: idle.run(10 if quick else 100, 10 if quick else 60),
         "scale": lambda: scale.run((10, 100), 10, 1) if quick else scale.run(),
-        "repair": lambda: repair.run((("1G", 2000),) if quick else repair.SIZES),
+        "repair": lambda: repair.run(sizes),
         "classify": lambda: classify.run(100_000 if quick else 2_000_000),
         "rules": lambda: rules.run(1000, 1000 if quick else 20_000),
         "replay": lambda: replay.run(10_000 if quick else 100_000),
@@ -40,9 +52,21 @@ def main() -> int:
         print(f"{name} …", flush=True)
         results[name], text = benchmarks[name]()
         texts.append(text)
+        if arguments.readme:
+            into_readme(name, text)
     (PROJECT / "bench-results.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n" + "\n".join(texts))
     return 0
+
+
+def into_readme(name: str, text: str) -> None:
+    """Replace what stands between the marks of this benchmark, where README.md has such."""
+    readme = PROJECT / "README.md"
+    begin, end = f"<!-- bench {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = readme.read_text().partition(begin)
+    if found:
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        readme.write_text("\n".join((f"{before}{begin}", *lines, f"{end}{rest.partition(end)[2]}")))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -158,6 +160,34 @@ def _write(request: dict[str, Any]) -> list[dict[str, Any]]:
     return [answer]
 
 
+def _churn(_request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Go on replacing files, as careful programs do: write, sync, rename, sync the directory."""
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with suppress(OSError):
+            _replace_for_ever("/churn")
+        os._exit(0)
+    return []
+
+
+def _replace_for_ever(directory: str) -> None:
+    os.makedirs(directory, exist_ok=True)
+    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    number = 0
+    while True:
+        new = f"{directory}/new-{number}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.write(fd, os.urandom(FILE_SIZE * (1 + number % 7)))
+        os.fsync(fd)
+        os.close(fd)
+        os.rename(new, f"{directory}/file-{number % 50}")
+        os.fsync(parent)
+        if number % 20 == 0:
+            shutil.rmtree(f"{directory}/tree", ignore_errors=True)
+            os.makedirs(f"{directory}/tree/{number}/deeper")
+        number += 1
+
+
 def _abort(_request: dict[str, Any]) -> list[dict[str, Any]]:
     return _on_root(fs.abort)
 
@@ -176,13 +206,15 @@ def _on_root(action: Any) -> list[dict[str, Any]]:
     return []
 
 
-def _manifest(_request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Path and digest of every regular file."""
+def _manifest(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Path and digest of every regular file, or of those below a path."""
     found: list[dict[str, Any]] = []
-    for directory, _, names in os.walk("/"):
+    for directory, _, names in os.walk(request.get("path", "/")):
         for name in names:
             path = os.path.join(directory, name)
             try:
+                if not stat.S_ISREG(os.stat(path).st_mode):
+                    continue  # to open a FIFO waits for a writer
                 with open(path, "rb") as file:
                     found.append({"path": path, "digest": hashlib.sha256(file.read()).hexdigest()})
             except OSError as error:
@@ -195,6 +227,7 @@ _DO = {
     "stat": _stat,
     "read": _read,
     "write": _write,
+    "churn": _churn,
     "abort": _abort,
     "shutdown": _shutdown,
     "manifest": _manifest,

@@ -30,7 +30,7 @@ _VICTIM_FILES = 100
 _VICTIM_FILES_XFS = 300
 _COLD_FILES = 50
 _PER_DIRECTORY = 500
-_TIMEOUT_S = 600
+_TIMEOUT_S = 3600  # mke2fs with a million files
 _POLL_S = 0.01
 _TOOLS = {
     "ext4": {"mke2fs": "e2fsprogs", "debugfs": "e2fsprogs"},

@@ -157,6 +157,9 @@ class Intake:
         if incident is None and devno and found.superblock is None and self._is_from_before(event):
             # A repair that is taken up again has detached the device that the line is about.
             incident = self._book.under_repair(devno, domain)
+        if incident is not None and _knows_better(found, incident):
+            incident = replace(incident, filesystem=found.filesystem)
+            self._book.put(incident)
         written_us = _written_us(event)
         if incident is None and devno and written_us is not None:
             # On a busy node the log is read when all is over: that is no new fault.
@@ -258,6 +261,19 @@ def _written_ns(event: FsEvent) -> int:
     """The same, or when we heard of it."""
     written_us = _written_us(event)
     return event.mono_ns if written_us is None else written_us * 1000
+
+
+def _knows_better(found: Attribution, incident: Incident) -> bool:
+    """Whether what is mounted says what the incident has only from a line about a bare device.
+
+    The line may be one of another type, of what had the device before: its tools are not for this.
+    """
+    known = incident.filesystem
+    return (
+        found.superblock is not None
+        and known.uuid is None
+        and (known.fstype, known.image) != (found.filesystem.fstype, found.filesystem.image)
+    )
 
 
 def _completed(event: FsEvent, filesystem: Filesystem) -> FsEvent:

@@ -261,7 +261,10 @@ def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:
     if found is None:
         text = f"{wanted.device} is no longer mounted: the VE was stopped, or has unmounted it"
         raise refuse("cancelled", text, Next.CANCELLED)
-    if found.disk_sequence != wanted.disk_sequence or (wanted.uuid and found.uuid != wanted.uuid):
+    # An XFS that is shut down tells a daemon that starts then no UUID: its disk's number does.
+    tells = found.uuid is not None or not found.disk_sequence
+    other = wanted.uuid and tells and found.uuid != wanted.uuid
+    if found.disk_sequence != wanted.disk_sequence or other:
         text = f"{wanted.device} is another filesystem now than the one of this incident"
         raise refuse("cancelled", text, Next.CANCELLED)
     return found

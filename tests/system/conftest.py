@@ -160,6 +160,8 @@ class DaemonUnderTest:
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = work / "daemon.log"
         self.run_by: list[str] = []  # a program that runs it, such as nsenter
+        self.program = "fswatchd"
+        self.environment: dict[str, str] = {}
 
     def configure(
         self,
@@ -194,10 +196,11 @@ class DaemonUnderTest:
         with self.log_path.open("ab") as log:
             python = [*self.run_by, sys.executable, "-W", "error"]
             self._process = subprocess.Popen(
-                [*python, "-m", "fswatchd", "--config", str(self.config)],
+                [*python, "-m", self.program, "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 cwd=str(PROJECT),
+                env=os.environ | self.environment,
             )
         wait_until(self.answers, 60, f"an answer of the daemon: {self.log()}")
 
@@ -221,6 +224,15 @@ class DaemonUnderTest:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def wait_killed(self, timeout_s: float = 90) -> None:
+        """Until it has killed itself (`tests.system.killed_at`)."""
+        assert self._process is not None
+        try:
+            ending = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it was never killed: {self.log()}")
+        assert ending == -signal.SIGKILL, self.log()
 
     def stop(self) -> None:
         """SIGTERM, and wait for the end."""
@@ -259,14 +271,14 @@ class DaemonUnderTest:
         """The whole status."""
         return dict(self.client.get("/v1/status"))
 
-    def wait_until_known(self, *names: str) -> None:
+    def wait_until_known(self, *names: str, timeout_s: float = 20) -> None:
         """Until these VEs and their filesystems are known."""
 
         def known() -> bool:
             ves = {ve["name"]: ve for ve in self.status()["ves"]}
             return all(name in ves and ves[name]["filesystems"] for name in names)
 
-        wait_until(known, what=f"{names} to be known")
+        wait_until(known, timeout_s, f"{names} to be known")
 
 
 @pytest.fixture

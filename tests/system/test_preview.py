@@ -123,6 +123,40 @@ async def test_the_others_tell_it_by_their_headings(work, fstype: str) -> None:
     assert told[-1] > 0.7
 
 
+def healthy_under_load(daemon, make_ve, fstype: str, times: int) -> None:
+    ve = make_ve(size=320 << 20, fstype=fstype)
+    daemon.configure(mode="observe", rules=rules.TELL)
+    ve.declare()
+    ve.start()
+    ve.ask("churn")
+    daemon.start()
+    daemon.wait_until_known("ve101")
+    wrong = []
+    for number in range(times):
+        seen = daemon.client.post("/v1/repair", {"target": "ve101", "dry_run": True})
+        if not seen["clean"]:
+            wrong.append(f"{number}: {seen['found']}: {seen['output'][-500:]}")
+    assert not wrong, "\n".join(wrong)
+    assert ve.wait_for_write()
+    assert not ve.record.write_errors
+    assert daemon.incidents("ve101") == []
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
+def test_the_preview_of_a_healthy_filesystem_under_load_is_clean(
+    daemon, make_ve, fstype: str
+) -> None:
+    healthy_under_load(daemon, make_ve, fstype, 4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fstype", ["ext4", "xfs", "btrfs"])
+def test_seventy_previews_of_a_healthy_filesystem_under_load_are_clean(
+    daemon, make_ve, fstype: str
+) -> None:
+    healthy_under_load(daemon, make_ve, fstype, 70)
+
+
 async def test_e2fsck_tells_how_far_it_is_from_inside_of_its_sandbox(work) -> None:
     image = work / "image"
     with image.open("xb") as file:

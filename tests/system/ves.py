@@ -20,7 +20,8 @@ from fswatchd.kernel import block, loop
 class MiniVe:
     """A container on an image: writes, reads, and does as it is told; a `quiet` one only obeys.
 
-    `before` maps an action (start, stop, kill) to a shell line that runs before it.
+    `before` maps an action (start, stop, kill) to a shell line that runs before it. With `base` its
+    image is a copy of that one, whose files are not its `paths`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class MiniVe:
         mkfs: tuple[str, ...] = (),
         before: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
+        base: Path | None = None,
     ) -> None:
         self.name = name
         self.work = work
@@ -45,12 +47,17 @@ class MiniVe:
         self._spec = work / f"{name}.json"
         self._before = before or {}
         self._labels = labels or {}
-        self._fstype = fstype
+        self.fstype = fstype
         self._quiet = quiet
         self._mkfs = mkfs
         if options is None:
             options = "errors=continue" if fstype == "ext4" else ""
-        self.paths = self._build(size, files)
+        self.paths: list[str] = []
+        if base is None:
+            self.paths = self._build(size, files)
+        else:
+            argv = ["cp", "--sparse=always", "--reflink=auto", base, self.image]
+            subprocess.run(argv, check=True)
         control = work / f"{name}.sock"
         self._root = work / f"root-{name}"
         self._root.mkdir()
@@ -66,6 +73,7 @@ class MiniVe:
             roles=("hand",) if quiet else inside.ROLES,
         ).save(self._spec)
         self.control = ControlServer(control)
+        self._closed = False
 
     def _build(self, size: int, files: int) -> list[str]:
         tree = self.work / f"tree-{self.name}"
@@ -77,11 +85,11 @@ class MiniVe:
             target.write_bytes(inside.content(path))
         with self.image.open("xb") as file:
             file.truncate(size)
-        if self._fstype == "ext4":
+        if self.fstype == "ext4":
             argv = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", *self._mkfs, "-d", str(tree)]
             subprocess.run([*argv, str(self.image)], check=True, capture_output=True)
         else:
-            subprocess.run([f"mkfs.{self._fstype}", "-q", *self._mkfs, self.image], check=True)
+            subprocess.run([f"mkfs.{self.fstype}", "-q", *self._mkfs, self.image], check=True)
             self._copy(tree)
         subprocess.run(["rm", "-r", str(tree)], check=True)
         return paths
@@ -131,7 +139,10 @@ class MiniVe:
         subprocess.run(ve.command("kill", self._spec), check=True, timeout=30)
 
     def close(self) -> None:
-        """Kill it and stop listening."""
+        """Kill it and stop listening, once."""
+        if self._closed:
+            return
+        self._closed = True
         with suppress(subprocess.CalledProcessError, OSError):
             self.kill()
         self.control.close()
@@ -167,17 +178,18 @@ class MiniVe:
             os.close(fd)
         block.drop_buffers(self.device)
 
-    def damage_directory(self) -> None:
-        """Random bytes over the block of /victim, and somebody who looks at it."""
-        inode = self.ask("stat", path="/victim")[0]["inode"]
+    def damage_directory(self, path: str = "/victim") -> None:
+        """Random bytes over the block of a directory, and somebody who looks at it."""
+        inode = self.ask("stat", path=path)[0]["inode"]
+        names = self.ask("list", path=path)[0]["names"]
         argv = ["debugfs", "-R", f"blocks <{inode}>", self.device]
         blocks: list[str] = []
         while not blocks:  # a superblock that is being written does not match its checksum
             done = subprocess.run(argv, check=True, capture_output=True, text=True)
             blocks = done.stdout.split()
         self.overwrite(int(blocks[0]) * self.block_size(), os.urandom(self.block_size()))
-        answer = self.ask("list", path="/victim")
-        assert answer[-1].get("errno") or answer[0]["names"] != 100, answer
+        answer = self.ask("list", path=path)
+        assert answer[-1].get("errno") or answer[0]["names"] != names, answer
 
     def block_size(self) -> int:
         """Of its filesystem."""

@@ -17,13 +17,17 @@ REPAIR = ("e2fsck", "-fy")
 Harm = Callable[[Path], None]
 
 
-def build(work: Path) -> Path:
-    """The base: indexed directories, extent trees, attributes, quota; proven clean."""
+def build(work: Path, *, quota: bool = True) -> Path:
+    """The base: indexed directories, extent trees, attributes, quota; proven clean.
+
+    Without quota a kernel without CONFIG_QFMT_V2 can mount it too.
+    """
     tree, image = work / "tree", work / "ext4.img"
     populate(tree)
     with image.open("xb") as file:
         file.truncate(48 << 20)
-    options = ("-b", str(BLOCK), "-g", "8192", "-O", "quota,metadata_csum", "-d", str(tree))
+    features = "quota,metadata_csum" if quota else "metadata_csum"
+    options = ("-b", str(BLOCK), "-g", "8192", "-O", features, "-d", str(tree))
     run("mke2fs", "-q", "-t", "ext4", *options, str(image))
     run("e2fsck", "-fyD", str(image), good=(0, 1))
     run("e2fsck", "-fn", str(image))
@@ -272,8 +276,8 @@ DAMAGES = [
 ]
 
 
-def base(work: Path) -> Path:
+def base(work: Path, *, quota: bool = True) -> Path:
     """`build`, and without the tree it was made of."""
-    image = build(work)
+    image = build(work, quota=quota)
     shutil.rmtree(work / "tree")
     return image

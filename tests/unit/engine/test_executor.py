@@ -126,7 +126,6 @@ def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
     assert [step.state.value for step in kept[-1].steps] == ["failed", "skipped", "skipped"]
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("problem", [None, "ve101 stays locked"])
 async def test_a_lock_of_an_earlier_run_is_given_back_or_told_of(problem: str | None) -> None:
     """Of a plan that was disarmed meanwhile: nothing else takes it up."""
@@ -164,7 +163,8 @@ async def test_a_lock_of_an_earlier_run_is_given_back_or_told_of(problem: str | 
     else:
         assert (calls, kept[-1].state) == (["adopt"], State.NEEDS_OPERATOR)
         assert problem in kept[-1].log[-1][1]
-=======
+
+
 class Shelf(Book):
     """A book with one incident in it."""
 
@@ -204,4 +204,3 @@ def test_what_a_scrub_has_mended_is_watched_and_no_false_alarm(
     )
     executor._finish(ID, 1, StepResult(next=Next.FINISHED, result=second, detail="it is clean"))
     assert (shelf.last.state, shelf.last.outcome) == (state, outcome)
->>>>>>> ladder

@@ -13,13 +13,14 @@ import pytest
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.engine import intake
+from fswatchd.engine.attribution import Attribution
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import EventClass
 from fswatchd.incidents import Outcome, State
 from fswatchd.inventory.view import NodeView
 from fswatchd.store import Store
-from tests.unit.builders import event, incident
+from tests.unit.builders import event, filesystem, incident
 
 
 class Running:
@@ -127,6 +128,26 @@ async def test_a_line_from_before_the_repair_that_is_read_late_is_no_relapse(
     assert len(heard) == told
     (incident,) = running.book.open_incidents()
     assert "journal" in incident.sources
+    await running.store.close()
+
+
+@pytest.mark.parametrize("uuid", [None, "99999999-2222-3333-4444-555555555555"])
+async def test_what_is_mounted_says_what_a_line_about_a_bare_device_was_wrong_about(
+    path, uuid: str | None
+) -> None:
+    """A late line about the XFS that had the device before: its tools are not for this ext4."""
+    bare = filesystem(fstype="xfs", uuid=uuid, image=None, image_inode=None)
+    mounted: Any = object()
+    running = await Running(path).start()
+    running.intake.report(event("kmsg", fstype="xfs"), Attribution(filesystem=bare))
+    running.intake.report(
+        event("fanotify"), Attribution(filesystem=filesystem(), superblock=mounted)
+    )
+    await running.intake.settle()
+    (one,) = running.book.open_incidents()
+    assert one.sources == ("kmsg", "fanotify")
+    # What was mounted when the incident was opened is known by its UUID, and stays.
+    assert one.filesystem == (bare if uuid else filesystem())
     await running.store.close()
 
 

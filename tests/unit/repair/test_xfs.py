@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fswatchd.process import Completed
-from fswatchd.repair import btrfs, tools, xfs
+from fswatchd.repair import btrfs, findings, tools, xfs
 
 FINISHED = (
     "Phase 7 - verify link counts...\nNo modify flag set, skipping filesystem flush and exiting.\n"
@@ -65,6 +65,31 @@ def test_a_repair_of_xfs_that_failed(code: int) -> None:
 
 def test_a_dirty_log_is_said_to_be_for_a_person() -> None:
     assert "for a person to decide" in xfs.interpret_repair(ended(2)).what
+
+
+VERIFIER = "Metadata corruption detected at 0x559fb0b45020, inode 0x40 dinode"
+RESET = "would have reset inode 262209 nlinks from 2 to 1"
+CHECKSUM, AGNO = "bad CRC for inode 64,", "        - agno = 1"
+ENTRY, JUNK = "entry #4 extends past end of dir in shortform dir 64", ", would junk 11 entries"
+
+
+@pytest.mark.parametrize(
+    ("apart", "tangled"),
+    [
+        (f"{VERIFIER}\n{RESET}\n", f"{VERIFIER}{RESET}\n\n"),
+        (f"{CHECKSUM} would rewrite\n{AGNO}\n", f"{CHECKSUM}{AGNO}\n would rewrite\n"),
+        (f"{VERIFIER}\n{ENTRY}{JUNK}\n", f"{ENTRY}{VERIFIER}\n{JUNK}\n"),
+    ],
+    ids=["verifier", "checksum", "entry"],
+)
+def test_what_threads_say_into_one_another_counts_the_same(apart: str, tangled: str) -> None:
+    counted = [
+        (xfs.interpret_check(done).questions, findings.of("xfs_repair", done.output))
+        for text in (apart, tangled)
+        for done in [ended(1, xfs.untangled(text + FINISHED))]
+    ]
+    assert counted[0] == counted[1]
+    assert counted[0][0] == 1
 
 
 def test_what_an_xfs_loses_is_counted_once() -> None:

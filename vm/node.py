@@ -97,10 +97,15 @@ def mount_payload(machine: Machine) -> None:
     machine.run(f"mkdir -p {PAYLOAD} && mountpoint -q {PAYLOAD} || mount -o ro /dev/vdd {PAYLOAD}")
 
 
-def wait_ready(machine: Machine) -> None:
+def wait_daemon(machine: Machine) -> None:
     """The daemon of a node that has just booted answers."""
-    mount_payload(machine)
     machine.wait_for(f"curl -sf --unix-socket {API} http://node/v1/status", "the daemon answers")
+
+
+def wait_ready(machine: Machine) -> None:
+    """The daemon answers, and the disk with the packages is there."""
+    mount_payload(machine)
+    wait_daemon(machine)
 
 
 def install(machine: Machine) -> None:
@@ -157,6 +162,22 @@ def make_lxc(machine: Machine, name: str, rootfs: str) -> None:
         f"mkdir -p /var/lib/lxc/{name} && cat > /var/lib/lxc/{name}/config <<'EOT'\n{config}EOT"
     )
     machine.run(f"lxc-start -n {name} && lxc-wait -n {name} -s RUNNING -t 60")
+
+
+def mount_seen(machine: Machine, command: str, *, timeout_s: float = 60.0) -> None:
+    """Mount something, and wait until the daemon watches one filesystem more."""
+    before = _watched(machine)
+    machine.run(command)
+    deadline = time.monotonic() + timeout_s
+    while _watched(machine) <= before:
+        if time.monotonic() > deadline:
+            raise MachineError(f"the daemon does not watch what was mounted by: {command}")
+        time.sleep(1.0)
+
+
+def _watched(machine: Machine) -> int:
+    sources = {source["name"]: source for source in status(machine)["sources"]}
+    return int((sources["state"]["detail"] or "0").split()[0])
 
 
 def start_receiver(machine: Machine) -> None:
@@ -219,6 +240,13 @@ def incidents(machine: Machine) -> list[Any]:
     return found
 
 
+def acknowledge(machine: Machine, incident_id: str) -> None:
+    """End an incident as an operator does."""
+    url = f"http://node/v1/incidents/{incident_id}/ack"
+    body = "-H 'Content-Type: application/json' -d '{}'"
+    machine.run(f"curl -sSf --max-time 60 --unix-socket {API} -X POST {body} {url}", check=False)
+
+
 def wait_incident(
     machine: Machine, ve: str, *states: str, timeout_s: float = 240.0, known: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -239,6 +267,24 @@ def wait_incident(
         time.sleep(1.0)
 
 
+def wait_class(
+    machine: Machine, device: str, klass: str, *, timeout_s: float = 240.0
+) -> dict[str, Any]:
+    """An incident of this class about a device; raises MachineError with what there is."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = incidents(machine)
+        for one in found:
+            if one["filesystem"]["device"] == device and one["class"] == klass:
+                return dict(one)
+        if time.monotonic() > deadline:
+            there = "; ".join(
+                f"{one['filesystem']['device']} {one['class']}: {one['summary']}" for one in found
+            )
+            raise MachineError(f"no incident of class {klass} about {device}: {there or 'none'}")
+        time.sleep(1.0)
+
+
 def expect(condition: bool, what: str) -> None:
     """Raise MachineError unless the condition holds."""
     if not condition:
@@ -249,8 +295,11 @@ def collect(machine: Machine) -> None:
     """What explains a failure, into the machine's directory."""
     for name, command in (
         ("journal.txt", "journalctl -b -o short-precise --no-pager -n 3000"),
-        ("status.json", "fswatch status --json"),
-        ("incidents.txt", "fswatch incidents --all"),
-        ("doctor.txt", "fswatch doctor"),
+        ("status.json", f"curl -sS --max-time 60 --unix-socket {API} http://node/v1/status"),
+        ("incidents.json", f"curl -sS --unix-socket {API} 'http://node/v1/incidents?all=1'"),
     ):
         (machine.work / name).write_text(machine.run(command, check=False).output)
+    with (machine.work / "why.txt").open("w") as file:
+        for incident in incidents(machine):
+            why = _api(machine, f"incidents/{incident['id']}/why")
+            file.write(f"{why['text']}\n\n")

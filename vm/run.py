@@ -67,8 +67,8 @@ def contents(package: Path) -> str:
         return digest.hexdigest()
 
 
-def installed(prepared: guest.Guest, payload: Path) -> Disks:
-    """The disks of a node with this package installed, kept in the cache until it changes."""
+def installed(prepared: guest.Guest, payload: Path) -> Path:
+    """Where the disks of a node with this package installed are kept, until it changes."""
     key = payload.with_name("payload.sum").read_text()[:12]
     nodes = prepared.disk.parent / "nodes"
     place = nodes / key
@@ -77,9 +77,8 @@ def installed(prepared: guest.Guest, payload: Path) -> Disks:
         nodes.mkdir()
         print("installing the package on a node for all scenarios", flush=True)
         # Beside its place: disks are moved there when they are whole.
-        machine = Machine(
-            nodes / f"{key}.new", Disks(root=prepared.disk), prepared.kernels[0], payload
-        )
+        disks = Disks(root=prepared.disk)
+        machine = Machine(nodes / f"{key}.new", disks, prepared.kernels[0], payload)
         try:
             machine.power_on()
             node.install(machine)
@@ -87,7 +86,23 @@ def installed(prepared: guest.Guest, payload: Path) -> Disks:
             machine.keep_disks(place)
         finally:
             machine.close()
-    return Disks(root=place / "root.qcow2", data=place / "data.img")
+    return place
+
+
+def booted(place: Path, kernel: tuple[str, Path, Path], payload: Path) -> Disks:
+    """Such a node, booted once with this kernel, and kept while it runs."""
+    kept = place / f"booted-{kernel[0].split('+')[0]}"
+    disks = Disks(root=place / "root.qcow2", data=place / "data.img")
+    if not kept.exists():
+        print(f"booting the node with {kernel[0]} for all scenarios", flush=True)
+        machine = Machine(place / "booting", disks, kernel, payload)
+        try:
+            machine.power_on()
+            node.wait_daemon(machine)
+            machine.keep_running(kept)
+        finally:
+            machine.close()
+    return Disks(root=kept / "root.qcow2", data=kept / "data.img", memory=kept / "memory")
 
 
 def run_one(
@@ -133,8 +148,10 @@ def main() -> int:
             chosen = {"all": kernels, "oldest": kernels[:1], "newest": kernels[-1:]}
             for kernel in chosen[scenario.KERNELS]:
                 print(f"{name} on {kernel[0]}: {scenario.TEXT}", flush=True)
-                bare = getattr(scenario, "BARE", False)
-                disks = Disks(root=prepared.disk) if bare else installed(prepared, payload)
+                if getattr(scenario, "BARE", False):
+                    disks = Disks(root=prepared.disk)
+                else:
+                    disks = booted(installed(prepared, payload), kernel, payload)
                 result = run_one(scenario, kernel, disks, payload)
                 results.append(result)
                 show(result)

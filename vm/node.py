@@ -49,7 +49,7 @@ healthy = "5s"
 [[rule.step]]
 do = "fsck"
 strategy = "{strategy}"
-max_write_pause = "120s"
+max_write_pause = "10m"
 on_failure = "quarantine"
 [[rule.step]]
 do = "notify"

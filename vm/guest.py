@@ -18,6 +18,7 @@ SUITE = "trixie"
 _MIRROR = "http://deb.debian.org/debian"
 _SOURCES = (f"deb {_MIRROR} {SUITE} main", f"deb {_MIRROR} {SUITE}-backports main")
 _SIZE = "4G"
+DATA_BYTES = 6 << 30
 _PACKAGES = (
     "systemd-sysv udev dbus kmod iproute2 procps linux-image-amd64 initramfs-tools"
     " qemu-guest-agent lvm2 thin-provisioning-tools systemd-container lxc busybox-static"
@@ -118,6 +119,39 @@ def _make(place: Path) -> None:
         make_disk(disk, tree, _SIZE)
         shutil.rmtree(place, ignore_errors=True)
         new.rename(place)
+
+
+# In a mount namespace of its own, which takes the mounts with it whatever happens.
+_INSTALL = """
+set -e
+mount -o loop "$1" "$2"
+mount --bind /dev "$2/dev"; mount -t proc proc "$2/proc"
+cp "$3" "$2/tmp/package.deb"
+DEBIAN_FRONTEND=noninteractive chroot "$2" apt-get install -y -qq /tmp/package.deb
+rm "$2/tmp/package.deb"
+echo "/dev/vdb $4 xfs defaults 0 0" >> "$2/etc/fstab"
+umount "$2/proc" "$2/dev" "$2"
+"""
+
+
+def install(prepared: Guest, package: Path, place: Path, ves: str) -> None:
+    """Disks of a node with the package, and with an XFS for images at `ves`, in `place`.
+
+    By the node that this runs on, at its own speed: that it installs on a machine is another thing
+    to show.
+    """
+    place.mkdir(parents=True)
+    root, data = place / "root.img", place / "data.img"
+    subprocess.run(["cp", "--sparse=always", str(prepared.disk), str(root)], check=True)
+    with data.open("xb") as file:
+        file.truncate(DATA_BYTES)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(data)], check=True)
+    with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as point:
+        argv = ["unshare", "--mount", "sh", "-c", _INSTALL, "sh"]
+        argv += [str(root), point, str(package), ves]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"the package is not installed: {done.stdout}{done.stderr}")
 
 
 def make_disk(disk: Path, tree: Path, size: str) -> None:

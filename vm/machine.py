@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vm.guest import DATA_BYTES
 from vm.monitor import Monitor
 
 # Under TCG on two busy cores: a boot takes a minute, sometimes three.
@@ -80,7 +81,7 @@ class Machine:
         if disks.data is not None:
             copy = ["cp", "--sparse=always", str(disks.data), str(work / "data.img")]
             subprocess.run(copy, check=True)
-        for name, size in (("data.img", 6 << 30), ("spare.img", 3 << 30)):
+        for name, size in (("data.img", DATA_BYTES), ("spare.img", 3 << 30)):
             with (work / name).open("ab") as file:
                 file.truncate(size)
 
@@ -169,13 +170,6 @@ class Machine:
         """An orderly shutdown and a boot."""
         self.power_off()
         return self.power_on()
-
-    def keep_disks(self, place: Path) -> Disks:
-        """Give the disks of a machine that is off away; it cannot be started any more."""
-        place.mkdir(parents=True)
-        for name in ("root.qcow2", "data.img"):
-            (self.work / name).rename(place / name)
-        return Disks(root=place / "root.qcow2", data=place / "data.img")
 
     def keep_running(self, place: Path) -> Disks:
         """Give memory and disks of a running machine away; it ends here, and goes on elsewhere."""

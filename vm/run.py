@@ -38,19 +38,23 @@ def all_scenarios() -> dict[str, ModuleType]:
     return found
 
 
-def make_payload(work: Path) -> Path:
-    """A disk with the package and the next version of it."""
+def make_payload(work: Path, *, upgrade: bool) -> Path:
+    """A disk with the package, and the next version of it where somebody wants that."""
     tree, disk = work / "payload", work / "payload.img"
-    for place, revision in (("dist", "1"), ("upgrade", "2")):
-        argv = [str(PROJECT / "data" / "deb.sh"), guest.SUITE, revision]
-        done = subprocess.run(argv, check=True, capture_output=True, text=True)
-        (tree / place).mkdir(parents=True)
-        shutil.copy(PROJECT / done.stdout.split()[-1], tree / place)
-    (PROJECT / done.stdout.split()[-1]).unlink()  # nobody wants the second one
-    (package,) = (tree / "dist").iterdir()
+    package = _build(tree / "dist", "1")
     (work / "payload.sum").write_text(contents(package))
+    if upgrade:
+        second = _build(tree / "upgrade", "2")
+        (PROJECT / "dist" / second.name).unlink()  # nobody wants it here
     guest.make_disk(disk, tree, "64M")
     return disk
+
+
+def _build(place: Path, revision: str) -> Path:
+    argv = [str(PROJECT / "data" / "deb.sh"), guest.SUITE, revision]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    place.mkdir(parents=True)
+    return Path(shutil.copy(PROJECT / done.stdout.split()[-1], place))
 
 
 def contents(package: Path) -> str:
@@ -74,25 +78,18 @@ def installed(prepared: guest.Guest, payload: Path) -> Path:
     place = nodes / key
     if not place.exists():
         shutil.rmtree(nodes, ignore_errors=True)
-        nodes.mkdir()
         print("installing the package on a node for all scenarios", flush=True)
-        # Beside its place: disks are moved there when they are whole.
-        disks = Disks(root=prepared.disk)
-        machine = Machine(nodes / f"{key}.new", disks, prepared.kernels[0], payload)
-        try:
-            machine.power_on()
-            node.install(machine)
-            machine.power_off()
-            machine.keep_disks(place)
-        finally:
-            machine.close()
+        (package,) = payload.with_name("payload").glob("dist/*.deb")
+        making = nodes / f"{key}.new"
+        guest.install(prepared, package, making, node.VES)
+        making.rename(place)
     return place
 
 
 def booted(place: Path, kernel: tuple[str, Path, Path], payload: Path) -> Disks:
     """Such a node, booted once with this kernel, and kept while it runs."""
     kept = place / f"booted-{kernel[0].split('+')[0]}"
-    disks = Disks(root=place / "root.qcow2", data=place / "data.img")
+    disks = Disks(root=place / "root.img", data=place / "data.img")
     if not kept.exists():
         print(f"booting the node with {kernel[0]} for all scenarios", flush=True)
         machine = Machine(place / "booting", disks, kernel, payload)
@@ -141,14 +138,16 @@ def main() -> int:
     prepared = guest.prepare()
     kernels = [k for k in prepared.kernels if k[0].startswith(arguments.kernel or "")]
     results = []
+    names = arguments.scenario or list(known)
+    bare = {name for name in names if getattr(known[name], "BARE", False)}
     with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as directory:
-        payload = make_payload(Path(directory))
-        for name in arguments.scenario or known:
+        payload = make_payload(Path(directory), upgrade=bool(bare))
+        for name in names:
             scenario = known[name]
             chosen = {"all": kernels, "oldest": kernels[:1], "newest": kernels[-1:]}
             for kernel in chosen[scenario.KERNELS]:
                 print(f"{name} on {kernel[0]}: {scenario.TEXT}", flush=True)
-                if getattr(scenario, "BARE", False):
+                if name in bare:
                     disks = Disks(root=prepared.disk)
                 else:
                     disks = booted(installed(prepared, payload), kernel, payload)

@@ -122,7 +122,7 @@ def _make(place: Path) -> None:
 
 
 # In a mount namespace of its own, which takes the mounts with it whatever happens.
-_INSTALL = """
+INSTALL = """
 set -e
 mount -o loop "$1" "$2"
 mount --bind /dev "$2/dev"; mount -t proc proc "$2/proc"
@@ -130,11 +130,12 @@ cp "$3" "$2/tmp/package.deb"
 DEBIAN_FRONTEND=noninteractive chroot "$2" apt-get install -y -qq /tmp/package.deb
 rm "$2/tmp/package.deb"
 echo "/dev/vdb $4 xfs defaults 0 0" >> "$2/etc/fstab"
+printf %s "$5" > "$2/etc/fswatchd/fswatchd.toml"
 umount "$2/proc" "$2/dev" "$2"
 """
 
 
-def install(prepared: Guest, package: Path, place: Path, ves: str) -> None:
+def install(prepared: Guest, package: Path, place: Path, *, ves: str, configuration: str) -> None:
     """Disks of a node with the package, and with an XFS for images at `ves`, in `place`.
 
     By the node that this runs on, at its own speed: that it installs on a machine is another thing
@@ -147,8 +148,8 @@ def install(prepared: Guest, package: Path, place: Path, ves: str) -> None:
         file.truncate(DATA_BYTES)
     subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(data)], check=True)
     with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as point:
-        argv = ["unshare", "--mount", "sh", "-c", _INSTALL, "sh"]
-        argv += [str(root), point, str(package), ves]
+        argv = ["unshare", "--mount", "sh", "-c", INSTALL, "sh"]
+        argv += [str(root), point, str(package), ves, configuration]
         done = subprocess.run(argv, check=False, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"the package is not installed: {done.stdout}{done.stderr}")

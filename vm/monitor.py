@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _ANSWER_S = 60.0
-_SAVED_S = 300.0
+_MOVED_S = 300.0
 
 
 class MonitorError(OSError):
@@ -35,16 +35,24 @@ class Monitor:
         """Stop the processors, write out all disks, and put the memory into `path`."""
         self._execute("stop")
         self._execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(path))}"})
-        deadline = time.monotonic() + _SAVED_S
-        while (status := self._execute("query-migrate")["status"]) != "completed":
-            if status in {"failed", "cancelled"} or time.monotonic() > deadline:
-                raise MonitorError(f"the machine is not saved: {status}")
-            time.sleep(0.2)
+        self._wait_until_moved()
+
+    def go_on(self) -> None:
+        """Let a machine that was started from such a file run."""
+        self._wait_until_moved()
+        self._execute("cont")
 
     def close(self) -> None:
         """The machine stays as it is."""
         self._lines.close()
         self._socket.close()
+
+    def _wait_until_moved(self) -> None:
+        deadline = time.monotonic() + _MOVED_S
+        while (status := self._execute("query-migrate").get("status")) != "completed":
+            if status in {"failed", "cancelled"} or time.monotonic() > deadline:
+                raise MonitorError(f"memory is not saved or read: {status}")
+            time.sleep(0.2)
 
     def _execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
         question = {"execute": name, "arguments": arguments or {}}

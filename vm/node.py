@@ -56,7 +56,12 @@ do = "notify"
 to = ["*"]
 """
 # Whoever is told stands beside the daemon, and writes down what it gets.
-_CHANNEL = '[channel.ops]\\nkind = "webhook"\\nurl = "http://127.0.0.1:9999/"\\n'
+CONFIGURATION = """[daemon]
+mode = "auto"
+[channel.ops]
+kind = "webhook"
+url = "http://127.0.0.1:9999/"
+"""
 RECEIVED = "/run/received"
 _RECEIVER = """
 import http.server
@@ -120,12 +125,8 @@ def install(machine: Machine) -> None:
 
 
 def set_mode(machine: Machine, mode: str) -> None:
-    """The widest that any rule may act, and a rule for ext4 that a slow machine can meet."""
+    """What the rule for ext4 may do; the node itself permits all (`CONFIGURATION`)."""
     put_rule(machine, "10-ext4.toml", mode)
-    machine.run(
-        f"""printf '[daemon]\\nmode = "{mode}"\\n{_CHANNEL}' > /etc/fswatchd/fswatchd.toml
-fswatch rules check && systemctl restart fswatchd"""
-    )
 
 
 def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]') -> str:
@@ -136,9 +137,26 @@ def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]') -> str:
 def put_rule(
     machine: Machine, name: str, mode: str, *, strategy: str = "clone", ves: str = '["*"]'
 ) -> None:
-    """A rule for ext4 in a file of the admin's."""
-    text = rule(mode, strategy=strategy, ves=ves)
-    machine.run(f"cat > /etc/fswatchd/rules.d/{name} <<'END'\n{text}END")
+    """A rule for ext4 in a file of the admin's, in force."""
+    save_rule(machine, name, rule(mode, strategy=strategy, ves=ves))
+
+
+def save_rule(machine: Machine, name: str, text: str) -> None:
+    """Deploy a rule file as an admin does, by saving it; wait until it is in force."""
+    place = "/etc/fswatchd/rules.d"
+    machine.run(f"cat > {place}/.{name} <<'END'\n{text}END\nmv {place}/.{name} {place}/{name}")
+    wanted = (
+        re.findall(r'^name = "(.+)"$', text, re.M)[0],
+        re.findall(r'^mode = "(.+)"$', text, re.M),
+    )
+    deadline = time.monotonic() + 60.0
+    while True:
+        found = [one for one in _api(machine, "rules")["rules"] if one["name"] == wanted[0]]
+        if found and found[0]["mode"] in wanted[1]:
+            return
+        if time.monotonic() > deadline:
+            raise MachineError(f"{name} is not in force: {found}")
+        time.sleep(1.0)
 
 
 def make_tree(machine: Machine, tree: str) -> None:

@@ -73,7 +73,9 @@ def contents(package: Path) -> str:
 
 def installed(prepared: guest.Guest, payload: Path) -> Path:
     """Where the disks of a node with this package installed are kept, until it changes."""
-    key = payload.with_name("payload.sum").read_text()[:12]
+    recipe = payload.with_name("payload.sum").read_text() + guest.INSTALL + node.CONFIGURATION
+    recipe += (PROJECT / "vm" / "machine.py").read_text()  # a kept memory fits its devices only
+    key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     nodes = prepared.disk.parent / "nodes"
     place = nodes / key
     if not place.exists():
@@ -81,7 +83,7 @@ def installed(prepared: guest.Guest, payload: Path) -> Path:
         print("installing the package on a node for all scenarios", flush=True)
         (package,) = payload.with_name("payload").glob("dist/*.deb")
         making = nodes / f"{key}.new"
-        guest.install(prepared, package, making, node.VES)
+        guest.install(prepared, package, making, ves=node.VES, configuration=node.CONFIGURATION)
         making.rename(place)
     return place
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +62,9 @@ class Operator:
         if known is not None:
             return known
         self._book.flush()
-        found = await self._store.find_incidents(text)
+        kept = await self._store.find_incidents(text)
+        ids = {incident.incident_id for incident in kept}
+        found = [*kept, *self._unkept(ids, f"-{text}")]
         if not found:
             raise UnknownTargetError(
                 f"there is no incident {text!r}",
@@ -83,7 +86,17 @@ class Operator:
         """The newest incidents, closed ones too, newest first."""
         self._book.flush()
         kept = await self._store.incidents(limit)
-        return [self._book.get(incident.incident_id) or incident for incident in kept]
+        now = [self._book.get(incident.incident_id) or incident for incident in kept]
+        now += self._unkept({incident.incident_id for incident in kept})
+        return sorted(now, key=lambda incident: incident.opened_ns, reverse=True)[:limit]
+
+    def _unkept(self, kept: Collection[str], ending: str = "") -> list[Incident]:
+        """Open incidents that the database lacks, because its disk takes no writes."""
+        return [
+            incident
+            for incident in self.open_incidents()
+            if incident.incident_id not in kept and incident.incident_id.endswith(ending)
+        ]
 
     def told_elsewhere(self, incident: Incident) -> bool:
         """Whether the incident is only a part of another one that is open."""

@@ -57,7 +57,8 @@ def run(machine: Machine) -> dict[str, Any]:
     node.put_rule(
         machine, "12-lvm.toml", "auto", strategy="offline", ves='["lxc:thin1", "lxc:thin2"]'
     )
-    machine.run(f"cat > /etc/fswatchd/rules.d/06-pool.toml <<'END'\n{_RULE}END\n{_PROGRAM}")
+    machine.run(_PROGRAM)
+    node.save_rule(machine, "06-pool.toml", _RULE)
     node.set_mode(machine, "auto")
     machine.run(
         f"dd if=/dev/urandom of=/proc/{pids['thin1']}/root/big bs=1M count=350 conv=fsync",

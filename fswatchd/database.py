@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -60,7 +61,7 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 # In the order of the table's columns.
 _INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_COLUMNS, _SOURCE_COLUMN, _INCIDENT_COLUMN = 16, 2, 13
+_COLUMNS, _CURSOR_COLUMN, _SOURCE_COLUMN, _INCIDENT_COLUMN = 16, 0, 2, 13
 
 _LOG_FACT = "event-log"
 
@@ -143,6 +144,7 @@ class Database:
         self._path = path
         self._spool = spool
         self._spooled = 0
+        self._unwritten = False  # the spool has events that the disk did not take
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._synchronous = ""
@@ -338,6 +340,7 @@ class Database:
 
     def _write(self, database: sqlite3.Connection, batch: list[_Write]) -> None:
         results: list[tuple[_Write, Any, StoreError | None]] = []
+        before = database.total_changes
         try:
             self._reserve(database, batch)
             self._set_synchronous(
@@ -355,13 +358,15 @@ class Database:
                 database.execute("ROLLBACK")
             failure = StoreError(f"cannot write {self._path}: {error}")
             results = [(write, None, failure) for write in batch]
+        failures = [problem for _, _, problem in results if problem]
+        # That something can be read says nothing about a disk that takes no writes.
+        if failures or database.total_changes != before:
+            self.failed = str(failures[0]) if failures else None
         self._tell(results, time.time_ns())
         self._prune(database, len(batch))
 
     def _tell(self, results: list[tuple[_Write, Any, StoreError | None]], now: int) -> None:
         committed: list[tuple[Insert, int | None]] = []
-        failures = [problem for _, _, problem in results if problem]
-        self.failed = str(failures[0]) if failures else None
         for write, result, problem in results:
             if not isinstance(write, _Operation):
                 committed.append((write, None if problem else write.stored_ns or now))
@@ -376,8 +381,30 @@ class Database:
     def _deliver(self, committed: list[tuple[Insert, int | None]]) -> None:
         for write, moment in committed:
             write.told(moment)
-        if self._spool is not None and committed[-1][0].cursor >= self._spooled:
+        if self._spool is None:
+            return
+        if any(moment is None for _, moment in committed):
+            self._unwritten = True
+        elif self._unwritten:
+            # The disk takes writes again. Later inserts are behind this in the queue, so nothing
+            # clears the spool before it is done.
+            self._unwritten = False
+            upto = committed[-1][0].cursor
+            again = self.submit(partial(self._write_spooled, upto), durable=True)
+            again.add_done_callback(self._spool_written)
+        elif committed[-1][0].cursor >= self._spooled:
             self._spool.clear()
+
+    def _write_spooled(self, upto: int, database: sqlite3.Connection) -> None:
+        """Later ones are in the queue, and written by themselves."""
+        records: list[list[Any]] = self._spool.left() if self._spool is not None else []
+        for owner, *row in records:
+            if owner == self._log.log_id and row[_CURSOR_COLUMN] <= upto:
+                database.execute(f"INSERT OR IGNORE {_INSERT.removeprefix('INSERT')}", row)
+
+    def _spool_written(self, done: asyncio.Future[None]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._unwritten = True
 
     def _set_synchronous(self, database: sqlite3.Connection, *, durable: bool) -> None:
         wanted = "FULL" if durable else "NORMAL"

@@ -313,6 +313,7 @@ def collect(machine: Machine) -> None:
     """What explains a failure, into the machine's directory."""
     for name, command in (
         ("journal.txt", "journalctl -b -o short-precise --no-pager -n 3000"),
+        ("boot.txt", "systemd-analyze; systemd-analyze blame --no-pager | head -40"),
         ("status.json", f"curl -sS --max-time 60 --unix-socket {API} http://node/v1/status"),
         ("incidents.json", f"curl -sS --unix-socket {API} 'http://node/v1/incidents?all=1'"),
     ):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +25,10 @@ from fswatchd.repair.clone_repair import require_image
 from fswatchd.situation import Disarm
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
-from fswatchd.store import Store
+from fswatchd.store import Store, StoreError
 from fswatchd.units import show_duration
+
+log = logging.getLogger(__name__)
 
 NS = 1_000_000_000
 _BUSY = {State.ACTING, State.VERIFYING}
@@ -62,9 +64,10 @@ class Operator:
         if known is not None:
             return known
         self._book.flush()
-        kept = await self._store.find_incidents(text)
-        ids = {incident.incident_id for incident in kept}
-        found = [*kept, *self._unkept(ids, f"-{text}")]
+        newest = self._book.newest()
+        found = [one for one in newest.values() if one.incident_id.endswith(f"-{text}")]
+        if not found:
+            found = await self._store.find_incidents(text)
         if not found:
             raise UnknownTargetError(
                 f"there is no incident {text!r}",
@@ -76,7 +79,7 @@ class Operator:
             raise UnknownTargetError(
                 f"{text} names several incidents: {ids}", code="FSW-UNKNOWN-AMBIGUOUS"
             )
-        return self._book.get(found[0].incident_id) or found[0]
+        return newest.get(found[0].incident_id, found[0])
 
     def open_incidents(self) -> list[Incident]:
         """Those that are not closed, newest first; known without the database."""
@@ -85,18 +88,13 @@ class Operator:
     async def incidents(self, limit: int = 1000) -> list[Incident]:
         """The newest incidents, closed ones too, newest first."""
         self._book.flush()
-        kept = await self._store.incidents(limit)
-        now = [self._book.get(incident.incident_id) or incident for incident in kept]
-        now += self._unkept({incident.incident_id for incident in kept})
-        return sorted(now, key=lambda incident: incident.opened_ns, reverse=True)[:limit]
-
-    def _unkept(self, kept: Collection[str], ending: str = "") -> list[Incident]:
-        """Open incidents that the database lacks, because its disk takes no writes."""
-        return [
-            incident
-            for incident in self.open_incidents()
-            if incident.incident_id not in kept and incident.incident_id.endswith(ending)
-        ]
+        try:
+            kept = await self._store.incidents(limit)
+        except StoreError as error:
+            log.warning("only incidents that are open, or not written yet: %s", error)
+            kept = []
+        found = {incident.incident_id: incident for incident in kept} | self._book.newest()
+        return sorted(found.values(), key=lambda one: one.opened_ns, reverse=True)[:limit]
 
     def told_elsewhere(self, incident: Incident) -> bool:
         """Whether the incident is only a part of another one that is open."""

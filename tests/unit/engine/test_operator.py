@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from fswatchd.database import StoreError
 from fswatchd.engine.operator import Operator, refuse_another
 from fswatchd.errors import ConflictError, UnknownTargetError
 from fswatchd.incidents import Incident
@@ -56,17 +57,20 @@ class Book:
     def get(self, incident_id: str) -> Incident | None:
         return next((one for one in self.found if one.incident_id == incident_id), None)
 
-    def open_incidents(self) -> list[Incident]:
-        return list(self.found)
+    def newest(self) -> dict[str, Incident]:
+        return {one.incident_id: one for one in self.found}
 
 
 class Database:
     """What has been written so far."""
 
-    def __init__(self, *found: Incident) -> None:
+    def __init__(self, *found: Incident, broken: bool = False) -> None:
         self.found = found
+        self.broken = broken
 
     async def incidents(self, limit: int) -> list[Incident]:
+        if self.broken:
+            raise StoreError("disk I/O error")
         return list(self.found)[:limit]
 
     async def find_incidents(self, text: str) -> list[Incident]:
@@ -90,6 +94,11 @@ async def test_an_incident_that_cannot_be_written_is_listed_and_found_all_the_sa
     ]
     assert await asked.find("bbbbb") == new
     assert await asked.find("aaaaa") == old
+
+
+async def test_a_database_that_cannot_be_read_hides_nothing_that_is_open() -> None:
+    now = incident(incident_id="20261121-aaaaa")
+    assert await operator(Book(now), Database(broken=True)).incidents() == [now]
 
 
 async def test_one_that_is_written_is_there_once_and_as_it_is_now() -> None:

@@ -183,7 +183,10 @@ def make_lxc(machine: Machine, name: str, rootfs: str) -> None:
 
 
 def mount_seen(machine: Machine, command: str, *, timeout_s: float = 60.0) -> None:
-    """Mount something, and wait until the daemon watches one filesystem more."""
+    """Mount something, and wait until the daemon watches one filesystem more.
+
+    Nothing may have been unmounted before: when that is noticed nobody can tell.
+    """
     before = _watched(machine)
     machine.run(command)
     deadline = time.monotonic() + timeout_s

@@ -12,7 +12,7 @@ NAME = "live-events"
 TEXT = "a real quota warning, a disk that becomes read-only, md degraded, a GFS2 that withdraws"
 KERNELS = "all"
 
-_PIECE = 600 * 2048  # sectors of each of the devices that are cut from the third disk
+_PIECE = 600 * 2048  # sectors of each of the five devices that are cut from the third disk
 
 
 def run(machine: Machine) -> dict[str, Any]:
@@ -35,9 +35,12 @@ def run(machine: Machine) -> dict[str, Any]:
 
 def _piece(machine: Machine, name: str, number: int) -> str:
     """A device of its own; returns the name that the kernel has for it."""
-    table = f"0 {_PIECE} linear /dev/vdc {number * _PIECE}"
-    machine.run(f'dmsetup create {name} --table "{table}" && udevadm settle')
+    machine.run(f'dmsetup create {name} --table "{_table(number)}" && udevadm settle')
     return machine.run(f"basename $(readlink -f /dev/mapper/{name})").output.strip()
+
+
+def _table(number: int) -> str:
+    return f"0 {_PIECE} linear /dev/vdc {number * _PIECE}"
 
 
 def _told(machine: Machine, incident: dict[str, Any]) -> str:
@@ -60,24 +63,20 @@ def _quota(machine: Machine) -> str:
     machine.run(f"! {nobody} dd if=/dev/zero of=/srv/quota/more bs=1k count=3000 2>&1")
     incident = node.wait_class(machine, device, "quota")
     node.expect("quota" in incident["sources"], f"the kernel's own warning: {incident['sources']}")
-    told = _told(machine, incident)
-    machine.run("umount /srv/quota && dmsetup remove quota")
-    return told
+    return _told(machine, incident)
 
 
 def _read_only(machine: Machine) -> str:
-    device = _piece(machine, "ro", 0)
+    device = _piece(machine, "ro", 4)
     machine.run("mke2fs -q -F -t ext4 /dev/mapper/ro && mkdir -p /srv/ro")
     node.mount_seen(machine, "mount /dev/mapper/ro /srv/ro")
     machine.run(
-        f'dmsetup suspend ro && dmsetup reload --readonly ro --table "0 {_PIECE} linear /dev/vdc 0"'
+        f'dmsetup suspend ro && dmsetup reload --readonly ro --table "{_table(4)}"'
         f" && dmsetup resume ro && test $(cat /sys/block/{device}/ro) = 1"
     )
     incident = node.wait_class(machine, device, "readonly")
     node.expect("uevent" in incident["sources"], f"by its uevent: {incident['sources']}")
-    told = _told(machine, incident)
-    machine.run("umount /srv/ro; dmsetup remove ro", check=False)
-    return told
+    return _told(machine, incident)
 
 
 def _degraded(machine: Machine) -> str:
@@ -93,7 +92,6 @@ def _degraded(machine: Machine) -> str:
     incident = node.wait_class(machine, "md0", "degraded")
     told = _told(machine, incident)
     machine.run("touch /srv/md/goes-on && sync -f /srv/md")
-    machine.run("umount /srv/md && mdadm --stop /dev/md0 && dmsetup remove md-a md-b", check=False)
     return told
 
 

@@ -21,7 +21,7 @@ from vm.monitor import Monitor
 
 # Under TCG on two busy cores: a boot takes a minute, sometimes three.
 BOOT_S = 420.0
-_COMMAND_S = 180.0
+_COMMAND_S = 300.0
 _POLL_S = 0.25
 _POLL_MAX_S = 2.0  # each question is a line in the guest's journal
 _ENVIRONMENT = "LC_ALL=C HOME=/root PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -121,7 +121,7 @@ def install(machine: Machine) -> None:
         f"echo '/dev/vdb {VES} xfs defaults 0 0' >> /etc/fstab && mount {VES}; }}"
     )
     for command in install_commands():
-        machine.run(f"cd {PAYLOAD} && {command}", check="doctor" not in command)
+        machine.run(f"cd {PAYLOAD} && {command}", timeout_s=900, check="doctor" not in command)
 
 
 def set_mode(machine: Machine, mode: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import classify, idle, latency, repair, replay, rules, scale, storm
+from bench import classify, idle, latency, repair, replay, rules, scale, soak, storm
 from bench.bench import PROJECT, machine
 
 
@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument(
         "names",
         nargs="*",
-        help="latency, storm, idle, scale, repair, classify, rules, replay; default: all",
+        help="latency, storm, idle, scale, repair, classify, rules, replay (default: all), or soak",
     )
     parser.add_argument(
         "--sizes",
@@ -45,10 +45,12 @@ def main() -> int:
         "classify": lambda: classify.run(100_000 if quick else 2_000_000),
         "rules": lambda: rules.run(1000, 1000 if quick else 20_000),
         "replay": lambda: replay.run(10_000 if quick else 100_000),
+        "soak": lambda: soak.run(500) if quick else soak.run(),
     }
     results: dict[str, object] = {"machine": machine()}
     texts = []
-    for name in arguments.names or benchmarks:
+    # The soak takes half an hour, and is run when it is asked for.
+    for name in arguments.names or [name for name in benchmarks if name != "soak"]:
         print(f"{name} …", flush=True)
         results[name], text = benchmarks[name]()
         texts.append(text)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fswatchd.devno import Devno
 from fswatchd.events import Domain
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _SAVE_DELAY_S = 0.05
 _REPAIRED_KEPT = 64
+_OWED_AGAIN_S = 5.0
+_OWED_MOST = 1000
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 
 Listener = Callable[[Incident | None, Incident], None]
@@ -48,6 +51,9 @@ class IncidentBook:
         self._repaired: deque[_Repaired] = deque(maxlen=_REPAIRED_KEPT)
         self._dirty: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
+        # What the disk has not taken, as it is now: closed ones too. The oldest goes first.
+        self._owed: dict[str, Incident] = {}
+        self._owed_again: asyncio.TimerHandle | None = None
         self._listeners: list[Listener] = []
 
     async def load(self) -> list[Incident]:
@@ -145,7 +151,7 @@ class IncidentBook:
         if durable or before is None or before.state is not incident.state:
             # At once, so that it is on the disk together with the notice of the change.
             self._dirty.discard(incident.incident_id)
-            saved = self._store.save_incident(incident, durable=durable)
+            saved = self._save(incident, durable=durable)
         else:
             self._dirty.add(incident.incident_id)
             if self._flush is None:
@@ -177,8 +183,45 @@ class IncidentBook:
             self._flush = None
         for incident_id in self._dirty:
             if incident_id in self._open:
-                self._store.save_incident(self._open[incident_id])
+                self._save(self._open[incident_id])
         self._dirty.clear()
+
+    def newest(self) -> dict[str, Incident]:
+        """All that are open, and closed ones that the database does not know as closed yet."""
+        return self._owed | self._open
+
+    def _save(self, incident: Incident, *, durable: bool = False) -> asyncio.Future[None]:
+        if incident.incident_id in self._owed:
+            self._owed[incident.incident_id] = incident
+        saved = self._store.save_incident(incident, durable=durable)
+        saved.add_done_callback(partial(self._saved, incident))
+        return saved
+
+    def _saved(self, incident: Incident, done: asyncio.Future[None]) -> None:
+        name = incident.incident_id
+        if done.cancelled():
+            return
+        if done.exception() is None:
+            if self._owed.get(name) is incident:
+                del self._owed[name]
+                self._save_owed()
+            return
+        if name not in self._owed or self._owed[name].updated_ns <= incident.updated_ns:
+            self._owed[name] = incident
+        while len(self._owed) > _OWED_MOST:
+            del self._owed[next(iter(self._owed))]
+        if self._owed_again is None:
+            loop = asyncio.get_running_loop()
+            self._owed_again = loop.call_later(_OWED_AGAIN_S, self._save_owed)
+
+    def _save_owed(self) -> None:
+        """Try one of what the disk has not taken; when it takes that, the next follows."""
+        if self._owed_again is not None:
+            self._owed_again.cancel()
+            self._owed_again = None
+        oldest = next(iter(self._owed.values()), None)
+        if oldest is not None:
+            self._save(oldest)
 
     def _remember(self, incident: Incident) -> None:
         self._open[incident.incident_id] = incident

@@ -21,12 +21,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from fswatchd import eventlog
 from fswatchd.errors import FswatchError
-from fswatchd.eventlog import INSERT, LOG, LOG_FACT, Log, Skip, take_over, taken_up
+from fswatchd.eventlog import INSERT, LOG, LOG_FACT, Log, Skip, insert_again, take_over, taken_up
 from fswatchd.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class Database:
         self._path = path
         self._spool = spool
         self._spooled = 0
+        self._unwritten = False  # the spool has events that the disk did not take
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._synchronous = ""
@@ -338,6 +340,7 @@ class Database:
 
     def _write(self, database: sqlite3.Connection, batch: list[_Write]) -> None:
         results: list[tuple[_Write, Any, StoreError | None]] = []
+        before = database.total_changes
         try:
             self._reserve(database, batch)
             self._set_synchronous(
@@ -356,13 +359,15 @@ class Database:
             failure = StoreError(f"cannot write {self._path}: {error}")
             results = [(write, None, failure) for write in batch]
             self._report(failure.message)
+        failures = [problem for _, _, problem in results if problem]
+        # That something can be read says nothing about a disk that takes no writes.
+        if failures or database.total_changes != before:
+            self.failed = str(failures[0]) if failures else None
         self._tell(results, time.time_ns())
         self._prune(database, len(batch))
 
     def _tell(self, results: list[tuple[_Write, Any, StoreError | None]], now: int) -> None:
         committed: list[tuple[Insert, int | None]] = []
-        failures = [problem for _, _, problem in results if problem]
-        self.failed = str(failures[0]) if failures else None
         for write, result, problem in results:
             if not isinstance(write, _Operation):
                 committed.append((write, None if problem else write.stored_ns or now))
@@ -400,8 +405,28 @@ class Database:
     def _deliver(self, committed: list[tuple[Insert, int | None]]) -> None:
         for write, moment in committed:
             write.told(moment)
-        if self._spool is not None and committed[-1][0].cursor >= self._spooled:
+        if self._spool is None:
+            return
+        if any(moment is None for _, moment in committed):
+            self._unwritten = True
+        elif self._unwritten:
+            # The disk takes writes again. Later inserts are behind this in the queue, so nothing
+            # clears the spool before it is done.
+            self._unwritten = False
+            upto = committed[-1][0].cursor
+            again = self.submit(partial(self._write_spooled, upto), durable=True)
+            again.add_done_callback(self._spool_written)
+        elif committed[-1][0].cursor >= self._spooled:
             self._spool.clear()
+
+    def _write_spooled(self, upto: int, database: sqlite3.Connection) -> None:
+        """Later ones are in the queue, and written by themselves."""
+        if self._spool is not None:
+            insert_again(database, self._spool.left(), self._log.log_id, upto)
+
+    def _spool_written(self, done: asyncio.Future[None]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._unwritten = True
 
     def _set_synchronous(self, database: sqlite3.Connection, *, durable: bool) -> None:
         wanted = "FULL" if durable else "NORMAL"

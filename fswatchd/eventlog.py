@@ -12,7 +12,8 @@ LOG_FACT = "event-log"
 RESERVE = 10_000
 # In the order of the table's columns.
 INSERT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_COLUMNS, _SOURCE_COLUMN, _INCIDENT_COLUMN = 16, 2, 13
+_COLUMNS, _CURSOR_COLUMN, _SOURCE_COLUMN, _INCIDENT_COLUMN = 16, 0, 2, 13
+_INSERT_MISSING = f"INSERT OR IGNORE {INSERT.removeprefix('INSERT')}"
 _SKIPS_KEPT = 100
 
 
@@ -71,4 +72,13 @@ def take_over(database: sqlite3.Connection, records: list[list[Any]], log_id: st
         incident = row[_INCIDENT_COLUMN]
         known = database.execute("SELECT 1 FROM incident WHERE id = ?", (incident,)).fetchone()
         if owner == log_id and row[_SOURCE_COLUMN] != "state" and (incident is None or known):
-            database.execute(f"INSERT OR IGNORE {INSERT.removeprefix('INSERT')}", row)
+            database.execute(_INSERT_MISSING, row)
+
+
+def insert_again(
+    database: sqlite3.Connection, records: list[list[Any]], log_id: str, upto: int
+) -> None:
+    """Insert what this run has spooled, up to a cursor, and the disk did not take then."""
+    for owner, *row in records:
+        if owner == log_id and row[_CURSOR_COLUMN] <= upto:
+            database.execute(_INSERT_MISSING, row)

@@ -55,6 +55,10 @@ class Spool:
         self._size = len(left)
         return list(_records(left))
 
+    def left(self) -> list[list[object]]:
+        """What has been kept since the last `clear`, oldest first. Raises OSError."""
+        return list(_records(os.pread(self._fd, LIMIT_BYTES, 0))) if self.is_open else []
+
     def append(self, record: list[object]) -> bool:
         """Keep a record; False where it is not kept, because there is no room or no spool."""
         if self._fd < 0:

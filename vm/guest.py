@@ -18,12 +18,13 @@ SUITE = "trixie"
 _MIRROR = "http://deb.debian.org/debian"
 _SOURCES = (f"deb {_MIRROR} {SUITE} main", f"deb {_MIRROR} {SUITE}-backports main")
 _SIZE = "4G"
+DATA_BYTES = 6 << 30
 _PACKAGES = (
     "systemd-sysv udev dbus kmod iproute2 procps linux-image-amd64 initramfs-tools"
     " qemu-guest-agent lvm2 thin-provisioning-tools systemd-container lxc busybox-static"
-    " btrfs-progs xfsprogs e2fsprogs f2fs-tools curl"
+    " btrfs-progs xfsprogs e2fsprogs f2fs-tools nilfs-tools gfs2-utils mdadm quota curl"
     # What the package depends on: a machine has no network.
-    " python3-aiohttp python3-pydantic python3-pyudev python3-rich python3-systemd"
+    " bubblewrap python3-aiohttp python3-pydantic python3-pyudev python3-rich python3-systemd"
 )
 # The kernel is loaded by QEMU: the initrd needs what finds the root disk, and nothing else.
 _INITRD = (
@@ -35,9 +36,26 @@ _INITRD = (
 _MASKED = (
     "serial-getty@.service getty@.service e2scrub_reap.service apt-daily.timer"
     " apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer lxc-net.service"
-    " systemd-networkd-wait-online.service dpkg-db-backup.timer"
+    " systemd-networkd-wait-online.service dpkg-db-backup.timer mdmonitor.service"
+)
+# xfs_healer comes with xfsprogs 7 only, which Debian's development branch has. It stands beside the
+# suite's own: what makes and checks filesystems is not exchanged. A mirror of that branch may be
+# some days late; its signature is looked at all the same.
+NEWER = "/opt/newer"
+_HEALER = (
+    f'echo "deb {_MIRROR} sid main" > "$1/etc/apt/sources.list.d/sid.list"',
+    (
+        'printf "Package: *\\nPin: release n=sid\\nPin-Priority: 50\\n"'
+        ' > "$1/etc/apt/preferences.d/sid"'
+    ),
+    'chroot "$1" apt-get update -qq -o Acquire::Check-Valid-Until=false',
+    'chroot "$1" apt-get install -y -qq libicu78/sid',
+    'chroot "$1" sh -c "cd /tmp && apt-get download -qq xfsprogs/sid"',
+    f'dpkg -x "$1"/tmp/xfsprogs_*.deb "$1{NEWER}"',
+    'rm -f "$1"/tmp/xfsprogs_*.deb "$1"/etc/apt/sources.list.d/sid.list',
 )
 _CUSTOMIZE = (
+    *_HEALER,
     f'chroot "$1" apt-get install -y -qq -t {SUITE}-backports linux-image-amd64',
     'rm -f "$1/etc/machine-id" && touch "$1/etc/machine-id"',
     'printf "/dev/vda / ext4 rw,errors=remount-ro 0 1\\n" > "$1/etc/fstab"',
@@ -101,6 +119,40 @@ def _make(place: Path) -> None:
         make_disk(disk, tree, _SIZE)
         shutil.rmtree(place, ignore_errors=True)
         new.rename(place)
+
+
+# In a mount namespace of its own, which takes the mounts with it whatever happens.
+INSTALL = """
+set -e
+mount -o loop "$1" "$2"
+mount --bind /dev "$2/dev"; mount -t proc proc "$2/proc"
+cp "$3" "$2/tmp/package.deb"
+DEBIAN_FRONTEND=noninteractive chroot "$2" apt-get install -y -qq /tmp/package.deb
+rm "$2/tmp/package.deb"
+echo "/dev/vdb $4 xfs defaults 0 0" >> "$2/etc/fstab"
+printf %s "$5" > "$2/etc/fswatchd/fswatchd.toml"
+umount "$2/proc" "$2/dev" "$2"
+"""
+
+
+def install(prepared: Guest, package: Path, place: Path, *, ves: str, configuration: str) -> None:
+    """Disks of a node with the package, and with an XFS for images at `ves`, in `place`.
+
+    By the node that this runs on, at its own speed: that it installs on a machine is another thing
+    to show.
+    """
+    place.mkdir(parents=True)
+    root, data = place / "root.img", place / "data.img"
+    subprocess.run(["cp", "--sparse=always", str(prepared.disk), str(root)], check=True)
+    with data.open("xb") as file:
+        file.truncate(DATA_BYTES)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(data)], check=True)
+    with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as point:
+        argv = ["unshare", "--mount", "sh", "-c", INSTALL, "sh"]
+        argv += [str(root), point, str(package), ves, configuration]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"the package is not installed: {done.stdout}{done.stderr}")
 
 
 def make_disk(disk: Path, tree: Path, size: str) -> None:

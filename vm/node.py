@@ -49,14 +49,19 @@ healthy = "5s"
 [[rule.step]]
 do = "fsck"
 strategy = "{strategy}"
-max_write_pause = "120s"
+max_write_pause = "10m"
 on_failure = "quarantine"
 [[rule.step]]
 do = "notify"
 to = ["*"]
 """
 # Whoever is told stands beside the daemon, and writes down what it gets.
-_CHANNEL = '[channel.ops]\\nkind = "webhook"\\nurl = "http://127.0.0.1:9999/"\\n'
+CONFIGURATION = """[daemon]
+mode = "auto"
+[channel.ops]
+kind = "webhook"
+url = "http://127.0.0.1:9999/"
+"""
 RECEIVED = "/run/received"
 _RECEIVER = """
 import http.server
@@ -97,10 +102,15 @@ def mount_payload(machine: Machine) -> None:
     machine.run(f"mkdir -p {PAYLOAD} && mountpoint -q {PAYLOAD} || mount -o ro /dev/vdd {PAYLOAD}")
 
 
-def wait_ready(machine: Machine) -> None:
+def wait_daemon(machine: Machine) -> None:
     """The daemon of a node that has just booted answers."""
-    mount_payload(machine)
     machine.wait_for(f"curl -sf --unix-socket {API} http://node/v1/status", "the daemon answers")
+
+
+def wait_ready(machine: Machine) -> None:
+    """The daemon answers, and the disk with the packages is there."""
+    mount_payload(machine)
+    wait_daemon(machine)
 
 
 def install(machine: Machine) -> None:
@@ -111,16 +121,12 @@ def install(machine: Machine) -> None:
         f"echo '/dev/vdb {VES} xfs defaults 0 0' >> /etc/fstab && mount {VES}; }}"
     )
     for command in install_commands():
-        machine.run(f"cd {PAYLOAD} && {command}", check="doctor" not in command)
+        machine.run(f"cd {PAYLOAD} && {command}", timeout_s=900, check="doctor" not in command)
 
 
 def set_mode(machine: Machine, mode: str) -> None:
-    """The widest that any rule may act, and a rule for ext4 that a slow machine can meet."""
+    """What the rule for ext4 may do; the node itself permits all (`CONFIGURATION`)."""
     put_rule(machine, "10-ext4.toml", mode)
-    machine.run(
-        f"""printf '[daemon]\\nmode = "{mode}"\\n{_CHANNEL}' > /etc/fswatchd/fswatchd.toml
-fswatch rules check && systemctl restart fswatchd"""
-    )
 
 
 def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]') -> str:
@@ -131,9 +137,26 @@ def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]') -> str:
 def put_rule(
     machine: Machine, name: str, mode: str, *, strategy: str = "clone", ves: str = '["*"]'
 ) -> None:
-    """A rule for ext4 in a file of the admin's."""
-    text = rule(mode, strategy=strategy, ves=ves)
-    machine.run(f"cat > /etc/fswatchd/rules.d/{name} <<'END'\n{text}END")
+    """A rule for ext4 in a file of the admin's, in force."""
+    save_rule(machine, name, rule(mode, strategy=strategy, ves=ves))
+
+
+def save_rule(machine: Machine, name: str, text: str) -> None:
+    """Deploy a rule file as an admin does, by saving it; wait until it is in force."""
+    place = "/etc/fswatchd/rules.d"
+    machine.run(f"cat > {place}/.{name} <<'END'\n{text}END\nmv {place}/.{name} {place}/{name}")
+    wanted = (
+        re.findall(r'^name = "(.+)"$', text, re.M)[0],
+        re.findall(r'^mode = "(.+)"$', text, re.M),
+    )
+    deadline = time.monotonic() + 60.0
+    while True:
+        found = [one for one in _api(machine, "rules")["rules"] if one["name"] == wanted[0]]
+        if found and found[0]["mode"] in wanted[1]:
+            return
+        if time.monotonic() > deadline:
+            raise MachineError(f"{name} is not in force: {found}")
+        time.sleep(1.0)
 
 
 def make_tree(machine: Machine, tree: str) -> None:
@@ -157,6 +180,25 @@ def make_lxc(machine: Machine, name: str, rootfs: str) -> None:
         f"mkdir -p /var/lib/lxc/{name} && cat > /var/lib/lxc/{name}/config <<'EOT'\n{config}EOT"
     )
     machine.run(f"lxc-start -n {name} && lxc-wait -n {name} -s RUNNING -t 60")
+
+
+def mount_seen(machine: Machine, command: str, *, timeout_s: float = 60.0) -> None:
+    """Mount something, and wait until the daemon watches one filesystem more.
+
+    Nothing may have been unmounted before: when that is noticed nobody can tell.
+    """
+    before = _watched(machine)
+    machine.run(command)
+    deadline = time.monotonic() + timeout_s
+    while _watched(machine) <= before:
+        if time.monotonic() > deadline:
+            raise MachineError(f"the daemon does not watch what was mounted by: {command}")
+        time.sleep(1.0)
+
+
+def _watched(machine: Machine) -> int:
+    sources = {source["name"]: source for source in status(machine)["sources"]}
+    return int((sources["state"]["detail"] or "0").split()[0])
 
 
 def start_receiver(machine: Machine) -> None:
@@ -219,6 +261,13 @@ def incidents(machine: Machine) -> list[Any]:
     return found
 
 
+def acknowledge(machine: Machine, incident_id: str) -> None:
+    """End an incident as an operator does."""
+    url = f"http://node/v1/incidents/{incident_id}/ack"
+    body = "-H 'Content-Type: application/json' -d '{}'"
+    machine.run(f"curl -sSf --max-time 60 --unix-socket {API} -X POST {body} {url}", check=False)
+
+
 def wait_incident(
     machine: Machine, ve: str, *states: str, timeout_s: float = 240.0, known: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -239,6 +288,24 @@ def wait_incident(
         time.sleep(1.0)
 
 
+def wait_class(
+    machine: Machine, device: str, klass: str, *, timeout_s: float = 240.0
+) -> dict[str, Any]:
+    """An incident of this class about a device; raises MachineError with what there is."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = incidents(machine)
+        for one in found:
+            if one["filesystem"]["device"] == device and one["class"] == klass:
+                return dict(one)
+        if time.monotonic() > deadline:
+            there = "; ".join(
+                f"{one['filesystem']['device']} {one['class']}: {one['summary']}" for one in found
+            )
+            raise MachineError(f"no incident of class {klass} about {device}: {there or 'none'}")
+        time.sleep(1.0)
+
+
 def expect(condition: bool, what: str) -> None:
     """Raise MachineError unless the condition holds."""
     if not condition:
@@ -249,8 +316,12 @@ def collect(machine: Machine) -> None:
     """What explains a failure, into the machine's directory."""
     for name, command in (
         ("journal.txt", "journalctl -b -o short-precise --no-pager -n 3000"),
-        ("status.json", "fswatch status --json"),
-        ("incidents.txt", "fswatch incidents --all"),
-        ("doctor.txt", "fswatch doctor"),
+        ("boot.txt", "systemd-analyze; systemd-analyze blame --no-pager | head -40"),
+        ("status.json", f"curl -sS --max-time 60 --unix-socket {API} http://node/v1/status"),
+        ("incidents.json", f"curl -sS --unix-socket {API} 'http://node/v1/incidents?all=1'"),
     ):
         (machine.work / name).write_text(machine.run(command, check=False).output)
+    with (machine.work / "why.txt").open("w") as file:
+        for incident in incidents(machine):
+            why = _api(machine, f"incidents/{incident['id']}/why")
+            file.write(f"{why['text']}\n\n")

@@ -38,19 +38,23 @@ def all_scenarios() -> dict[str, ModuleType]:
     return found
 
 
-def make_payload(work: Path) -> Path:
-    """A disk with the package and the next version of it."""
+def make_payload(work: Path, *, upgrade: bool) -> Path:
+    """A disk with the package, and the next version of it where somebody wants that."""
     tree, disk = work / "payload", work / "payload.img"
-    for place, revision in (("dist", "1"), ("upgrade", "2")):
-        argv = [str(PROJECT / "data" / "deb.sh"), guest.SUITE, revision]
-        done = subprocess.run(argv, check=True, capture_output=True, text=True)
-        (tree / place).mkdir(parents=True)
-        shutil.copy(PROJECT / done.stdout.split()[-1], tree / place)
-    (PROJECT / done.stdout.split()[-1]).unlink()  # nobody wants the second one
-    (package,) = (tree / "dist").iterdir()
+    package = _build(tree / "dist", "1")
     (work / "payload.sum").write_text(contents(package))
+    if upgrade:
+        second = _build(tree / "upgrade", "2")
+        (PROJECT / "dist" / second.name).unlink()  # nobody wants it here
     guest.make_disk(disk, tree, "64M")
     return disk
+
+
+def _build(place: Path, revision: str) -> Path:
+    argv = [str(PROJECT / "data" / "deb.sh"), guest.SUITE, revision]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    place.mkdir(parents=True)
+    return Path(shutil.copy(PROJECT / done.stdout.split()[-1], place))
 
 
 def contents(package: Path) -> str:
@@ -67,27 +71,37 @@ def contents(package: Path) -> str:
         return digest.hexdigest()
 
 
-def installed(prepared: guest.Guest, payload: Path) -> Disks:
-    """The disks of a node with this package installed, kept in the cache until it changes."""
-    key = payload.with_name("payload.sum").read_text()[:12]
+def installed(prepared: guest.Guest, payload: Path) -> Path:
+    """Where the disks of a node with this package installed are kept, until it changes."""
+    recipe = payload.with_name("payload.sum").read_text() + guest.INSTALL + node.CONFIGURATION
+    recipe += (PROJECT / "vm" / "machine.py").read_text()  # a kept memory fits its devices only
+    key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     nodes = prepared.disk.parent / "nodes"
     place = nodes / key
     if not place.exists():
         shutil.rmtree(nodes, ignore_errors=True)
-        nodes.mkdir()
         print("installing the package on a node for all scenarios", flush=True)
-        # Beside its place: disks are moved there when they are whole.
-        machine = Machine(
-            nodes / f"{key}.new", Disks(root=prepared.disk), prepared.kernels[0], payload
-        )
+        (package,) = payload.with_name("payload").glob("dist/*.deb")
+        making = nodes / f"{key}.new"
+        guest.install(prepared, package, making, ves=node.VES, configuration=node.CONFIGURATION)
+        making.rename(place)
+    return place
+
+
+def booted(place: Path, kernel: tuple[str, Path, Path], payload: Path) -> Disks:
+    """Such a node, booted once with this kernel, and kept while it runs."""
+    kept = place / f"booted-{kernel[0].split('+')[0]}"
+    disks = Disks(root=place / "root.img", data=place / "data.img")
+    if not kept.exists():
+        print(f"booting the node with {kernel[0]} for all scenarios", flush=True)
+        machine = Machine(place / "booting", disks, kernel, payload)
         try:
             machine.power_on()
-            node.install(machine)
-            machine.power_off()
-            machine.keep_disks(place)
+            node.wait_daemon(machine)
+            machine.keep_running(kept)
         finally:
             machine.close()
-    return Disks(root=place / "root.qcow2", data=place / "data.img")
+    return Disks(root=kept / "root.qcow2", data=kept / "data.img", memory=kept / "memory")
 
 
 def run_one(
@@ -126,15 +140,19 @@ def main() -> int:
     prepared = guest.prepare()
     kernels = [k for k in prepared.kernels if k[0].startswith(arguments.kernel or "")]
     results = []
+    names = arguments.scenario or list(known)
+    bare = {name for name in names if getattr(known[name], "BARE", False)}
     with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as directory:
-        payload = make_payload(Path(directory))
-        for name in arguments.scenario or known:
+        payload = make_payload(Path(directory), upgrade=bool(bare))
+        for name in names:
             scenario = known[name]
             chosen = {"all": kernels, "oldest": kernels[:1], "newest": kernels[-1:]}
             for kernel in chosen[scenario.KERNELS]:
                 print(f"{name} on {kernel[0]}: {scenario.TEXT}", flush=True)
-                bare = getattr(scenario, "BARE", False)
-                disks = Disks(root=prepared.disk) if bare else installed(prepared, payload)
+                if name in bare:
+                    disks = Disks(root=prepared.disk)
+                else:
+                    disks = booted(installed(prepared, payload), kernel, payload)
                 result = run_one(scenario, kernel, disks, payload)
                 results.append(result)
                 show(result)

@@ -32,10 +32,13 @@ from fswatchd.units import parse_size, show_duration
 DEFAULT_PARENT = Path("/var/tmp")  # noqa: S108 - a directory of our own is made in it, mode 0700
 _BASELINE_S = 2.0
 _QUIET_S = 3.0
-_DETECT_TIMEOUT_S = 15.0
+# When the drill gives up, on however slow a node. What it says of times was measured.
+_DETECT_TIMEOUT_S = 60.0
+_IDLE_TIMEOUT_S = 15.0
 _END_TIMEOUT_S = 1800.0
-_WRITABLE_TIMEOUT_S = 15.0
+_WRITABLE_TIMEOUT_S = 60.0
 _COMMAND_TIMEOUT_S = 60
+_ASK_AGAIN_S = 0.02
 _ENDED = {"closed", "needs-operator"}
 _IDLE = {"open", "waiting"}
 _OF_A_REPAIR = {"contained", "repaired", "verified"}
@@ -255,13 +258,14 @@ class Drill:
     def _wait_until_known(self, ves: dict[str, str]) -> None:
         deadline = time.monotonic() + _DETECT_TIMEOUT_S
         while True:
+            asked = time.monotonic()
             status = self._client.get("/v1/status")
             known = {entry["id"] for entry in status["ves"] if entry["filesystems"]}
             if set(ves.values()) <= known:
                 return
             if time.monotonic() > deadline:
                 raise DrillError("the daemon does not see the scratch VEs' filesystems")
-            time.sleep(0.02)
+            _leave_alone(asked)
 
     # --- watching -------------------------------------------------------------------------------
 
@@ -271,7 +275,7 @@ class Drill:
         timeout_s = _QUIET_S if self._fault.name == "none" else _DETECT_TIMEOUT_S
         deadline = time.monotonic() + timeout_s
         said, idle_since, begun = "", None, False
-        while time.monotonic() < deadline:
+        while (asked := time.monotonic()) < deadline:
             found = self._own_incidents(ve_id)
             if found:
                 if not begun:
@@ -287,7 +291,7 @@ class Drill:
                     return dict(found[0])
                 if over:
                     deadline = min(deadline, time.monotonic() + _QUIET_S)
-            time.sleep(0.02)
+            _leave_alone(asked)
         found = self._own_incidents(ve_id)
         return dict(found[0]) if found else None
 
@@ -308,7 +312,7 @@ class Drill:
         """Since when nothing has been done about it; raises DrillError when nothing will be."""
         if incident["state"] not in _IDLE:
             return None
-        if before is not None and time.monotonic() - before > _DETECT_TIMEOUT_S:
+        if before is not None and time.monotonic() - before > _IDLE_TIMEOUT_S:
             why = str(self._client.get(f"/v1/incidents/{incident['id']}/why")["text"])
             refused = [line.strip() for line in why.splitlines() if line.startswith("  NO ")]
             reason = "; ".join(refused) or f"it is {incident['state']}"
@@ -408,6 +412,11 @@ def _start(paths: ScenePaths, name: str) -> None:
     )
     if done.returncode:
         raise DrillError(f"the scratch VE {name} does not start: {done.stderr.strip()}")
+
+
+def _leave_alone(asked: float) -> None:
+    """Let the daemon work at least as long as its answer to the question of `asked` took."""
+    time.sleep(max(_ASK_AGAIN_S, time.monotonic() - asked))
 
 
 def _quietly_forget(client: Client, ve_id: str) -> None:

@@ -15,7 +15,7 @@ from fswatchd.drill.scene import DrillError
 from fswatchd.kernel import proc
 from fswatchd.rulefiles import embedded_rules
 
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 60.0
 
 _CONFIG = """\
 [daemon]

@@ -31,7 +31,7 @@ from fswatchd.kernel.syscalls import (
     unshare,
 )
 
-_READY_TIMEOUT_S = 20.0
+_READY_TIMEOUT_S = 60.0
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]);"
     "from fswatchd.drill.ve import main; main(sys.argv[2], sys.argv[3])"

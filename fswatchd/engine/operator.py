@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,9 @@ from fswatchd.repair import clone, preview, rollback, scope, tools
 from fswatchd.repair.scope import require_image
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
-from fswatchd.store import Store
+from fswatchd.store import Store, StoreError
+
+log = logging.getLogger(__name__)
 
 NS = 1_000_000_000
 _BUSY = {State.ACTING, State.VERIFYING}
@@ -60,7 +63,10 @@ class Operator:
         if known is not None:
             return known
         self._book.flush()
-        found = await self._store.find_incidents(text)
+        newest = self._book.newest()
+        found = [one for one in newest.values() if one.incident_id.endswith(f"-{text}")]
+        if not found:
+            found = await self._store.find_incidents(text)
         if not found:
             raise UnknownTargetError(
                 f"there is no incident {text!r}",
@@ -72,7 +78,7 @@ class Operator:
             raise UnknownTargetError(
                 f"{text} names several incidents: {ids}", code="FSW-UNKNOWN-AMBIGUOUS"
             )
-        return self._book.get(found[0].incident_id) or found[0]
+        return newest.get(found[0].incident_id, found[0])
 
     def open_incidents(self) -> list[Incident]:
         """Those that are not closed, newest first; known without the database."""
@@ -81,8 +87,13 @@ class Operator:
     async def incidents(self, limit: int = 1000) -> list[Incident]:
         """The newest incidents, closed ones too, newest first."""
         self._book.flush()
-        kept = await self._store.incidents(limit)
-        return [self._book.get(incident.incident_id) or incident for incident in kept]
+        try:
+            kept = await self._store.incidents(limit)
+        except StoreError as error:
+            log.warning("only incidents that are open, or not written yet: %s", error)
+            kept = []
+        found = {incident.incident_id: incident for incident in kept} | self._book.newest()
+        return sorted(found.values(), key=lambda one: one.opened_ns, reverse=True)[:limit]
 
     def told_elsewhere(self, incident: Incident) -> bool:
         """Whether the incident is only a part of another one that is open."""

@@ -12,11 +12,20 @@ from typing import Any
 from fswatchd.helpers.wire import receive, send
 
 # -S leaves out site-packages: a helper needs nothing but the standard library and starts in a
-# third of the time.
-_BOOT = (
-    "import sys, importlib; sys.path.insert(0, sys.argv[1]);"
-    "importlib.import_module(sys.argv[2]).main(int(sys.argv[3]))"
-)
+# third of the time. Before it serves it says so, with the number 0, which no request has.
+_BOOT = """\
+import os, sys, importlib
+sys.path.insert(0, sys.argv[1])
+module, fd = importlib.import_module(sys.argv[2]), int(sys.argv[3])
+try:
+    os.write(fd, b'{"number": 0}')
+except OSError:
+    pass  # nobody is left who waits; the module finds that out
+module.main(fd)
+"""
+# An interpreter from a cold disk on a busy node. Nothing is held or asked for meanwhile, so that a
+# request's own deadline, which may stand for a pause of a VE, need not have room for it.
+_START_S = 30.0
 
 
 def argv_of(module: str, fd: int) -> tuple[str, ...]:
@@ -44,6 +53,7 @@ class Helper:
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
         self._number = 0
+        self._serves = False
 
     @property
     def pid(self) -> int | None:
@@ -71,7 +81,7 @@ class Helper:
                 stdin=asyncio.subprocess.DEVNULL,
                 cwd="/",
             )
-        self._socket = ours
+        self._socket, self._serves = ours, False
 
     async def request(
         self,
@@ -81,7 +91,7 @@ class Helper:
         timeout_s: float,
         start: bool = True,
     ) -> tuple[dict[str, Any], list[int]]:
-        """Send a request and wait for its answer.
+        """Send a request and wait for its answer, at most `timeout_s` once the helper serves.
 
         Without `start` only a helper is asked that runs: a new one knows nothing of an old one's.
         Raises HelperError when none comes in time; the caller decides whether to `kill`. An
@@ -92,6 +102,7 @@ class Helper:
                 await self.start()
             if self._socket is None:
                 raise HelperError(f"{self._module} does not run")
+            await self._until_it_serves(self._socket)
             self._number += 1
             try:
                 send(self._socket, {**message, "number": self._number}, fds)
@@ -109,15 +120,23 @@ class Helper:
             raise OSError(answer["errno"], answer["message"])
         return answer, received
 
+    async def _until_it_serves(self, sock: socket.socket) -> None:
+        if self._serves:
+            return
+        try:
+            async with asyncio.timeout(_START_S):
+                await _readable(sock)
+                self._serves = receive(sock)[0] is not None
+        except TimeoutError:
+            raise HelperError(f"{self._module} did not start in {_START_S} s") from None
+        except (OSError, ValueError) as error:
+            raise HelperError(f"{self._module}: {error}") from error
+        if not self._serves:
+            raise HelperError(f"{self._module} ended")
+
     async def _receive(self, sock: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-        loop = asyncio.get_running_loop()
         while True:
-            readable = loop.create_future()
-            loop.add_reader(sock, _set, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(sock)
+            await _readable(sock)
             answer, received = receive(sock)
             if answer is None or answer.pop("number") == self._number:
                 return answer, received
@@ -144,6 +163,16 @@ class Helper:
         except TimeoutError:
             return None  # in uninterruptible sleep; it ends when the kernel lets it
         return process.returncode
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, _set, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(sock)
 
 
 def _set(readable: asyncio.Future[None]) -> None:

@@ -135,5 +135,11 @@ def limits(sandbox: Sandbox, timeout_s: float) -> Iterator[str]:
     yield f"LimitAS={sandbox.most_memory}"
     yield f"MemoryMax={sandbox.most_memory}"
     yield f"LimitCPU={max(int(sandbox.cpu_s), 1)}"
-    yield f"TasksMax={_MOST_THREADS if sandbox.threads else 1}"
+    if sandbox.threads:
+        yield f"TasksMax={_MOST_THREADS}"
+    else:
+        # The other one tells how the first has ended, which still counts then: since systemd 255
+        # PID 1 forks into the unit. The program itself makes none.
+        yield "TasksMax=2"
+        yield "SystemCallFilter=~fork vfork clone clone3"
     yield f"RuntimeMaxSec={timeout_s:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from fswatchd.book import IncidentBook
 from fswatchd.events import Domain
-from fswatchd.incidents import State
+from fswatchd.incidents import Outcome, State
 from fswatchd.store import Store
 from tests.unit import builders
 
@@ -49,3 +50,33 @@ async def test_what_is_told_of_an_image_during_its_repair_belongs_to_the_repair(
     book.put(replace(builders.incident(), state=state))
     found = book.find(builders.filesystem(disk_sequence=43, image=image), Domain.DAMAGE)
     assert (found is not None) is joins
+
+
+async def disk_takes_writes(book: IncidentBook, *, whether: bool) -> None:
+    """SQLite itself refuses them, and goes on to read, as with a filesystem that is full."""
+    refuses = "BEFORE INSERT ON incident BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+    work = "DROP TRIGGER refuses" if whether else f"CREATE TRIGGER refuses {refuses}"
+    await book._store.submit(lambda database: database.execute(work) and None)
+
+
+async def test_what_the_disk_did_not_take_is_written_when_it_does(book, monkeypatch) -> None:
+    monkeypatch.setattr("fswatchd.book._OWED_AGAIN_S", 0.01)
+    first, second = builders.incident(), builders.incident(incident_id="20261121-zzzzz")
+    await disk_takes_writes(book, whether=False)
+    book.put(first)
+    book.put(second)
+    book.close(first, Outcome.RECOVERED, "well again")
+    assert await book._store.incidents() == []
+    assert "disk full" in (book._store.failed or ""), "reading does not make it well"
+    assert book.newest()[first.incident_id].state is State.CLOSED
+
+    await disk_takes_writes(book, whether=True)
+    async with asyncio.timeout(30):
+        while len(kept := await book._store.incidents()) < 2:
+            await asyncio.sleep(0.01)
+    assert {one.incident_id: one.state for one in kept} == {
+        first.incident_id: State.CLOSED,
+        second.incident_id: second.state,
+    }
+    assert book._store.failed is None
+    assert list(book.newest()) == [second.incident_id]

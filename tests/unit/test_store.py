@@ -134,6 +134,28 @@ class TestSpool:
         await again.close()
         assert spool.stat().st_size == 0
 
+    async def test_what_the_disk_did_not_take_is_written_when_it_does(
+        self, tmp_path: Path, memory: Path
+    ) -> None:
+        spool = memory / "events.spool"
+        store = Store(tmp_path / "fswatchd.db", Spool(spool))
+        await store.open()
+        refuses = "BEFORE INSERT ON event BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+        await store.submit(
+            lambda database: database.execute(f"CREATE TRIGGER t {refuses}") and None
+        )
+        assert await add(store, stored(store)) is None
+        assert await store.incidents() == []
+        assert "disk full" in (store.failed or ""), "reading does not make it well"
+        assert spool.stat().st_size > 0
+        await store.submit(lambda database: database.execute("DROP TRIGGER t") and None)
+        assert await add(store, stored(store)) is not None
+        assert await add(store, stored(store)) is not None
+        assert [row["id"] for row in await rows_after(store, 0)] == [1, 2, 3]
+        assert store.failed is None
+        assert spool.stat().st_size == 0
+        await store.close()
+
     async def test_an_event_of_an_incident_that_was_not_kept_is_left_to_be_reported_again(
         self, tmp_path: Path, memory: Path
     ) -> None:

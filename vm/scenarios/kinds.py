@@ -1,4 +1,8 @@
-"""VEs of several kinds, each damaged and each repaired: LXC on an image and on LVM, nspawn."""
+"""VEs of several kinds, each damaged: LXC on an image and on LVM and nspawn are repaired.
+
+A subvolume of a btrfs that the node has mounted is the node's: its VE is named, and nothing
+is repaired.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from vm import node
 from vm.machine import Machine, MachineError
 
 NAME = "kinds"
-TEXT = "LXC on an image, on a plain and a thin LV, nspawn of machined: damaged, repaired"
+TEXT = "LXC on an image, on a plain and a thin LV and a subvolume, nspawn of machined: damaged"
 KERNELS = "oldest"
 
 
@@ -40,6 +44,10 @@ def run(machine: Machine) -> dict[str, Any]:
             seen[name] = _damage_and_repair(machine, name)
         except MachineError as error:
             problems.append(f"{name}: {error}")
+    try:
+        seen["subvolume"] = _damage_subvolume(machine)
+    except MachineError as error:
+        problems.append(f"subvolume: {error}")
     node.expect(not problems, "; ".join(problems))
     return seen
 
@@ -69,3 +77,32 @@ def _damage_and_repair(machine: Machine, name: str) -> str:
     machine.run(f"grep -q {incident['id']} {node.RECEIVED}")
     how = [step["do"] for step in incident["steps"]]
     return f"{incident['outcome']} by {' '.join(how)}"
+
+
+def _damage_subvolume(machine: Machine) -> str:
+    """A file is overwritten on the device: its checksum tells, and nobody mends it."""
+    image = f"{node.VES}/btrfs.img"
+    machine.run(
+        f"truncate -s 400M {image} && mkfs.btrfs -q {image} && mkdir -p /srv/btrfs "
+        f"&& mount -o loop {image} /srv/btrfs && btrfs -q subvolume create /srv/btrfs/sub"
+    )
+    node.make_tree(machine, "/srv/btrfs/sub")
+    machine.run(
+        "yes 'what is going to be overwritten' | head -c 65536 > /srv/btrfs/sub/srv/victim; sync"
+    )
+    node.make_lxc(machine, "sub", "dir:/srv/btrfs/sub")
+    pid = node.lxc_pid(machine, "sub")
+    node.writes(machine, pid)
+    machine.run(
+        f"""set -e
+place=$(grep -obUa 'going to be overwritten' {image} | head -1 | cut -d: -f1)
+dd if=/dev/urandom of={image} bs=4096 seek=$((place / 4096 + 1)) count=2 conv=notrunc,fsync \
+    status=none
+echo 3 > /proc/sys/vm/drop_caches
+! cat /proc/{pid}/root/srv/victim > /dev/null"""
+    )
+    incident = node.wait_incident(machine, "lxc:sub", "open", "waiting", "needs-operator")
+    done = [step["do"] for step in incident["steps"] if step["do"] != "notify"]
+    node.expect(not done, f"nothing is repaired: {done}")
+    node.writes(machine, pid)
+    return f"{incident['class']}, {incident['state']}: {incident['summary']}"

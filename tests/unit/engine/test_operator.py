@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
-from fswatchd.engine.operator import refuse_another
-from fswatchd.errors import ConflictError
+from fswatchd.database import StoreError
+from fswatchd.engine.operator import Operator, refuse_another
+from fswatchd.errors import ConflictError, UnknownTargetError
+from fswatchd.incidents import Incident
 from tests.unit.builders import filesystem, incident
 
 
@@ -39,3 +43,69 @@ def test_an_incident_that_nobody_was_found_for_may_be_this_ves() -> None:
 def test_another_volume_or_another_ve_is_refused(asked, ves) -> None:
     with pytest.raises(ConflictError, match="ve101"):
         refuse_another(incident(), filesystem(**asked), ves)
+
+
+class Book:
+    """The incidents that are open now."""
+
+    def __init__(self, *found: Incident) -> None:
+        self.found = found
+
+    def flush(self) -> None:
+        pass
+
+    def get(self, incident_id: str) -> Incident | None:
+        return next((one for one in self.found if one.incident_id == incident_id), None)
+
+    def newest(self) -> dict[str, Incident]:
+        return {one.incident_id: one for one in self.found}
+
+
+class Database:
+    """What has been written so far."""
+
+    def __init__(self, *found: Incident, broken: bool = False) -> None:
+        self.found = found
+        self.broken = broken
+
+    async def incidents(self, limit: int) -> list[Incident]:
+        if self.broken:
+            raise StoreError("disk I/O error")
+        return list(self.found)[:limit]
+
+    async def find_incidents(self, text: str) -> list[Incident]:
+        return [one for one in self.found if one.incident_id.endswith(f"-{text}")]
+
+
+def operator(book: Book, database: Database) -> Operator:
+    rest: dict[str, Any] = dict.fromkeys(
+        ("inventory", "state", "decider", "executor", "history", "settings")
+    )
+    return Operator(book=cast("Any", book), store=cast("Any", database), **rest)
+
+
+async def test_an_incident_that_cannot_be_written_is_listed_and_found_all_the_same() -> None:
+    old = incident(incident_id="20261121-aaaaa", opened_ns=1)
+    new = incident(incident_id="20261121-bbbbb", opened_ns=2)
+    asked = operator(Book(new), Database(old))
+    assert [one.incident_id for one in await asked.incidents()] == [
+        new.incident_id,
+        old.incident_id,
+    ]
+    assert await asked.find("bbbbb") == new
+    assert await asked.find("aaaaa") == old
+
+
+async def test_a_database_that_cannot_be_read_hides_nothing_that_is_open() -> None:
+    now = incident(incident_id="20261121-aaaaa")
+    assert await operator(Book(now), Database(broken=True)).incidents() == [now]
+
+
+async def test_one_that_is_written_is_there_once_and_as_it_is_now() -> None:
+    now = incident(incident_id="20261121-aaaaa", opened_ns=1, rule="new")
+    before = incident(incident_id="20261121-aaaaa", opened_ns=1)
+    asked = operator(Book(now), Database(before))
+    assert await asked.incidents() == [now]
+    assert await asked.find("aaaaa") == now
+    with pytest.raises(UnknownTargetError):
+        await asked.find("ccccc")

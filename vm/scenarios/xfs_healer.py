@@ -1,0 +1,72 @@
+"""xfs_healer(8) repairs beside us: we stand back, and the incident tells what it did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vm import node
+from vm.guest import NEWER
+from vm.machine import Machine
+
+NAME = "xfs-healer"
+TEXT = "xfs_healer beside the daemon: one damaged directory is healed, two are told to be left"
+KERNELS = "newest"
+
+_INSTALL = f"""set -e
+mkdir -p /usr/libexec && ln -s {NEWER}/usr/libexec/xfsprogs /usr/libexec/xfsprogs
+cp {NEWER}/usr/lib/systemd/system/*xfs_healer* /etc/systemd/system/
+mkdir /etc/systemd/system/xfs_healer@.service.d
+cat > /etc/systemd/system/xfs_healer@.service.d/repair.conf <<'END'
+[Service]
+ExecStart=
+ExecStart=/usr/libexec/xfsprogs/xfs_healer --repair --everything %f
+END
+systemctl daemon-reload"""
+# Parent pointers and the reverse map are what the kernel mends a directory from.
+_MAKE = """set -e
+cd {ves}; truncate -s 500M {name}.img
+{newer}/usr/sbin/mkfs.xfs -q -m rmapbt=1 -n parent=1 {name}.img; mkdir /srv/{name}
+mount {name}.img /srv/{name}; mkdir /srv/{name}/one /srv/{name}/two
+for n in $(seq 300); do touch /srv/{name}/one/file-with-a-long-name-$n \\
+    /srv/{name}/two/file-with-a-long-name-$n; done
+inodes=$(cd /srv/{name}; stat -c %i {damaged}); umount /srv/{name}
+for inode in $inodes; do
+    {newer}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -3 -n 8 -z" {name}.img
+done"""
+
+
+def run(machine: Machine) -> dict[str, Any]:
+    """Raises MachineError where anything is not as it has to be."""
+    node.wait_ready(machine)
+    node.start_receiver(machine)
+    machine.run(_INSTALL)
+    seen = {}
+    device = _mounted_with_healer(machine, "healed", "one")
+    machine.run("ls /srv/healed/one", check=False)
+    machine.wait_for("test $(ls /srv/healed/one | wc -l) = 300", "xfs_healer mends the directory")
+    incident = node.wait_class(machine, device, "corruption")
+    seen["one directory"] = _left_alone(machine, incident)
+    device = _mounted_with_healer(machine, "given-up", "one two")
+    machine.run("ls /srv/given-up/one; ls /srv/given-up/two", check=False)
+    incident = node.wait_class(machine, device, "corruption")
+    said = machine.run(
+        "journalctl -b -u 'xfs_healer@*' -o cat --no-pager | grep -c 'offline repair'"
+    )
+    seen["two directories"] = f"{_left_alone(machine, incident)}; offline repair: {said.output}"
+    return seen
+
+
+def _mounted_with_healer(machine: Machine, name: str, damaged: str) -> str:
+    """Returns the loop device."""
+    machine.run(_MAKE.format(ves=node.VES, newer=NEWER, name=name, damaged=damaged))
+    machine.run(f"mount {node.VES}/{name}.img /srv/{name}")
+    unit = f"xfs_healer@$(systemd-escape -p /srv/{name}).service"
+    machine.run(f"systemctl start {unit} && systemctl is-active {unit}")
+    return machine.run(f"basename $(losetup -nO NAME -j {node.VES}/{name}.img)").output.strip()
+
+
+def _left_alone(machine: Machine, incident: dict[str, Any]) -> str:
+    done = [step["do"] for step in incident["steps"] if step["do"] != "notify"]
+    node.expect(not done, f"we stand back: {done}")
+    machine.wait_for(f"grep -q {incident['id']} {node.RECEIVED}", "somebody is told")
+    return f"{incident['state']}, heard by {' '.join(sorted(incident['sources']))}"

@@ -11,7 +11,7 @@ _PLACE = re.compile(r"\[\d+\]")
 _TOLD = re.compile(r"; ((?:write it like|did you mean|write) .*)", re.DOTALL)
 # A value that is right, by the last part of the key.
 _EXAMPLES = {
-    "name": 'name = "web-ext4": letters, digits, dot, dash and underscore',
+    "name": 'name = "ext4-damage"',
     "match": 'match.fstype = "ext4"',
     "class": 'match.class = ["corruption", "readonly"]',
     "severity": 'match.severity = ">= error"',
@@ -19,7 +19,7 @@ _EXAMPLES = {
     "ve": 'match.ve = "web-*"',
     "platform": 'match.platform = ["lxc", "proxmox"]',
     "node": 'match.node = "hn1", and in a budget node = 2',
-    "label": 'match.label.tier = "gold", or for a budget label = { tier = 1 }',
+    "label": 'match.label.tier = "gold"',
     "role": 'match.role = "rootfs"',
     "cause": 'match.cause = "none"',
     "ves": 'match.ves = ">= 3"',

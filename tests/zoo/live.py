@@ -211,5 +211,7 @@ def _was_whole(zoo: ModuleType, image: Path) -> None:
     """By the tool, once what its journal holds is replayed."""
     if zoo.FSTYPE == "ext4":
         subprocess.run(["e2fsck", "-E", "journal_only", "-p", image], capture_output=True)
+    elif zoo.FSTYPE == "xfs":
+        xfs.replay(image)
     done = subprocess.run([*zoo.CHECK, image], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"the damage was overlooked: {done.stdout[-500:]}"

@@ -171,7 +171,8 @@ class Stage:
         did = step.get("preview")
         assert did is not None, f"the step does not say what it did: {why}"
         for key in SAME:
-            assert did[key] == shown[key], f"{key}: shown {shown[key]}, done {did[key]}: {why}"
+            same = _unordered(did[key]) == _unordered(shown[key])
+            assert same, f"{key}: shown {shown[key]}, done {did[key]}: {why}"
 
     @staticmethod
     def _not_worse(alone: ladder.Result, done: dict[str, str]) -> None:
@@ -195,6 +196,10 @@ class Stage:
     def _beside(self, ve: MiniVe) -> list[Path]:
         """What has been made beside its image."""
         return list(self._host.glob(f"{ve.image.name}.*"))
+
+
+def _unordered(value: object) -> object:
+    return sorted(value) if isinstance(value, list) else value
 
 
 def _settle(ve: MiniVe) -> None:

@@ -23,6 +23,7 @@ from fswatchd.kernel.syscalls import (
     CLONE_NEWPID,
     CLONE_NEWUTS,
     MNT_DETACH,
+    MS_NOATIME,
     MS_PRIVATE,
     MS_REC,
     mount,
@@ -51,6 +52,7 @@ class VeSpec:
     read_paths: list[str]
     fstype: str = "ext4"
     direct_io: bool = False
+    noatime: bool = False
     roles: tuple[str, ...] = inside.ROLES
 
     def save(self, path: Path) -> None:
@@ -148,7 +150,7 @@ def _enter_root(spec: VeSpec) -> None:
     device, fd = loop.attach(image, autoclear=True, direct_io=spec.direct_io)
     os.close(image)
     os.makedirs(spec.root, exist_ok=True)
-    mount(device, spec.root, spec.fstype, 0, spec.mount_options)
+    mount(device, spec.root, spec.fstype, MS_NOATIME if spec.noatime else 0, spec.mount_options)
     os.close(fd)
     old = os.path.join(spec.root, "old-root")
     os.makedirs(old, exist_ok=True)

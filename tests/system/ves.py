@@ -39,6 +39,7 @@ class MiniVe:
         before: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         base: Path | None = None,
+        noatime: bool = False,
     ) -> None:
         self.name = name
         self.work = work
@@ -70,6 +71,7 @@ class MiniVe:
             mount_options=options,
             read_paths=self.paths[100:],
             fstype=fstype,
+            noatime=noatime,
             roles=("hand",) if quiet else inside.ROLES,
         ).save(self._spec)
         self.control = ControlServer(control)

@@ -47,6 +47,12 @@ def extract(image: Path, target: Path) -> None:
         run("cp", "-a", f"{place}/.", str(target), good=(0, 1))
 
 
+def replay(image: Path) -> None:
+    """Let the kernel replay the log, as the next mount would."""
+    with _Mounted(image):
+        pass
+
+
 class _Mounted:
     """A mount that no namespace shows; its place is a path for child processes."""
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from fswatchd.cause import blame
 from fswatchd.incidents import Incident, Load
-from fswatchd.rules import MODES, Budget, Mode, Rule
+from fswatchd.modes import MODES, Mode
+from fswatchd.rules import Budget, Rule
 from fswatchd.situation import PolicyState, RunningRepair, Scope, Waiting
 from fswatchd.units import show_duration
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from fswatchd.events import EventClass
 from fswatchd.match import REGEX, Match, SeverityRange
+from fswatchd.modes import MODES
 from fswatchd.ruleproblem import RuleProblem
-from fswatchd.rules import MODES, NotifyStep, Rule, RuleSet
+from fswatchd.rules import NotifyStep, Rule, RuleSet
 
 _SPECIAL = "*?["
 _WIDTH: dict[str, int] = {mode: width for width, mode in enumerate(MODES)}

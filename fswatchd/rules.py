@@ -34,15 +34,10 @@ from fswatchd.match import (
     groups,
     one_or_many,
 )
+from fswatchd.modes import RuleMode
 from fswatchd.ruleindex import RuleIndex
 from fswatchd.ruleproblem import RuleProblem, problem
 from fswatchd.units import Threshold, parse_duration, parse_size, parse_threshold
-
-Mode = Literal["observe", "approve", "auto"]
-MODES: tuple[Mode, ...] = ("observe", "approve", "auto")
-RuleMode = Literal["observe", "approve", "auto", "shadow"]
-NodeMode = RuleMode
-NODE_MODES: tuple[NodeMode, ...] = (*MODES, "shadow")
 
 
 def _duration(value: object) -> object:

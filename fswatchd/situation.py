@@ -8,7 +8,8 @@ from typing import Protocol
 
 from fswatchd.cause import Layer
 from fswatchd.incidents import Load
-from fswatchd.rules import MODES, Budget, Mode, NodeMode
+from fswatchd.modes import MODES, Mode, NodeMode
+from fswatchd.rules import Budget
 
 # What a VE's owner may ask for, by a label or in its platform's configuration.
 WISH = "fswatch"

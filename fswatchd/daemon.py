@@ -45,6 +45,7 @@ from fswatchd.engine.muting import Muting
 from fswatchd.engine.naming import Naming
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.operator import Operator
+from fswatchd.engine.previews import Previews
 from fswatchd.engine.refusals import Refusals
 from fswatchd.engine.rehearsal import Rehearsal
 from fswatchd.engine.reserve import ReserveWatch
@@ -219,6 +220,7 @@ class Daemon:
         self.snapshots = Snapshots(
             self.store, self.inventory, self.operator, self.freezer, self.arming, self._operations
         )
+        self._previews = Previews(self._book, lambda: self.rules.current, self.operator.look)
         self._reserve = ReserveWatch(
             self.store, self._book, settings, lambda told: self.notices.send(told, "updated")
         )
@@ -300,6 +302,7 @@ class Daemon:
         self.stream.close()
         await self._endpoints.close()
         self._decider.stop()
+        await self._previews.stop()
         self.muting.stop()
         for task in self._tasks:
             task.cancel()

@@ -161,6 +161,7 @@ class Incident:
     `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
     `mute` says who wants to hear nothing of it. `decided` is what came of the last decision, with
     the facts that it was made from (see `engine.decider`).
+    `preview` is what a yes to its question would do, empty where that cannot be seen.
     `asks` is what a step wants approved before it goes on. `approved_for` is the rule that was
     approved, at `approved_ns` (CLOCK_BOOTTIME). `forced` says that a person wants the repair
     although the volume was repaired again and again. `reached_threshold_of` names the rule
@@ -211,6 +212,7 @@ class Incident:
     guards: tuple[tuple[str, bool, str], ...] = ()
     decided: dict[str, object] | None = None
     log: tuple[tuple[int, str], ...] = ()
+    preview: dict[str, object] | None = None
     asks: str = ""
     approved_by: str | None = None
     approved_ns: int | None = None

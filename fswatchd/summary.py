@@ -11,6 +11,7 @@ from typing import Any
 
 from fswatchd.events import Domain, EventClass, names_filesystem, printable
 from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.units import show_duration
 
 _NAMES_SHOWN = 8
 
@@ -126,7 +127,12 @@ def _next(found: Incident) -> list[str]:
     if found.state is State.NEEDS_OPERATOR:
         return ["It needs you: fswatch why says what was tried."]
     if found.state is State.WAITING and found.waiting_for == "approval":
-        return [f"It waits for you: fswatch approve {found.incident_id}."]
+        said = [f"It waits for you: fswatch approve {found.incident_id}."]
+        if found.preview:
+            pause = show_duration(float(str(found.preview["seconds"])))
+            would = f"A repair would do: {found.preview['would_do']}"
+            said.append(f"{would}; writers would wait about {pause}.")
+        return said
     if found.state is State.ACTING:
         return ["It is being repaired."]
     if found.state is State.VERIFYING:

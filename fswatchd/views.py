@@ -76,6 +76,7 @@ def incident(found: Incident) -> dict[str, Any]:
             {"guard": name, "passed": passed, "text": text, "code": codes.of_guard(name)}
             for name, passed, text in found.guards
         ],
+        "preview": found.preview or None,
         "steps": [step(record) for record in found.steps],
         "attempts": found.attempts,
         "approved_by": found.approved_by,

@@ -140,6 +140,10 @@ class Operator:
     async def preview(self, target: str) -> dict[str, Any]:
         """What a repair would find and do; nothing of the VE or its volume is changed."""
         filesystem, ves = await self.filesystem_of(target)
+        return {"target": target, **await self.look(filesystem, ves)}
+
+    async def look(self, filesystem: Filesystem, ves: tuple[str, ...]) -> dict[str, Any]:
+        """The same for a filesystem of these VEs. Raises RefusedError, OSError."""
         context = self.dry_run(filesystem, ves)
         try:
             resolved = await scope.resolve(context)
@@ -154,7 +158,6 @@ class Operator:
                 code="FSW-REFUSED-PREVIEW",
             ) from None
         return {
-            "target": target,
             "ve": resolved.ve.ve_id,
             "image": resolved.image.path if resolved.image else None,
             "clean": seen.clean,

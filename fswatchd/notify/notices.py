@@ -163,4 +163,6 @@ def _extent(incident: Incident) -> tuple[int, int]:
 
 
 def _substance(incident: Incident) -> tuple[object, ...]:
-    return (incident.klass, incident.severity, incident.confirmed, incident.ves, incident.part_of)
+    seen = bool(incident.preview)
+    what = (incident.klass, incident.severity, incident.confirmed, seen)
+    return (*what, incident.ves, incident.part_of)

@@ -76,3 +76,13 @@ def test_a_device_that_others_rest_on_is_at_fault_itself() -> None:
     assert summary.of(lost).startswith("/dev/sda of this node is gone, or does not run.")
     above = incident(event("state", "device_lost"))
     assert "has lost the device beneath it" in summary.of(above)
+
+
+def test_a_question_says_what_a_yes_would_do() -> None:
+    asking = incident(state=State.WAITING, waiting_for="approval")
+    seen = {"would_do": "204 problems fixed", "seconds": 1.5}
+    assert "would do" not in summary.of(asking)
+    assert "would do" not in summary.of(replace(asking, preview={}))
+    shown = summary.of(replace(asking, preview=seen))
+    assert "A repair would do: 204 problems fixed; writers would wait about 1.5 s." in shown
+    assert "would do" not in summary.of(replace(asking, state=State.ACTING, preview=seen))

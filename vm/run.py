@@ -122,9 +122,10 @@ def run_one(
     finally:
         try:
             node.collect(machine)
-        except (MachineError, OSError) as error:
+        except (MachineError, OSError, ValueError) as error:
             print(f"  nothing could be brought back: {error}", flush=True)
-        machine.close()
+        finally:
+            machine.close()
     result["took_s"] = round(time.monotonic() - started)
     return result
 

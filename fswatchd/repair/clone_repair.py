@@ -60,6 +60,7 @@ class CloneRepair:
         self._written: int | None = None
         self._stamp: Stamp | None = None
         self._findings = ""
+        self._needs_nothing = False
         self._open_files: dict[int, str] = {}
         self._shown: Cure | None = None
         self._timeout_s = context.settings.tool_timeout_s
@@ -116,6 +117,12 @@ class CloneRepair:
             first.add(Condition.SHUTDOWN)
         if state in first:
             await self._prepare_clone(target)
+            if (
+                state is Condition.FROZEN
+                and self._needs_nothing
+                and not self._context.incident.lost
+            ):
+                raise first_look.whole_again()
             if state is Condition.ABORTED:
                 await self._salvage(target)
             target = await self._lock(target)
@@ -315,6 +322,7 @@ class CloneRepair:
         if not done.repaired.usable:
             raise refuse("cannot check", done.repaired.summary())
         self._findings = done.summary()
+        self._needs_nothing = done.repaired.clean
         self._context.note(f"{tools.name} on the clone: {self._findings}")
         if not done.proof.clean:
             raise first_look.not_curable(self._tools, done.proof.summary())

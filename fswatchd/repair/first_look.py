@@ -84,6 +84,18 @@ async def standing(
         await consent.within_bounds(context, step, seen.cure, seen.seconds)
 
 
+def whole_again() -> StepEnded:
+    """The ending where what was damaged on the disk was whole in the kernel's memory.
+
+    A freeze writes that down, and there is nothing left for which the VE would have to be stopped.
+    """
+    text = (
+        "the filesystem has written anew what was damaged on the disk: once it stood still its "
+        "clone was clean; its own error record stays until the next fsck"
+    )
+    return StepEnded(StepResult(next=Next.FINISHED, result="false-alarm", detail=text))
+
+
 def not_curable(tools: Tools, left: str) -> StepEnded:
     """The ending where a repair does not come out clean."""
     text = f"the repaired clone does not come out clean ({left}); the original stays in place"

@@ -6,6 +6,9 @@ from fswatchd.kernel import cgroup
 from tests.system import rules
 from tests.system.conftest import wait_until
 
+# fs/ext4/ext4.h: s_checksum is the last field.
+_SUPERBLOCK_CHECKSUM = 1024 + 0x3FC
+
 
 def test_two_stopped_ves_are_two_incidents(daemon, make_ve) -> None:
     """An open incident of one stopped VE is not what a request for another one finds."""
@@ -28,3 +31,24 @@ def test_two_stopped_ves_are_two_incidents(daemon, make_ve) -> None:
     assert cgroup.pids(first.cgroup) == []
     again = daemon.client.post("/v1/repair", {"target": "ve101"})
     assert again["id"] == one["id"]
+
+
+def test_what_the_freeze_writes_anew_stops_no_ve(daemon, make_ve) -> None:
+    """A superblock that is damaged on the disk only: the kernel has a good one, and writes it."""
+    ve = make_ve(quiet=True)
+    daemon.configure(rules=rules.repair())
+    ve.declare()
+    ve.start()
+    daemon.start()
+    daemon.wait_until_known("ve101")
+    before, processes = ve.inode, cgroup.pids(ve.cgroup)
+    with ve.image.open("r+b") as image:
+        image.seek(_SUPERBLOCK_CHECKSUM)
+        image.write(b"\xff\x00\xff\x00")
+    assert not daemon.client.post("/v1/repair", {"target": "ve101", "dry_run": True})["clean"]
+    incident = daemon.client.post("/v1/repair", {"target": "ve101"})
+    ended = daemon.wait_for_incident("closed", "needs-operator")
+    assert (ended["id"], ended["outcome"]) == (incident["id"], "false-alarm")
+    assert "written anew" in daemon.why(ended["id"])
+    assert (ve.inode, cgroup.pids(ve.cgroup)) == (before, processes)
+    assert ve.ask("manifest")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fswatchd.engine.starting import concerned
 from fswatchd.events import FsEvent
 from fswatchd.incidents import Filesystem
 from fswatchd.inventory import ownership
@@ -43,11 +42,10 @@ def attribute(event: FsEvent, view: NodeView) -> Attribution:
         return of_server(view, event.fstype, event.server)
     superblock = view.superblock_on(devno) if devno else None
     if superblock is not None:
-        direct, through = concerned(view, superblock.devno)
         return Attribution(
             filesystem=view.describe(superblock),
-            ves=(*direct, *through),
-            through=through,
+            ves=view.affected(superblock.devno),
+            through=view.dependents(superblock.devno).ves,
             superblock=superblock,
         )
     filesystem = Filesystem(

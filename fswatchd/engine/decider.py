@@ -11,7 +11,7 @@ from dataclasses import replace
 from fswatchd import decisions, policy, views
 from fswatchd.book import IncidentBook
 from fswatchd.cause import Cause, Layer, blame
-from fswatchd.engine import scoping, starting
+from fswatchd.engine import scoping
 from fswatchd.engine.attribution import of_server
 from fswatchd.engine.history import History, boottime_ns
 from fswatchd.engine.storms import Storms
@@ -217,9 +217,8 @@ class Decider:
         if superblock is not None:
             ves = view.users[devno].ves
             stack = tuple(views.stack(view, superblock, ves[0] if ves else None))
-        direct, rest = starting.concerned(view, devno)
-        new = tuple(ve for ve in (*direct, *rest) if ve not in incident.ves)
-        through = tuple(ve for ve in new if ve in rest)
+        new = tuple(ve for ve in view.affected(devno) if ve not in incident.ves)
+        through = tuple(ve for ve in new if ve in view.dependents(devno).ves)
         return replace(
             incident, ves=(*incident.ves, *new), through=(*incident.through, *through), stack=stack
         )

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
-from fswatchd.engine import starting
 from fswatchd.events import Domain, VeState, printable
 from fswatchd.incidents import Incident
 from fswatchd.inventory import bases, ownership
@@ -29,9 +28,7 @@ def scope(
     children: tuple[str, ...] = ()
     if superblock is not None:
         users = view.users[superblock.devno]
-        copied = starting.copies(view, superblock)
-        ves = tuple(ve_id for ve_id in users.ves if ve_id not in copied)
-        foreign = (*users.foreign, *(f"{ve_id}, which has only just started" for ve_id in copied))
+        ves, foreign = users.ves, users.foreign
         through = view.dependents(superblock.devno)
         dependents = (*through.foreign, *through.ves)
         children = bases.children(view, superblock.devno)

@@ -18,8 +18,12 @@ from fswatchd.book import IncidentBook
 from fswatchd.errors import FswatchError
 from fswatchd.incidents import Filesystem, Incident, State
 from fswatchd.rules import FsckStep, RuleSet
+from fswatchd.units import show_duration
 
 log = logging.getLogger(__name__)
+
+# The next question waits for this one; a disk that does not answer must not hold up them all.
+_MOST_S = 3600.0
 
 Look = Callable[[Filesystem, tuple[str, ...]], Awaitable[dict[str, Any]]]
 """What a repair of a filesystem of these VEs would find and do. Raises FswatchError, OSError."""
@@ -68,9 +72,12 @@ class Previews:
             if incident is None or not self._asks(incident):
                 return
             try:
-                seen = await self._look(incident.filesystem, incident.direct_ves)
+                async with asyncio.timeout(_MOST_S):
+                    seen = await self._look(incident.filesystem, incident.direct_ves)
                 seen.pop("output", None)  # of the tool: too long for every notice
                 text = f"preview: a repair would do: {seen['would_do']}"
+            except TimeoutError:
+                seen, text = {}, f"preview: given up after {show_duration(_MOST_S)}"
             except (FswatchError, OSError) as error:
                 seen, text = {}, f"preview: {getattr(error, 'message', error)}"
             except Exception:  # a task border: a question can be answered without it

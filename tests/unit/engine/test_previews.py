@@ -120,6 +120,19 @@ async def test_a_preview_that_cannot_be_made_is_told_and_not_tried_again() -> No
     assert not made._tasks
 
 
+async def test_one_that_never_ends_is_given_up_and_the_next_has_its_turn(monkeypatch) -> None:
+    monkeypatch.setattr("fswatchd.engine.previews._MOST_S", 0.01)
+    book, look = Book(), Looks()
+    look.go.clear()
+    made = previews(book, look)
+    book.put(asking())
+    await asyncio.gather(*made._tasks.values())
+    assert look.given_up.is_set()
+    assert book.last is not None
+    assert "given up" in book.last.log[-1][1]
+    assert not made._one_at_a_time.locked()
+
+
 @pytest.mark.parametrize("how", ["answered", "stopped"])
 async def test_it_is_given_up_when_the_question_is_answered(how: str) -> None:
     book, look = Book(), Looks()

@@ -122,7 +122,7 @@ class CloneRepair:
                 and self._needs_nothing
                 and not self._context.incident.lost
             ):
-                raise first_look.whole_again()
+                raise first_look.whole_again(self._context, self._shown)
             if state is Condition.ABORTED:
                 await self._salvage(target)
             target = await self._lock(target)

@@ -40,20 +40,11 @@ async def running(
         return size / _COPY_BYTES_PER_S, None
     except OSError as error:
         raise refuse("cannot clone", f"no clone can be made: {error}") from None
-    if seen.clean and (left := _left_by_scrub(context)):
-        text = f"its metadata is whole, but a scrub has found damage that nothing mends: {left}"
-        raise refuse("data lost", text, Next.OPERATOR)
-    if seen.clean and context.incident.lost and target.superblock is not None:
+    lost = context.incident.lost and _left_by_scrub(context) is None
+    if seen.clean and lost and target.superblock is not None:
         raise await _only_data_lost(context, target.superblock)
-    if seen.clean and healer.has_healed(context):
-        text = f"{healer.NAME} has repaired it: a clone is clean after its log was replayed"
-        raise StepEnded(StepResult(next=Next.FINISHED, result=RECOVERED, detail=text))
     if seen.clean:
-        text = (
-            "a clone of the running filesystem is clean after its journal was replayed: "
-            "nothing on the disk is damaged; its own error record stays until the next fsck"
-        )
-        raise StepEnded(StepResult(next=Next.FINISHED, result="false-alarm", detail=text))
+        raise _whole(context, "a clone of the running filesystem is clean")
     if (left_to_it := healer.stand_back(context, target.superblock)) is not None:
         raise left_to_it
     if not seen.check.usable:
@@ -84,15 +75,26 @@ async def standing(
         await consent.within_bounds(context, step, seen.cure, seen.seconds)
 
 
-def whole_again() -> StepEnded:
-    """The ending where what was damaged on the disk was whole in the kernel's memory.
+def whole_again(context: ActionContext, seen: Cure | None) -> StepEnded:
+    """The ending where nothing is left for which the VE would have to be stopped.
 
-    A freeze writes that down, and there is nothing left for which the VE would have to be stopped.
+    What a preview has `seen` damaged on the disk may be whole in the kernel's memory, and a freeze
+    writes that down.
     """
-    text = (
-        "the filesystem has written anew what was damaged on the disk: once it stood still its "
-        "clone was clean; its own error record stays until the next fsck"
-    )
+    anew = "what was damaged on the disk was written anew: " if seen is not None else ""
+    return _whole(context, f"{anew}once the filesystem stood still a clone of it is clean")
+
+
+def _whole(context: ActionContext, text: str) -> StepEnded:
+    """The ending where nothing is damaged on the disk, as `text` says."""
+    if left := _left_by_scrub(context):
+        text = f"its metadata is whole, but a scrub has found damage that nothing mends: {left}"
+        return refuse("data lost", text, Next.OPERATOR)
+    text += " after its journal was replayed"
+    if healer.has_healed(context):
+        text = f"{healer.NAME} has repaired it: {text}"
+        return StepEnded(StepResult(next=Next.FINISHED, result=RECOVERED, detail=text))
+    text += ": nothing on the disk is damaged; its own error record stays until the next fsck"
     return StepEnded(StepResult(next=Next.FINISHED, result="false-alarm", detail=text))
 
 

@@ -37,11 +37,11 @@ echo 'ID=busybox' > $tree/etc/os-release; echo 'root:x:0:0::/root:/bin/sh' > $tr
 for n in $(seq 300); do echo "content of file $n" > $tree/srv/files/file-with-a-long-name-$n; done
 """
 _RULE = """[[rule]]
-name = "ext4-{strategy}"
+name = "{fstype}-{strategy}"
 match.ve = {ves}
 match.class = ["corruption", "readonly", "shutdown"]
 match.severity = ">= error"
-match.fstype = ["ext4"]
+match.fstype = ["{fstype}"]
 mode = "{mode}"
 threshold = "1 in 10m"
 cooldown = "0s"
@@ -130,16 +130,22 @@ def set_mode(machine: Machine, mode: str) -> None:
     put_rule(machine, "10-ext4.toml", mode)
 
 
-def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]') -> str:
-    """The text of a rule for ext4."""
-    return _RULE.format(mode=mode, strategy=strategy, ves=ves)
+def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]', fstype: str = "ext4") -> str:
+    """The text of a rule that repairs."""
+    return _RULE.format(mode=mode, strategy=strategy, ves=ves, fstype=fstype)
 
 
 def put_rule(
-    machine: Machine, name: str, mode: str, *, strategy: str = "clone", ves: str = '["*"]'
+    machine: Machine,
+    name: str,
+    mode: str,
+    *,
+    strategy: str = "clone",
+    ves: str = '["*"]',
+    fstype: str = "ext4",
 ) -> None:
-    """A rule for ext4 in a file of the admin's, in force."""
-    save_rule(machine, name, rule(mode, strategy=strategy, ves=ves))
+    """A rule that repairs in a file of the admin's, in force."""
+    save_rule(machine, name, rule(mode, strategy=strategy, ves=ves, fstype=fstype))
 
 
 def save_rule(machine: Machine, name: str, text: str) -> None:
@@ -212,7 +218,11 @@ def start_receiver(machine: Machine) -> None:
 
 def content(machine: Machine, pid: str) -> str:
     """A digest of all files of a VE's `make_tree`, under whatever name, read by the node itself."""
-    root = f"/proc/{pid}/root"
+    return content_below(machine, f"/proc/{pid}/root")
+
+
+def content_below(machine: Machine, root: str) -> str:
+    """The same of a tree that is mounted at `root`."""
     return machine.run(
         f"find {root}/srv {root}/lost+found -type f -size -2 -exec cat {{}} + "
         "| grep '^content of file' | sort | md5sum"

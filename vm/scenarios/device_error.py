@@ -14,9 +14,10 @@ NAME = "device-error"
 TEXT = "dm-error beneath one of three images: the device is blamed, no fsck; healed: repaired"
 KERNELS = "newest"
 
-# Who runs e2fsck is seen here, whatever the daemon says of itself: it comes by one of these.
+# Who runs e2fsck is seen here, whatever the daemon says of itself: it comes by one of these. Its
+# configuration is shown to every tool.
 _WITNESS = r"""for name in systemd-run bwrap; do
-    printf '#!/bin/sh\ncase "$*" in *e2fsck*) echo "$@" >> /run/e2fsck-was-run;; esac\n' \
+    printf '#!/bin/sh\ncase "$*" in *" e2fsck -"*) echo "$@" >> /run/e2fsck-was-run;; esac\n' \
         > /usr/local/sbin/$name
     echo "exec /usr/bin/$name \"\$@\"" >> /usr/local/sbin/$name
     chmod 755 /usr/local/sbin/$name

@@ -1,4 +1,7 @@
-"""xfs_healer(8) repairs beside us: we stand back, and the incident tells what it did."""
+"""xfs_healer(8) repairs beside us: we stand back, and the incident tells what it did.
+
+Where it gives up on a VE's filesystem the VE is repaired by clone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from vm.guest import NEWER
 from vm.machine import Machine
 
 NAME = "xfs-healer"
-TEXT = "xfs_healer beside the daemon: one damaged directory is healed, two are told to be left"
+TEXT = "xfs_healer beside the daemon: one damaged directory is healed, two are left to a clone"
 KERNELS = "newest"
 
 _INSTALL = f"""set -e
@@ -22,6 +25,49 @@ ExecStart=
 ExecStart=/usr/libexec/xfsprogs/xfs_healer --repair --everything %f
 END
 systemctl daemon-reload"""
+# A VE that no platform has: the node mounts its image, and a service runs in it.
+_VE = "taken-over"
+_PROGRAM = f"/usr/local/sbin/{_VE}"
+_TAKEN_OVER = f"""set -e
+cat > {_PROGRAM} <<'END'
+#!/bin/sh
+case $1 in
+start)
+    mountpoint -q /srv/{_VE} || mount -o loop {node.VES}/{_VE}.img /srv/{_VE} || exit 1
+    exec systemctl start {_VE} ;;
+stop) systemctl stop {_VE} ;;
+kill) systemctl kill -s KILL {_VE}; systemctl stop {_VE} ;;
+esac
+! mountpoint -q /srv/{_VE} || umount /srv/{_VE}
+END
+chmod 755 {_PROGRAM}
+cat > /etc/systemd/system/{_VE}.service <<'END'
+[Service]
+RootDirectory=/srv/{_VE}
+PrivateMounts=yes
+MountAPIVFS=yes
+ExecStart=/bin/sh -c 'while date >> /log && sync; do sleep 1; done'
+END
+systemctl daemon-reload
+cat > /etc/fswatchd/ve.d/{_VE}.toml <<'END'
+[[ve]]
+name = "{_VE}"
+cgroup = "/system.slice/{_VE}.service"
+volume = [ {{ image = "{node.VES}/{_VE}.img", mountpoint = "/" }} ]
+start = ["{_PROGRAM}", "start"]
+stop = ["{_PROGRAM}", "stop"]
+kill = ["{_PROGRAM}", "kill"]
+END
+fswatch reload
+truncate -s 500M {node.VES}/{_VE}.img
+mkfs.xfs -q -m rmapbt=1 -n parent=1 {node.VES}/{_VE}.img
+mkdir /srv/{_VE}; mount -o loop {node.VES}/{_VE}.img /srv/{_VE}"""
+_DAMAGE_TWO = f"""set -e
+inodes=$(stat -c %i /srv/{_VE}/srv/files /srv/{_VE}/srv/more); umount /srv/{_VE}
+for inode in $inodes; do
+    {NEWER}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -3 -n 8 -z" \\
+        {node.VES}/{_VE}.img
+done"""
 # Parent pointers and the reverse map are what the kernel mends a directory from.
 _MAKE = """set -e
 cd {ves}; truncate -s 500M {name}.img
@@ -53,7 +99,34 @@ def run(machine: Machine) -> dict[str, Any]:
         "journalctl -b -u 'xfs_healer@*' -o cat --no-pager | grep -c 'offline repair'"
     )
     seen["two directories"] = f"{_left_alone(machine, incident)}; offline repair: {said.output}"
+    seen["two directories of a VE"] = _taken_over(machine)
     return seen
+
+
+def _taken_over(machine: Machine) -> str:
+    machine.run(_TAKEN_OVER)
+    node.make_tree(machine, f"/srv/{_VE}")
+    machine.run(f"cp -r /srv/{_VE}/srv/files /srv/{_VE}/srv/more && sync -f /srv/{_VE}")
+    whole = node.content_below(machine, f"/srv/{_VE}")
+    machine.run(_DAMAGE_TWO)
+    node.put_rule(machine, "11-xfs.toml", "auto", fstype="xfs")
+    machine.run(f"{_PROGRAM} start")
+    node.writes(machine, _main_pid(machine))
+    unit = f"xfs_healer@$(systemd-escape -p /srv/{_VE}).service"
+    machine.run(f"systemctl start {unit} && systemctl is-active {unit}")
+    machine.run(f"ls /srv/{_VE}/srv/files; ls /srv/{_VE}/srv/more", check=False)
+    incident = node.wait_incident(machine, f"declared:{_VE}", "closed", "needs-operator")
+    node.expect(incident["outcome"] == "repaired", f"{incident['state']}: {incident['summary']}")
+    machine.run(f"journalctl -b -u {unit} -o cat --no-pager | grep 'offline repair required'")
+    pid = _main_pid(machine)
+    node.writes(machine, pid)
+    node.expect(node.content(machine, pid) == whole, "every file has its content")
+    machine.run(f"grep -q {incident['id']} {node.RECEIVED}")
+    return f"{incident['outcome']} by {' '.join(step['do'] for step in incident['steps'])}"
+
+
+def _main_pid(machine: Machine) -> str:
+    return machine.run(f"systemctl show -P MainPID {_VE}").output.strip()
 
 
 def _mounted_with_healer(machine: Machine, name: str, damaged: str) -> str:

@@ -65,12 +65,15 @@ _CUSTOMIZE = (
 )
 
 
+Kernel = tuple[str, Path, Path]  # its release, the kernel, the initrd
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
-    """What QEMU boots. `kernels` are (release, kernel, initrd), the oldest first."""
+    """What QEMU boots; of its kernels the oldest comes first."""
 
     disk: Path
-    kernels: tuple[tuple[str, Path, Path], ...]
+    kernels: tuple[Kernel, ...]
 
 
 def cache_directory() -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vm.guest import DATA_BYTES
+from vm.guest import DATA_BYTES, Kernel
 from vm.monitor import Monitor
 
 # Under TCG on two busy cores: a boot takes a minute, sometimes three.
@@ -62,9 +62,7 @@ class Disks:
 class Machine:
     """A guest with disks of its own in `work`, which also holds its console and what it leaves."""
 
-    def __init__(
-        self, work: Path, disks: Disks, kernel: tuple[str, Path, Path], payload: Path
-    ) -> None:
+    def __init__(self, work: Path, disks: Disks, kernel: Kernel, payload: Path) -> None:
         self.work = work
         self.release, self._kernel, self._initrd = kernel
         self._payload = payload
@@ -169,9 +167,11 @@ class Machine:
             print("  the machine does not power off", flush=True)
         self.power_cut()
 
-    def reboot(self) -> float:
-        """An orderly shutdown and a boot."""
+    def reboot(self, kernel: Kernel | None = None) -> float:
+        """An orderly shutdown and a boot, with another kernel where one is given."""
         self.power_off()
+        if kernel is not None:
+            self.release, self._kernel, self._initrd = kernel
         return self.power_on()
 
     def keep_running(self, place: Path) -> Disks:

@@ -88,7 +88,7 @@ def installed(prepared: guest.Guest, payload: Path) -> Path:
     return place
 
 
-def booted(place: Path, kernel: tuple[str, Path, Path], payload: Path) -> Disks:
+def booted(place: Path, kernel: guest.Kernel, payload: Path) -> Disks:
     """Such a node, booted once with this kernel, and kept while it runs."""
     kept = place / f"booted-{kernel[0].split('+')[0]}"
     disks = Disks(root=place / "root.img", data=place / "data.img")
@@ -105,7 +105,7 @@ def booted(place: Path, kernel: tuple[str, Path, Path], payload: Path) -> Disks:
 
 
 def run_one(
-    scenario: ModuleType, kernel: tuple[str, Path, Path], disks: Disks, payload: Path
+    scenario: ModuleType, kernel: guest.Kernel, disks: Disks, payload: Path
 ) -> dict[str, Any]:
     """One scenario on one kernel, with a machine of its own."""
     place = RESULTS / f"{scenario.NAME}-{kernel[0].split('+')[0]}"

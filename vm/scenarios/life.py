@@ -1,15 +1,15 @@
-"""The package's life: install as the README says, drill, reboot, upgrade, purge."""
+"""The life of the package: README install, drill, reboot with a new kernel, upgrade, purge."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vm import node
+from vm import guest, node
 from vm.machine import Machine
 
 NAME = "life"
-TEXT = "install, start, drill, reboot, upgrade while a VE runs, purge"
-KERNELS = "all"
+TEXT = "install, start, drill, reboot into the newest kernel, upgrade while a VE runs, purge"
+KERNELS = "oldest"
 BARE = True  # it installs the package itself
 
 _LEFT = "find / -xdev -iname '*fswatch*' -not -path '/tmp/*' -not -path '/var/log/*' -print"
@@ -32,7 +32,10 @@ def run(machine: Machine) -> dict[str, Any]:
     seen["drill: reads stopped"] = f"{result['outage_s']:.2f} s"
     machine.run("! findmnt -rno TARGET | grep drill && ! losetup -l | grep drill")
 
-    machine.reboot()
+    newest = guest.prepare().kernels[-1]
+    machine.reboot(newest)
+    seen["rebooted with"] = machine.run("uname -r").output.strip()
+    node.expect(seen["rebooted with"] == newest[0], f"{newest[0]} runs")
     node.mount_payload(machine)
     machine.wait_for("systemctl is-active fswatchd", "the daemon runs after a reboot")
     seen["start to READY"] = _start_time(machine)

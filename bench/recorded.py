@@ -16,9 +16,9 @@ from fswatchd import decisions, policy
 from fswatchd.devno import Devno
 from fswatchd.events import Domain, EventClass, FsEvent, usual_severity
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
-from fswatchd.rules import RuleSet
+from fswatchd.rules.model import RuleSet
 from fswatchd.situation import PolicyState, Scope, VeFacts
-from fswatchd.store import Store, StoredEvent
+from fswatchd.store.store import Store, StoredEvent
 
 NS = 1_000_000_000
 _DAY_NS = 86400 * NS

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import recorded
 from bench.bench import PROJECT, daemon, scene, table
-from fswatchd import rulefiles
+from fswatchd.rules import files
 
 _INCIDENTS = 2_000
 _VES = 200
@@ -31,7 +31,7 @@ def _cpu_s() -> float:
 
 def run(events: int = 100_000) -> tuple[dict[str, Any], str]:
     """The figures, and a table."""
-    rules, problems = rulefiles.load([rulefiles.embedded_rules()])
+    rules, problems = files.load([files.embedded_rules()])
     if problems:
         raise RuntimeError(problems)
     incidents = min(_INCIDENTS, events // 10)
@@ -40,7 +40,7 @@ def run(events: int = 100_000) -> tuple[dict[str, Any], str]:
         state = paths.directory / "state"
         state.mkdir()
         recorded.fill(state / "fswatchd.db", rules, events=events, incidents=incidents, ves=_VES)
-        shipped = rulefiles.embedded_rules()
+        shipped = files.embedded_rules()
         config = (
             f'node = "hn1"\nrules = ["{shipped}"]\nves = []\n'
             "[sources]\nfanotify = false\nkmsg = false\njournal = false\nstate = false\n"

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.bench import PARENT, summary, table
-from fswatchd import rulefiles
 from fswatchd.devno import Devno
 from fswatchd.events import Domain, EventClass, Severity
 from fswatchd.incidents import Filesystem, Incident, Load
 from fswatchd.policy import Verdict, decide
-from fswatchd.rules import Budget, RuleSet
+from fswatchd.rules import files
+from fswatchd.rules.model import Budget, RuleSet
 from fswatchd.situation import PolicyState, RunningRepair, Scope, VeFacts
 from fswatchd.turns import Turns
 
@@ -107,7 +107,7 @@ def _rule(number: int) -> str:
 
 def _load(directory: Path) -> tuple[RuleSet, float]:
     begin = time.thread_time()
-    found, problems = rulefiles.load([directory])
+    found, problems = files.load([directory])
     seconds = time.thread_time() - begin
     if problems:
         raise ValueError(problems[0])

@@ -15,7 +15,7 @@ from fswatchd.devno import Devno
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
 from fswatchd.kernel import proc
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 

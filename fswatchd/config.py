@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fswatchd.errors import ConfigError
-from fswatchd.modes import NodeMode
-from fswatchd.rules import Duration, Size
+from fswatchd.rules.model import Duration, Size
+from fswatchd.rules.modes import NodeMode
 
 DEFAULT_PATH = Path("/etc/fswatchd/fswatchd.toml")
 SHIPPED_RULES = Path("/usr/lib/fswatchd/rules.d")

@@ -69,10 +69,10 @@ from fswatchd.notify.outbox import Outbox
 from fswatchd.notify.webhook import Channel
 from fswatchd.platforms import scope
 from fswatchd.platforms.every import EveryPlatform
-from fswatchd.rules import RuleSet
-from fswatchd.spool import Spool
+from fswatchd.rules.model import RuleSet
 from fswatchd.steps import ActionSettings
-from fswatchd.store import Store
+from fswatchd.store.spool import Spool
+from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 

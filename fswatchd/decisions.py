@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from fswatchd import codes
 from fswatchd.policy import Decision
-from fswatchd.rules import NotifyStep, RuleSet, Step
+from fswatchd.rules.model import NotifyStep, RuleSet, Step
 from fswatchd.situation import Disarm, PolicyState, Scope
 
 _SCOPE: TypeAdapter[Scope] = TypeAdapter(Scope)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from fswatchd.cause import blame
 from fswatchd.incidents import Incident, Load
-from fswatchd.modes import MODES, Mode
-from fswatchd.rules import Budget, Rule
+from fswatchd.rules.model import Budget, Rule
+from fswatchd.rules.modes import MODES, Mode
 from fswatchd.situation import PolicyState, RunningRepair, Scope, Waiting
 from fswatchd.units import show_duration
 

@@ -2,7 +2,7 @@
 
 import time
 
-from fswatchd.match import DAY_S
+from fswatchd.rules.match import DAY_S
 
 
 def seconds_of_day(time_s: float) -> int:

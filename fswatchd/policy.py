@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from fswatchd.cause import Cause, blame
 from fswatchd.guards import GUARDS, GuardAnswer, guard_cause, is_scratch, refused_scope
 from fswatchd.incidents import Incident
-from fswatchd.match import Subject
-from fswatchd.rules import NotifyStep, PlainStep, Rule, RuleSet, Step
+from fswatchd.rules.match import Subject
+from fswatchd.rules.model import NotifyStep, PlainStep, Rule, RuleSet, Step
 from fswatchd.situation import PolicyState, Scope
 
 

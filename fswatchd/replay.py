@@ -23,9 +23,9 @@ from fswatchd.decisions import Outline
 from fswatchd.devno import Devno
 from fswatchd.events import Domain, EventClass, FsEvent, Severity, domain_of
 from fswatchd.incidents import Filesystem, Incident
-from fswatchd.modes import NodeMode
 from fswatchd.policy import Decision, Verdict
-from fswatchd.rules import RuleSet
+from fswatchd.rules.model import RuleSet
+from fswatchd.rules.modes import NodeMode
 from fswatchd.situation import Disarm, PolicyState, RunningRepair, Scope, StormState
 from fswatchd.turns import Turns
 

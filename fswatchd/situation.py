@@ -8,8 +8,8 @@ from typing import Protocol
 
 from fswatchd.cause import Layer
 from fswatchd.incidents import Load
-from fswatchd.modes import MODES, Mode, NodeMode
-from fswatchd.rules import Budget
+from fswatchd.rules.model import Budget
+from fswatchd.rules.modes import MODES, Mode, NodeMode
 
 # What a VE's owner may ask for, by a label or in its platform's configuration.
 WISH = "fswatch"

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from fswatchd.incidents import Incident, StepRecord
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Ve
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.sources.state import StateSource
 
 # The result of a step that has found what it cannot mend.

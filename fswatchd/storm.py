@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fswatchd.incidents import Incident
-from fswatchd.rules import Storm
+from fswatchd.rules.model import Storm
 
 NS = 1_000_000_000
 # A share of a node with few VEs is no storm.

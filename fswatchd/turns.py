@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 
 from fswatchd.incidents import Incident, Load
-from fswatchd.rules import Budget
+from fswatchd.rules.model import Budget
 from fswatchd.situation import Turn, Waiting
 
 

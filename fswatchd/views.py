@@ -23,9 +23,9 @@ from fswatchd.inventory.model import (
     VeId,
 )
 from fswatchd.inventory.view import NodeView
-from fswatchd.rules import RuleSet
+from fswatchd.rules.model import RuleSet
 from fswatchd.sources import SourceStatus
-from fswatchd.store import StoredEvent
+from fswatchd.store.store import StoredEvent
 from fswatchd.units import show_size
 
 NS = 1_000_000_000

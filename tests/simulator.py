@@ -27,8 +27,8 @@ from fswatchd.engine.history import History
 from fswatchd.events import Domain, EventClass, FsEvent, Severity, domain_of, usual_severity
 from fswatchd.incidents import Filesystem, Incident, Load, State
 from fswatchd.policy import Decision, Verdict
-from fswatchd.rulefiles import embedded_rules
-from fswatchd.rules import RuleSet, assemble
+from fswatchd.rules.files import embedded_rules
+from fswatchd.rules.model import RuleSet, assemble
 from fswatchd.situation import (
     NODE,
     Copies,

@@ -22,7 +22,7 @@ from fswatchd.kernel.syscalls import syncfs
 from fswatchd.repair import condition, scope, ve_freeze
 from fswatchd.repair.condition import Condition
 from fswatchd.repair.ve_freeze import HoldError, TaskFreeze
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _SYNC_TIMEOUT_S = 30.0

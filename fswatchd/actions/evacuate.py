@@ -11,7 +11,7 @@ from fswatchd.actions.ve_steps import only_ve, require_idle
 from fswatchd.errors import FswatchError
 from fswatchd.inventory.model import Ve, VeId
 from fswatchd.repair import ve_control
-from fswatchd.rules import EvacuateStep, Step
+from fswatchd.rules.model import EvacuateStep, Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _USUAL_TIMEOUT_S = 6 * 3600.0

@@ -15,7 +15,7 @@ from fswatchd import process
 from fswatchd.errors import FswatchError
 from fswatchd.events import printable
 from fswatchd.incidents import Incident
-from fswatchd.rules import ExecStep, Step
+from fswatchd.rules.model import ExecStep, Step
 from fswatchd.steps import ActionContext, Next, StepResult, refuse
 
 _USUAL_TIMEOUT_S = 60.0

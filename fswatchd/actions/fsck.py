@@ -11,7 +11,7 @@ from fswatchd.repair import offline, tools
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.resume import resume
 from fswatchd.repair.swap import SwapError
-from fswatchd.rules import FsckStep, Step
+from fswatchd.rules.model import FsckStep, Step
 from fswatchd.steps import ActionContext, StepEnded, StepResult, refuse
 
 

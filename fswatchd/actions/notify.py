@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fswatchd.notify.notices import Notices
-from fswatchd.rules import NotifyStep, Step
+from fswatchd.rules.model import NotifyStep, Step
 from fswatchd.steps import ActionContext, Next, StepResult
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepResult
 
 

@@ -11,7 +11,7 @@ import asyncio
 from fswatchd.helpers.client import HelperError
 from fswatchd.kernel.syscalls import reconfigure_superblock
 from fswatchd.repair import scope, verify
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 

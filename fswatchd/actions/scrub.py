@@ -18,7 +18,7 @@ from fswatchd.helpers.client import HelperError, argv_of
 from fswatchd.helpers.in_mount import PLACE
 from fswatchd.repair import condition, scope
 from fswatchd.repair.condition import Condition
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import DAMAGED, MENDED, ActionContext, Next, StepEnded, StepResult, refuse
 
 _USUAL_TIMEOUT_S = 24 * 3600.0

@@ -16,7 +16,7 @@ from fswatchd.repair import clone, scope
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.scope import ImageFile, Target, require_image
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _FREEZE_S = 20.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fswatchd.actions.ve_steps import only_ve, require_idle
 from fswatchd.repair import ve_freeze
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 

@@ -15,7 +15,7 @@ from fswatchd.kernel import fs
 from fswatchd.repair import condition, scope
 from fswatchd.repair.condition import Condition
 from fswatchd.repair.scope import Target
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 from fswatchd.units import show_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fswatchd.inventory.model import Ve, VeId
 from fswatchd.repair import ve_control
-from fswatchd.rules import Step
+from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from fswatchd.engine.stream import PAGE, Event, EventStream, Gap, Reader
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.store import StoreError
+from fswatchd.store.store import StoreError
 
 log = logging.getLogger(__name__)
 

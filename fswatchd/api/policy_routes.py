@@ -15,7 +15,7 @@ from fswatchd.engine.rulekeeper import RuleKeeper
 from fswatchd.errors import ConfigError, UnknownTargetError
 from fswatchd.notify.notices import Notices
 from fswatchd.notify.outbox import Outbox
-from fswatchd.store import RECORD_COLUMNS, Store
+from fswatchd.store.store import RECORD_COLUMNS, Store
 from fswatchd.units import parse_duration
 
 # Of rules that somebody brings along: as large as a thousand of them.

@@ -39,7 +39,7 @@ from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.notify.notices import Notices
 from fswatchd.notify.outbox import Outbox
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from fswatchd.units import parse_duration
 
 _STATUS = {

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fswatchd import process, rulefiles
+from fswatchd import process
 from fswatchd.errors import FswatchError
 from fswatchd.exitcode import Exit
+from fswatchd.rules import files
 
 _RELOAD_SINCE = 254  # fswatchd.service.d/notify-reload.conf
 _COMMAND_S = 60.0
@@ -105,7 +106,7 @@ def _files(layout: Layout) -> Iterator[tuple[Path, bytes]]:
     for page in sorted((data / "man").glob("*.[1-8]")):
         yield prefix / f"share/man/man{page.suffix[1:]}" / page.name, page.read_bytes()
     # Where the daemon looks for them, whatever the prefix.
-    for rules in sorted(rulefiles.embedded_rules().glob("*.toml")):
+    for rules in sorted(files.embedded_rules().glob("*.toml")):
         yield Path("usr/lib/fswatchd/rules.d") / rules.name, rules.read_bytes()
     yield Path("etc/fswatchd/fswatchd.toml"), (data / "fswatchd.toml").read_bytes()
     yield from _completions(prefix)

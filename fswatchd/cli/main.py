@@ -14,7 +14,7 @@ from fswatchd.cli import commands, policy_commands
 from fswatchd.client import DEFAULT_SOCKET, Client, ClientError
 from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.exitcode import Exit
-from fswatchd.modes import NODE_MODES
+from fswatchd.rules.modes import NODE_MODES
 from fswatchd.units import parse_duration
 
 Command = Callable[[argparse.Namespace, Client], int]

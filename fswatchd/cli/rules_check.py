@@ -7,10 +7,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from fswatchd import config, rulefiles, rulereview
+from fswatchd import config
 from fswatchd.exitcode import Exit
-from fswatchd.ruleproblem import RuleProblem
-from fswatchd.rules import RuleSet, assemble
+from fswatchd.rules import files, review
+from fswatchd.rules.model import RuleSet, assemble
+from fswatchd.rules.problem import RuleProblem
 
 
 def run(paths: list[Path], *, as_json: bool) -> int:
@@ -19,7 +20,7 @@ def run(paths: list[Path], *, as_json: bool) -> int:
     What looks unintended is a warning, and changes nothing about that.
     """
     problems, rules, refused = _check(paths)
-    warnings, count = [*refused, *rulereview.warnings(rules)], len(rules.rules)
+    warnings, count = [*refused, *review.warnings(rules)], len(rules.rules)
     if as_json:
         document = {
             "ok": not problems,
@@ -51,22 +52,20 @@ def _document(problem: RuleProblem) -> dict[str, str | None]:
 def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet, list[RuleProblem]]:
     """What is wrong, the rules, and the files that are right but would not be taken from there."""
     if not paths:
-        rules, problems = rulefiles.load(config.load(None).daemon.rules)
+        rules, problems = files.load(config.load(None).daemon.rules)
         return problems, rules, []
-    problems = [found for path in paths if path.is_dir() and (found := rulefiles.unreadable(path))]
-    files = [
-        file for path in paths for file in (rulefiles.chosen([path]) if path.is_dir() else [path])
-    ]
+    problems = [found for path in paths if path.is_dir() and (found := files.unreadable(path))]
+    chosen = [one for path in paths for one in (files.chosen([path]) if path.is_dir() else [path])]
     texts: list[tuple[str, str]] = []
     refused: list[RuleProblem] = []
-    for file in files:
+    for file in chosen:
         # Whoever checks a file may be editing it as themselves: ownership is for the daemon.
-        text = rulefiles.read(file, trusted=True)
+        text = files.read(file, trusted=True)
         if isinstance(text, RuleProblem):
             problems.append(text)
             continue
         texts.append((str(file), text))
-        trusted = rulefiles.read(file, trusted=os.geteuid() != 0)
+        trusted = files.read(file, trusted=os.geteuid() != 0)
         if isinstance(trusted, RuleProblem):
             refused.append(replace(trusted, message=f"fswatchd would refuse it: {trusted.message}"))
     rules, wrong = assemble(texts)

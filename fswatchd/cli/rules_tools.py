@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fswatchd import config, decisions, eventdoc, policy, replay, rulefiles, views
+from fswatchd import config, decisions, eventdoc, policy, replay, views
 from fswatchd.cli import render
 from fswatchd.client import Client, ClientError
 from fswatchd.errors import ConfigError
@@ -16,8 +16,9 @@ from fswatchd.events import domain_of
 from fswatchd.exitcode import Exit
 from fswatchd.incidents import Filesystem, Incident
 from fswatchd.localtime import seconds_of_day
-from fswatchd.ruleproblem import RuleProblem
-from fswatchd.rules import RuleSet, assemble
+from fswatchd.rules import files
+from fswatchd.rules.model import RuleSet, assemble
+from fswatchd.rules.problem import RuleProblem
 from fswatchd.situation import PolicyState, Scope
 from fswatchd.units import parse_duration
 
@@ -191,18 +192,18 @@ def _asked(client: Client, body: dict[str, Any]) -> Any:
 def _texts(directories: list[Path]) -> list[tuple[str, str]]:
     """The files of the directories; raises ConfigError with all that is wrong with them."""
     _load(directories)
-    files = rulefiles.chosen(directories)
-    found = [(str(path), rulefiles.read(path, trusted=True)) for path in files]
+    paths = files.chosen(directories)
+    found = [(str(path), files.read(path, trusted=True)) for path in paths]
     return [(name, text) for name, text in found if isinstance(text, str)]
 
 
 def _load(directories: list[Path]) -> RuleSet:
     """Rules that somebody is only trying need not belong to root; raises ConfigError."""
-    found = [rulefiles.unreadable(directory) for directory in directories]
+    found = [files.unreadable(directory) for directory in directories]
     problems = [problem for problem in found if problem is not None]
     texts: list[tuple[str, str]] = []
-    for path in rulefiles.chosen(directories):
-        text = rulefiles.read(path, trusted=True)
+    for path in files.chosen(directories):
+        text = files.read(path, trusted=True)
         if isinstance(text, RuleProblem):
             problems.append(text)
         else:

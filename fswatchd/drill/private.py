@@ -13,7 +13,7 @@ from fswatchd.client import Client, ClientError
 from fswatchd.drill.paths import ScenePaths
 from fswatchd.drill.scene import DrillError
 from fswatchd.kernel import proc
-from fswatchd.rulefiles import embedded_rules
+from fswatchd.rules.files import embedded_rules
 
 _START_TIMEOUT_S = 60.0
 

@@ -21,9 +21,9 @@ from fswatchd.incidents import Incident, State
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.view import NodeView
 from fswatchd.localtime import seconds_of_day
-from fswatchd.modes import NodeMode
 from fswatchd.policy import Decision, Verdict
-from fswatchd.rules import RuleSet
+from fswatchd.rules.model import RuleSet
+from fswatchd.rules.modes import NodeMode
 from fswatchd.situation import PolicyState, RunningRepair, Scope
 from fswatchd.turns import Turns
 

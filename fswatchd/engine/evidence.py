@@ -16,7 +16,7 @@ from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Incident, State
 from fswatchd.repair import evidence
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from fswatchd.units import show_size
 
 log = logging.getLogger(__name__)

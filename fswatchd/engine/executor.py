@@ -27,7 +27,7 @@ from fswatchd.policy import Decision
 from fswatchd.repair import freeze, rollback, ve_freeze
 from fswatchd.repair.platform_lock import VeLocks
 from fswatchd.repair.resume import discard_copies
-from fswatchd.rules import Step, step_from_options
+from fswatchd.rules.model import Step, step_from_options
 from fswatchd.sandbox import bubblewrap
 from fswatchd.situation import RunningRepair, Scope
 from fswatchd.sources.state import StateSource
@@ -41,7 +41,7 @@ from fswatchd.steps import (
     StepResult,
     refuse,
 )
-from fswatchd.store import StoreError
+from fswatchd.store.store import StoreError
 
 log = logging.getLogger(__name__)
 

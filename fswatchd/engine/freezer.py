@@ -30,7 +30,7 @@ from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.kernel import cgroup, proc
 from fswatchd.repair import freeze, ve_control, ve_freeze
 from fswatchd.repair.ve_freeze import HoldError, VeFreeze
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from fswatchd.units import show_duration
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 from fswatchd.kernel import proc
 from fswatchd.situation import Disarm, Labelled
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 
 # What clocks may differ by from one boot to the next without it being worth a word.
 _AHEAD_S = 60.0

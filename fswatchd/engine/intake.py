@@ -20,7 +20,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.repair import scratch
 from fswatchd.sources.state import StateSource
 from fswatchd.sources.xfs_healer import GIVEN_UP, HEALER
-from fswatchd.store import Store, StoredEvent
+from fswatchd.store.store import Store, StoredEvent
 
 log = logging.getLogger(__name__)
 

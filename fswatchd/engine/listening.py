@@ -16,7 +16,6 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.inventory.watch import InventoryWatch
 from fswatchd.kernlog import grammar
-from fswatchd.memory import FactCursor, VolumeMemory
 from fswatchd.sources import Source, SourceStatus
 from fswatchd.sources.fanotify import FanotifySource
 from fswatchd.sources.journal import JournalSource
@@ -26,7 +25,8 @@ from fswatchd.sources.state import StateSource
 from fswatchd.sources.uevent import UeventSource
 from fswatchd.sources.vzevent import VzEventSource
 from fswatchd.sources.xfs_health import XfsHealthSource
-from fswatchd.store import Store
+from fswatchd.store.memory import FactCursor, VolumeMemory
+from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 

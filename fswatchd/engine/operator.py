@@ -25,7 +25,7 @@ from fswatchd.repair import clone, preview, rollback, scope, tools
 from fswatchd.repair.scope import require_image
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
-from fswatchd.store import Store, StoreError
+from fswatchd.store.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 from fswatchd.book import IncidentBook
 from fswatchd.errors import FswatchError
 from fswatchd.incidents import Filesystem, Incident, State
-from fswatchd.rules import FsckStep, RuleSet
+from fswatchd.rules.model import FsckStep, RuleSet
 from fswatchd.units import show_duration
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from fswatchd import views
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 

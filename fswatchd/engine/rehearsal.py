@@ -21,7 +21,7 @@ from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.inventory.view import NodeView
-from fswatchd.rules import RuleSet, assemble
+from fswatchd.rules.model import RuleSet, assemble
 
 _BUSY = {State.ACTING, State.VERIFYING, State.NEEDS_OPERATOR}
 

@@ -20,7 +20,7 @@ from fswatchd.engine.retention import delete_original
 from fswatchd.incidents import Incident, State
 from fswatchd.repair import clone
 from fswatchd.steps import ActionSettings
-from fswatchd.store import Store, StoreError
+from fswatchd.store.store import Store, StoreError
 from fswatchd.units import show_size
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.incidents import Incident, State
 from fswatchd.repair.journal import read_file
-from fswatchd.store import Store, StoreError
+from fswatchd.store.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fswatchd import rulefiles, rulereview, views
+from fswatchd import views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.filewatch import FileWatch
 from fswatchd.incidents import Incident, State
-from fswatchd.ruleproblem import RuleProblem
-from fswatchd.rules import RuleSet
-from fswatchd.store import Store
+from fswatchd.rules import files, review
+from fswatchd.rules.model import RuleSet
+from fswatchd.rules.problem import RuleProblem
+from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class RuleKeeper:
         """Read the files; where anything is wrong the last good set stays."""
         self._seen = signature(self.directories)
         try:
-            rules, problems = rulefiles.load(self.directories)
+            rules, problems = files.load(self.directories)
         except Exception as error:  # a border: whatever a file holds, it must not end the daemon
             log.exception("the rule files cannot be read")
             rules, problems = RuleSet(), [_unexpected(error)]
@@ -81,7 +82,7 @@ class RuleKeeper:
                 self._tell("rejected", {"problems": now[:_PROBLEMS_TOLD], "count": len(now)})
             return
         self.current = rules
-        self.warnings = rulereview.warnings(rules)
+        self.warnings = review.warnings(rules)
         self._read_ns = time.time_ns()
         log.info("%d rules", len(rules.rules))
         for warning in self.warnings:
@@ -160,9 +161,9 @@ class RuleKeeper:
 
 
 def signature(directories: list[Path]) -> object:
-    """Changes whenever what `rulefiles.load` would read has changed."""
+    """Changes whenever what `files.load` would read has changed."""
     found: list[tuple[object, ...]] = [(str(one), one.is_dir()) for one in directories]
-    for path in rulefiles.chosen(directories):
+    for path in files.chosen(directories):
         try:
             status = os.stat(path)
         except OSError as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import History
 from fswatchd.engine.trust import Trust
-from fswatchd.store import Store, StoreError
+from fswatchd.store.store import Store, StoreError
 from fswatchd.units import show_duration
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from fswatchd.repair.clone import Clone
 from fswatchd.repair.scope import ImageFile, Target, require_image
 from fswatchd.repair.ve_freeze import HoldError, VeFreeze
 from fswatchd.steps import StepEnded
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 
 _KEY = "snapshotting:"
 _FREEZE_S = 20.0

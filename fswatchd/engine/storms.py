@@ -12,7 +12,7 @@ from fswatchd.book import IncidentBook
 from fswatchd.engine.history import History, boottime_ns
 from fswatchd.events import Domain, Severity
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
-from fswatchd.rules import Storm
+from fswatchd.rules.model import Storm
 from fswatchd.situation import StormState
 from fswatchd.summary import names
 from fswatchd.units import show_duration

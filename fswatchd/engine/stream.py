@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fswatchd import views
-from fswatchd.store import EventPage, Skip, Store, StoredEvent
+from fswatchd.store.store import EventPage, Skip, Store, StoredEvent
 
 PAGE = 1000
 MAX_READERS = 64

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fswatchd import views
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 

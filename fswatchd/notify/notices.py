@@ -12,7 +12,7 @@ from fswatchd.book import IncidentBook
 from fswatchd.incidents import Incident, State
 from fswatchd.notify.outbox import Outbox
 from fswatchd.notify.webhook import Channel
-from fswatchd.store import Delivery
+from fswatchd.store.store import Delivery
 
 DRILL = "drill"
 _UPDATE_EVERY_S = 10.0

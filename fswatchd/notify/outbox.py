@@ -21,7 +21,7 @@ import aiohttp
 
 from fswatchd import codes, views
 from fswatchd.notify.webhook import Attempt, Channel, post
-from fswatchd.store import Delivery, Store, StoreError
+from fswatchd.store.store import Delivery, Store, StoreError
 
 log = logging.getLogger(__name__)
 

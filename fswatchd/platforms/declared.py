@@ -29,7 +29,7 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, Lock, NamespaceKey, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, mounts, proc
-from fswatchd.match import did_you_mean
+from fswatchd.rules.match import did_you_mean
 
 _INIT_TIMEOUT_S = 2.0
 # A file's time comes from the last timer interrupt, up to 10 ms ago (CONFIG_HZ=100).

@@ -40,7 +40,7 @@ from fswatchd.repair.journal import RepairJournal, describe_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import Stamp, Target
 from fswatchd.repair.tools import Tools
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionContext, Next, StepResult, refuse
 from fswatchd.units import show_duration
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fswatchd.repair.cure import Cure, beyond
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.scope import Target
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult
 from fswatchd.units import show_duration
 

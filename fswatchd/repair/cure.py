@@ -21,7 +21,7 @@ from fswatchd.repair.findings import Findings
 from fswatchd.repair.names_back import NamesBack
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.tools import LastResort, Tools
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.units import show_size
 
 _UNNAMED_KEPT = 1000

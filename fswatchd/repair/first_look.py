@@ -13,7 +13,7 @@ from fswatchd.repair import clone, consent, healer, preview, verify
 from fswatchd.repair.cure import Cure
 from fswatchd.repair.scope import ImageFile, Target, tools_for
 from fswatchd.repair.tools import Tools
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.steps import DAMAGED, RECOVERED, ActionContext, Next, StepEnded, StepResult, refuse
 from fswatchd.units import show_duration, show_size
 

@@ -27,7 +27,7 @@ from fswatchd.repair.journal import describe_file, read_file
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import ImageFile, Stamp, Target
 from fswatchd.repair.tools import Tools
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 

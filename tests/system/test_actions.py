@@ -13,7 +13,7 @@ from typing import Any, cast
 from fswatchd.actions import scrub, trim
 from fswatchd.kernel import block, cgroup, syscalls
 from fswatchd.repair.condition import Condition
-from fswatchd.rules import PlainStep
+from fswatchd.rules.model import PlainStep
 from fswatchd.steps import Next
 from tests.system.test_steps import rule, start, steps_of, trigger
 

@@ -15,7 +15,7 @@ from fswatchd.incidents import Outcome, State
 from fswatchd.kernel import loop
 from fswatchd.repair.journal import describe_file
 from fswatchd.repair.scope import ImageFile
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit.builders import NOW_NS, incident
 
 NS = 1_000_000_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fswatchd.engine.trust import Trust
 from fswatchd.events import SourceState
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.system import rules
 from tests.system.conftest import fswatch, wait_until
 from tests.system.test_hearing import Scene, scene  # noqa: F401 - a fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import recorded
-from fswatchd import rulefiles
+from fswatchd.rules import files
 from tests.system.conftest import PROJECT, wait_until
 
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
@@ -82,8 +82,8 @@ def repaired(daemon) -> dict | None:
 
 def test_the_walk_through_does_what_it_says(daemon, make_ve, work, monkeypatch) -> None:
     monkeypatch.setenv("TZ", at_night())
-    shipped = rulefiles.embedded_rules()
-    rules, _ = rulefiles.load([shipped])
+    shipped = files.embedded_rules()
+    rules, _ = files.load([shipped])
     state = work / "state"
     state.mkdir()
     recorded.fill(state / "fswatchd.db", rules, events=1200, incidents=120, ves=6)

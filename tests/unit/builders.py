@@ -7,7 +7,7 @@ from typing import Any
 from fswatchd.devno import Devno
 from fswatchd.events import Domain, EventClass, FsEvent, LostWrite, usual_severity
 from fswatchd.incidents import Filesystem, Incident
-from fswatchd.rules import RuleSet, assemble
+from fswatchd.rules.model import RuleSet, assemble
 from fswatchd.situation import PolicyState, Scope, VeFacts
 
 NOW_NS = 1_000_000_000_000

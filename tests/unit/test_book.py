@@ -11,7 +11,7 @@ import pytest
 from fswatchd.book import IncidentBook
 from fswatchd.events import Domain
 from fswatchd.incidents import Outcome, State
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit import builders
 
 

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from fswatchd import config, views
 from fswatchd.devno import Devno
 from fswatchd.events import EventClass, FsEvent, Severity, printable
-from fswatchd.store import StoredEvent
+from fswatchd.store.store import StoredEvent
 from tests.schema import EVENT, GAP, SCHEMA, problems
 from tests.unit.builders import event
 

@@ -9,7 +9,7 @@ import pytest
 from fswatchd import eventdoc, views
 from fswatchd.errors import ConfigError
 from fswatchd.events import EventClass, Severity
-from fswatchd.store import StoredEvent
+from fswatchd.store.store import StoredEvent
 from tests.unit.builders import event
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fswatchd import rules
+from fswatchd.rules import model
 from vm import guest, node
 from vm.run import all_scenarios
 
@@ -17,7 +17,7 @@ def test_the_readme_has_the_commands_that_scenarios_execute() -> None:
 
 def test_the_rule_of_the_scenarios_is_right() -> None:
     text = node.rule("auto", strategy="offline", ves='["lxc:plain"]')
-    _, problems = rules.parse_file("10-ext4.toml", text)
+    _, problems = model.parse_file("10-ext4.toml", text)
     assert not problems
 
 

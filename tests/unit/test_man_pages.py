@@ -10,10 +10,11 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from fswatchd import config, match, rules
+from fswatchd import config
 from fswatchd.cli.main import parser
 from fswatchd.events import EventClass
 from fswatchd.platforms.declared import DeclaredVe, DeclaredVolume
+from fswatchd.rules import match, model
 from fswatchd.units import parse_duration
 from tests.simulator import Simulator
 
@@ -42,7 +43,7 @@ def named(text: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("model", "title"),
-    [(rules.Rule, "RULE KEYS"), (match.Match, "MATCHING"), (rules.Storm, "STORMS")],
+    [(model.Rule, "RULE KEYS"), (match.Match, "MATCHING"), (model.Storm, "STORMS")],
 )
 def test_the_keys_of_rules_are_those_of_the_page(model: type[BaseModel], title: str) -> None:
     """In both directions: what the page names and the code does not know is an error too."""
@@ -51,7 +52,7 @@ def test_the_keys_of_rules_are_those_of_the_page(model: type[BaseModel], title: 
 
 def test_a_rules_defaults_are_those_of_the_page() -> None:
     text = section(page("fswatchd.rules.5"), "RULE KEYS")
-    rule, _ = rules.parse_file("x", '[[rule]]\nname = "r"\n[[rule.step]]\ndo = "fsck"\n')
+    rule, _ = model.parse_file("x", '[[rule]]\nname = "r"\n[[rule.step]]\ndo = "fsck"\n')
     for key in ("approval", "cooldown", "backoff", "flap", "healthy"):
         paragraph = text.split(f".TP\n.B {key}\n")[1].split(".TP\n")[0]
         said = re.findall(r"Default: (\w+)", paragraph.replace("\n", " "))
@@ -61,12 +62,12 @@ def test_a_rules_defaults_are_those_of_the_page() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        rules.Budget,
-        rules.FsckStep,
-        rules.NotifyStep,
-        rules.ContainStep,
-        rules.ExecStep,
-        rules.EvacuateStep,
+        model.Budget,
+        model.FsckStep,
+        model.NotifyStep,
+        model.ContainStep,
+        model.ExecStep,
+        model.EvacuateStep,
     ],
 )
 def test_other_rule_keys_are_documented(model: type[BaseModel]) -> None:
@@ -77,14 +78,14 @@ def test_other_rule_keys_are_documented(model: type[BaseModel]) -> None:
 
 def test_values_of_rules_are_documented() -> None:
     text = page("fswatchd.rules.5")
-    modes = get_args(rules.RuleMode)
+    modes = get_args(model.RuleMode)
     problems = [klass.value for klass in EventClass if klass.is_problem]
     assert not [word for word in (*modes, *match.CAUSES, *problems) if word not in text]
 
 
 def test_steps_are_documented() -> None:
     text = page("fswatchd.rules.5")
-    assert not [step for step in rules._STEP_MODELS if step not in text]
+    assert not [step for step in model._STEP_MODELS if step not in text]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def example() -> str:
 
 
 def test_the_example_in_the_manual_is_right() -> None:
-    _, problems = rules.parse_file("example", example())
+    _, problems = model.parse_file("example", example())
     assert not problems
 
 

@@ -13,7 +13,7 @@ from fswatchd.events import Health
 from fswatchd.guards import refused_scope
 from fswatchd.incidents import Load
 from fswatchd.policy import Decision, Verdict, decide, for_request
-from fswatchd.rules import RuleSet
+from fswatchd.rules.model import RuleSet
 from fswatchd.situation import Disarm, RunningRepair
 from tests.unit.builders import NOW_NS, event, incident, policy_state, rules, scope, ve_facts
 

@@ -8,9 +8,9 @@ from fswatchd import decisions, policy, replay, views
 from fswatchd.cause import Layer
 from fswatchd.incidents import Incident
 from fswatchd.policy import Verdict
-from fswatchd.rules import RuleSet
+from fswatchd.rules.model import RuleSet
 from fswatchd.situation import Disarm, Scope
-from fswatchd.store import StoredEvent
+from fswatchd.store.store import StoredEvent
 from tests.unit.builders import (
     NOW_NS,
     event,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fswatchd.incidents import Load
-from fswatchd.rules import Budget
+from fswatchd.rules.model import Budget
 from fswatchd.turns import Turns
 from tests.unit.builders import incident
 

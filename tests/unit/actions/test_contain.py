@@ -9,7 +9,7 @@ from typing import Any, cast
 from fswatchd.actions import contain
 from fswatchd.repair.condition import Condition
 from fswatchd.repair.ve_freeze import HoldError
-from fswatchd.rules import ContainStep
+from fswatchd.rules.model import ContainStep
 from fswatchd.steps import Next, StepResult
 
 STEP = ContainStep(do="contain")

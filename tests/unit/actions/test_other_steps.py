@@ -10,7 +10,7 @@ import pytest
 from fswatchd import guards
 from fswatchd.actions import evacuate, execute, scrub
 from fswatchd.process import Completed
-from fswatchd.rules import ExecStep, parse_file
+from fswatchd.rules.model import ExecStep, parse_file
 from fswatchd.steps import StepEnded
 from tests.unit.builders import incident
 

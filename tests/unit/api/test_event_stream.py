@@ -20,7 +20,7 @@ from fswatchd.engine.stream import EventStream
 from fswatchd.events import VeState
 from fswatchd.inventory.model import NamespaceKey, Ve, VeId
 from fswatchd.inventory.view import NodeView
-from fswatchd.store import Store, StoredEvent
+from fswatchd.store.store import Store, StoredEvent
 from tests.schema import problems
 from tests.unit.builders import event
 

@@ -13,7 +13,7 @@ from fswatchd.cli import events as events_command
 from fswatchd.cli.events import Shown
 from fswatchd.client import ClientError, Message, _messages
 from fswatchd.exitcode import Exit
-from fswatchd.store import StoredEvent
+from fswatchd.store.store import StoredEvent
 from tests.unit.builders import event
 
 

@@ -12,7 +12,7 @@ from fswatchd import config, views
 from fswatchd.cli.main import main
 from fswatchd.client import Client, ClientError
 from fswatchd.exitcode import Exit
-from fswatchd.store import StoredEvent
+from fswatchd.store.store import StoredEvent
 from tests.unit.builders import NOW_NS, event
 
 NIGHT = """

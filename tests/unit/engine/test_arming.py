@@ -16,7 +16,7 @@ from fswatchd.engine.trust import Trust
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.events import VeState
 from fswatchd.inventory.model import Ve, VeId
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit import builders
 
 

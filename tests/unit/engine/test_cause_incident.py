@@ -19,7 +19,7 @@ from fswatchd.events import Health
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.view import NodeView
 from fswatchd.notify.notices import Notices
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit import builders
 from tests.unit.inventory.test_lookup import INSIDE, superblock
 

@@ -15,7 +15,7 @@ from fswatchd.engine.closer import Closer
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.view import NodeView
 from fswatchd.repair import verify
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit.builders import incident
 from tests.unit.inventory.test_lookup import superblock
 

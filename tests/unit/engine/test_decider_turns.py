@@ -11,9 +11,9 @@ from fswatchd.engine import decider
 from fswatchd.incidents import State
 from fswatchd.inventory.model import VeId
 from fswatchd.inventory.view import NodeView
-from fswatchd.rules import Budget
+from fswatchd.rules.model import Budget
 from fswatchd.situation import Load
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit import builders
 from tests.unit.engine.test_storms import Engine
 from tests.unit.inventory.test_lookup import INSIDE, superblock, ve

@@ -11,7 +11,7 @@ import pytest
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import History
 from fswatchd.situation import Disarm
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.simulator import Clock
 from tests.unit import builders
 

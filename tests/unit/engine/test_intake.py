@@ -19,7 +19,7 @@ from fswatchd.engine.stream import EventStream
 from fswatchd.events import EventClass
 from fswatchd.incidents import Outcome, State
 from fswatchd.inventory.view import NodeView
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit.builders import event, filesystem, incident
 
 

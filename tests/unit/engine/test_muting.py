@@ -19,7 +19,7 @@ from fswatchd.errors import ConflictError
 from fswatchd.events import EventClass, Severity
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.notify.notices import Notices
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit import builders
 
 ID = "20261121-abcde"

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from fswatchd.database import StoreError
 from fswatchd.engine.operator import Operator, refuse_another
 from fswatchd.errors import ConflictError, UnknownTargetError
 from fswatchd.incidents import Incident
+from fswatchd.store.database import StoreError
 from tests.unit.builders import filesystem, incident
 
 

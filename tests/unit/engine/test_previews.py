@@ -12,7 +12,7 @@ import pytest
 from fswatchd.engine.previews import Previews
 from fswatchd.errors import RefusedError
 from fswatchd.incidents import Filesystem, Incident, State
-from fswatchd.rules import RuleSet, assemble
+from fswatchd.rules.model import RuleSet, assemble
 from tests.unit import builders
 
 RULE = '[[rule]]\nname = "ask"\nmode = "approve"\n[[rule.step]]\ndo = "{}"\n{}'

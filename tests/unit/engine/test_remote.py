@@ -20,7 +20,7 @@ from fswatchd.inventory.model import VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernlog.grammar import shipped
 from fswatchd.sources.kernel_lines import KernelLineSource
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit.inventory.test_lookup import NODE, superblock
 from tests.unit.inventory.test_ownership import INSIDE, OTHER, node, on, remote
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fswatchd import rulefiles
 from fswatchd.book import IncidentBook
 from fswatchd.engine import rulekeeper
 from fswatchd.engine.rulekeeper import RuleKeeper
 from fswatchd.incidents import State
 from fswatchd.kernel import inotify
-from fswatchd.store import Store
+from fswatchd.rules import files
+from fswatchd.store.store import Store
 from tests.unit import builders
 
 RULE = '[[rule]]\nname = "NAME"\n[[rule.step]]\ndo = "notify"\n'
@@ -50,8 +50,8 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 @pytest.fixture
 def kept(tmp_path: Path, store: Store, monkeypatch) -> Kept:
-    read = rulefiles.read  # whoever runs the tests owns the files
-    monkeypatch.setattr(rulefiles, "read", lambda path, **_: read(path, trusted=True))
+    read = files.read  # whoever runs the tests owns the files
+    monkeypatch.setattr(files, "read", lambda path, **_: read(path, trusted=True))
     directory = tmp_path / "rules.d"
     directory.mkdir()
     return Kept(directory, store)
@@ -85,7 +85,7 @@ async def test_whatever_goes_wrong_while_they_are_read_the_last_good_rules_stay(
     def breaks(_: object) -> None:
         raise OverflowError("nobody has thought of that")
 
-    monkeypatch.setattr(rulefiles, "load", breaks)
+    monkeypatch.setattr(files, "load", breaks)
     kept.keeper.read()
     assert kept.names() == ["one"]
     assert "nobody has thought of that" in kept.keeper.status()["problems"][0]

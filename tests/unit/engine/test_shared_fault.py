@@ -28,7 +28,7 @@ from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
 from fswatchd.repair import verify
 from fswatchd.sources.state import StateSource
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit import builders
 from tests.unit.inventory.test_lookup import NODE, superblock, ve, view
 from tests.unit.inventory.test_ownership import remote

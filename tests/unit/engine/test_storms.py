@@ -21,7 +21,7 @@ from fswatchd.engine.history import History
 from fswatchd.events import Domain, Severity
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.view import NodeView
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 from tests.unit import builders
 from tests.unit.inventory.test_lookup import INSIDE, superblock
 

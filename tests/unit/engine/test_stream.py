@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fswatchd import database, eventlog
 from fswatchd.engine import stream as stream_module
 from fswatchd.engine.stream import Event, EventStream, Gap
-from fswatchd.store import Store, StoredEvent
+from fswatchd.store import database, eventlog
+from fswatchd.store.store import Store, StoredEvent
 from tests.unit.builders import event
 
 A, B = "lxc:a", "lxc:b"

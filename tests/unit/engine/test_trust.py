@@ -18,7 +18,7 @@ from fswatchd.engine.selfcheck import SelfCheck
 from fswatchd.engine.trust import Trust
 from fswatchd.events import SourceState
 from fswatchd.sources import SourceStatus
-from fswatchd.store import Store, StoreError
+from fswatchd.store.store import Store, StoreError
 from tests.simulator import Clock
 from tests.unit import builders
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fswatchd import store
 from fswatchd.book import IncidentBook
 from fswatchd.events import Domain, Severity
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.notify import journal_socket
 from fswatchd.notify.journal import MESSAGE_IDS, JournalNotices, fields
 from fswatchd.notify.journal_socket import JournalSocket, encode
+from fswatchd.store import store
 from tests.unit.builders import NOW_NS, event, filesystem, incident
 
 PROJECT = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ from fswatchd.repair import consent, first_look, healer, preview, tools
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.cure import Cure
 from fswatchd.repair.preview import Preview
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.steps import DAMAGED, RECOVERED, Next, StepEnded, refuse
 from tests.unit import builders
 

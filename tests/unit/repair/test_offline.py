@@ -11,7 +11,7 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.repair import e2fsck, offline, tools
 from fswatchd.repair.scope import ImageFile, Target
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionSettings, StepEnded
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE

@@ -14,7 +14,7 @@ from fswatchd.repair import ve_control
 from fswatchd.repair.outage import Outage
 from fswatchd.repair.scope import image_file
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
-from fswatchd.store import StoreError
+from fswatchd.store.store import StoreError
 
 VE = Ve(
     ve_id=VeId("declared:ve101"),

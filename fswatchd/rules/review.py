@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fswatchd.events import EventClass
-from fswatchd.match import REGEX, Match, SeverityRange
-from fswatchd.modes import MODES
-from fswatchd.ruleproblem import RuleProblem
-from fswatchd.rules import NotifyStep, Rule, RuleSet
+from fswatchd.rules.match import REGEX, Match, SeverityRange
+from fswatchd.rules.model import NotifyStep, Rule, RuleSet
+from fswatchd.rules.modes import MODES
+from fswatchd.rules.problem import RuleProblem
 
 _SPECIAL = "*?["
 _WIDTH: dict[str, int] = {mode: width for width, mode in enumerate(MODES)}

@@ -22,12 +22,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from fswatchd.database import Database, StoreError
 from fswatchd.devno import Devno
-from fswatchd.eventlog import Skip
 from fswatchd.events import EventClass, FsEvent, Severity
 from fswatchd.incidents import Incident, State
 from fswatchd.kernlog import grammar
+from fswatchd.store.database import Database, StoreError
+from fswatchd.store.eventlog import Skip
 
 __all__ = ["RECORD_COLUMNS", "Delivery", "EventPage", "Skip", "Store", "StoreError", "StoredEvent"]
 

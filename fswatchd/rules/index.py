@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fswatchd import match
-from fswatchd.match import Match, Subject, Test, Token, VeNames
+from fswatchd.rules import match
+from fswatchd.rules.match import Match, Subject, Test, Token, VeNames
 
 _LEVELS_KEPT = 1024
 

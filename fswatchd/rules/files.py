@@ -13,16 +13,16 @@ from pathlib import Path
 from fswatchd import adminfile
 from fswatchd.adminfile import AdminFileError
 from fswatchd.config import SHIPPED_RULES, DaemonTable
-from fswatchd.ruleproblem import RuleProblem
-from fswatchd.rules import RuleSet, assemble
+from fswatchd.rules.model import RuleSet, assemble
+from fswatchd.rules.problem import RuleProblem
 
 
 def embedded_rules() -> Path:
     """The shipped rules inside the program, which a package has installed elsewhere instead."""
-    inside = Path(__file__).parent / "rules.d"
+    inside = Path(__file__).parents[1] / "rules.d"
     if inside.is_dir():
         return inside
-    checkout = Path(__file__).parents[1] / "rules.d"
+    checkout = Path(__file__).parents[2] / "rules.d"
     return checkout if checkout.is_dir() else SHIPPED_RULES
 
 

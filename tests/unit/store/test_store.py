@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fswatchd.incidents import Outcome, State, StepRecord
-from fswatchd.spool import Spool
-from fswatchd.store import Delivery, Store, StoredEvent, StoreError
+from fswatchd.store.spool import Spool
+from fswatchd.store.store import Delivery, Store, StoredEvent, StoreError
 from tests.unit.builders import NOW_NS, event, incident, lost_write
 
 

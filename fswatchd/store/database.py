@@ -25,10 +25,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from fswatchd import eventlog
 from fswatchd.errors import FswatchError
-from fswatchd.eventlog import INSERT, LOG, LOG_FACT, Log, Skip, insert_again, take_over, taken_up
-from fswatchd.spool import Spool
+from fswatchd.store import eventlog
+from fswatchd.store.eventlog import (
+    INSERT,
+    LOG,
+    LOG_FACT,
+    Log,
+    Skip,
+    insert_again,
+    take_over,
+    taken_up,
+)
+from fswatchd.store.spool import Spool
 
 logger = logging.getLogger(__name__)
 

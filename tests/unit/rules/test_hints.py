@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fswatchd import rulehints
-from fswatchd.rules import parse_file
+from fswatchd.rules import hints
+from fswatchd.rules.model import parse_file
 
 RULE = '[[rule]]\nname = "r"\n{}\n[[rule.step]]\ndo = "fsck"\n'
 
@@ -27,7 +27,7 @@ ALONE = [
     "example",
     [
         text
-        for key, text in rulehints._EXAMPLES.items()
+        for key, text in hints._EXAMPLES.items()
         if key in ALONE or (text.startswith("match.") and key != "node")
     ],
 )

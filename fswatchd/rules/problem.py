@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fswatchd import rulehints
-from fswatchd.match import did_you_mean
+from fswatchd.rules import hints
+from fswatchd.rules.match import did_you_mean
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -96,7 +96,7 @@ def problem(
     elif kind in _FORMS:
         form, example = _FORMS[kind]
         message = f"expected {form}, not {_shown(detail['input'])}"
-        hint = rulehints.example(key) or f"like {example}"
+        hint = hints.example(key) or f"like {example}"
     elif kind != "value_error":
         message = f"{message[0].lower()}{message[1:]}, not {_shown(detail['input'])}"
     return RuleProblem(file=file, rule=rule, key=key, message=message, hint=hint)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fswatchd import match
 from fswatchd.events import Severity
-from fswatchd.match import DAY_S, Match, Subject, Window
-from fswatchd.ruleindex import RuleIndex
+from fswatchd.rules import match
+from fswatchd.rules.index import RuleIndex
+from fswatchd.rules.match import DAY_S, Match, Subject, Window
 from tests.unit.builders import ve_facts
 
 USUAL: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Rules: the text of `rules.d/*.toml` made into values, with every error found at once.
 
-Pure: text in, `RuleSet` or a list of `RuleProblem` out; `rulefiles` reads the files. The keys are
+Pure: text in, `RuleSet` or a list of `RuleProblem` out; `files` reads them. The keys are
 described for admins in fswatchd.rules(5), which a test holds against these models.
 """
 
@@ -22,9 +22,10 @@ from pydantic import (
     ValidationError,
 )
 
-from fswatchd import rulehints
 from fswatchd.events import printable
-from fswatchd.match import (
+from fswatchd.rules import hints
+from fswatchd.rules.index import RuleIndex
+from fswatchd.rules.match import (
     MAX_DEPTH,
     Match,
     Patterns,
@@ -34,9 +35,8 @@ from fswatchd.match import (
     groups,
     one_or_many,
 )
-from fswatchd.modes import RuleMode
-from fswatchd.ruleindex import RuleIndex
-from fswatchd.ruleproblem import RuleProblem, problem
+from fswatchd.rules.modes import RuleMode
+from fswatchd.rules.problem import RuleProblem, problem
 from fswatchd.units import Threshold, parse_duration, parse_size, parse_threshold
 
 
@@ -402,7 +402,7 @@ def _unavailable(file: str, rule: Rule) -> list[RuleProblem]:
 def _with_hint(problem: RuleProblem) -> RuleProblem:
     if problem.hint:
         return problem
-    message, hint = rulehints.completed(problem.key, problem.message)
+    message, hint = hints.completed(problem.key, problem.message)
     return replace(problem, message=message, hint=hint)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fswatchd.rulereview import warnings
+from fswatchd.rules.review import warnings
 from tests.unit.builders import rules
 
 
@@ -67,8 +67,8 @@ def test_a_rule_that_acts_where_an_earlier_one_wanted_less_is_warned_about() -> 
 
 
 def test_the_shipped_rules_have_no_warnings() -> None:
-    from fswatchd import rulefiles
+    from fswatchd.rules import files
 
-    found, problems = rulefiles.load([rulefiles.embedded_rules()])
+    found, problems = files.load([files.embedded_rules()])
     assert not problems
     assert warnings(found) == []

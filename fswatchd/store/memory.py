@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fswatchd.store import Store
+from fswatchd.store.store import Store
 
 
 class FactCursor:

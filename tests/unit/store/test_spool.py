@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fswatchd import spool
-from fswatchd.spool import Spool
+from fswatchd.store import spool
+from fswatchd.store.spool import Spool
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fswatchd.rulefiles import chosen, embedded_rules, load, read
-from fswatchd.ruleproblem import RuleProblem
-from fswatchd.rules import assemble, parse_file, step_from_options
+from fswatchd.rules.files import chosen, embedded_rules, load, read
+from fswatchd.rules.model import assemble, parse_file, step_from_options
+from fswatchd.rules.problem import RuleProblem
 from tests.unit.builders import rules
 
 MISTAKES = """

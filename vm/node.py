@@ -300,18 +300,25 @@ def wait_incident(
 
 
 def wait_class(
-    machine: Machine, device: str, klass: str, *, timeout_s: float = 240.0
+    machine: Machine,
+    device: str,
+    klass: str,
+    *,
+    heard_by: Collection[str] = (),
+    timeout_s: float = 240.0,
 ) -> dict[str, Any]:
     """An incident of this class about a device; raises MachineError with what there is."""
     deadline = time.monotonic() + timeout_s
     while True:
         found = incidents(machine)
         for one in found:
-            if one["filesystem"]["device"] == device and one["class"] == klass:
+            found_it = one["filesystem"]["device"] == device and one["class"] == klass
+            if found_it and set(heard_by) <= set(one["sources"]):
                 return dict(one)
         if time.monotonic() > deadline:
             there = "; ".join(
-                f"{one['filesystem']['device']} {one['class']}: {one['summary']}" for one in found
+                f"{one['filesystem']['device']} {one['class']} {one['sources']}: {one['summary']}"
+                for one in found
             )
             raise MachineError(f"no incident of class {klass} about {device}: {there or 'none'}")
         time.sleep(1.0)

@@ -16,7 +16,8 @@ TEXT = "xfs_healer beside the daemon: one damaged directory is healed, two are l
 KERNELS = "newest"
 
 _INSTALL = f"""set -e
-mkdir -p /usr/libexec && ln -s {NEWER}/usr/libexec/xfsprogs /usr/libexec/xfsprogs
+mkdir -p /usr/libexec/xfsprogs
+ln -s {NEWER}/usr/libexec/xfsprogs/xfs_healer* /usr/libexec/xfsprogs/
 cp {NEWER}/usr/lib/systemd/system/*xfs_healer* /etc/systemd/system/
 mkdir /etc/systemd/system/xfs_healer@.service.d
 cat > /etc/systemd/system/xfs_healer@.service.d/repair.conf <<'END'

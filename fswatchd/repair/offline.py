@@ -99,16 +99,9 @@ async def repair_stopped(
     if not proven:
         where = None if restored else left_aside or target.device
         raise _not_curable(tools, target, proof.summary(), undo_file, where)
-    await context.journal(writing=False, proven=True)
+    await context.journal(writing=False, proven=repaired.summary(), undone_by=undo_file)
     outage.end()
-    undo: dict[str, object] = {
-        "undo_file": undo_file,
-        "ve": target.ve.ve_id,
-        "image": target.image.path if target.image else None,
-        "device": target.device,
-        "keep_s": step.keep_original,
-    }
-    return await _start(context, target, repaired.summary(), undo)
+    return await _start(context, target, step, repaired.summary(), undo_file)
 
 
 async def _in_place(
@@ -189,7 +182,10 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
         identity=DeviceIdentity.read(journal.get("identity")),
     )
     if ve_control.is_running(ve):
-        return await run(context, step)
+        if (findings := journal.get("proven")) is None:
+            return await run(context, step)
+        undo_file = str(journal["undone_by"]) if journal.get("undone_by") else None
+        return await _verified(context, target, step, str(findings), undo_file)
     target = replace(target, ve=await context.lock_ve(ve))
     # What the earlier run had attached goes when its last program has died.
     holder = await ve_control.wait_released(None, file, RELEASE_TIMEOUT_S)
@@ -223,11 +219,30 @@ async def _stop(context: ActionContext, target: Target, outage: Outage) -> None:
 
 
 async def _start(
-    context: ActionContext, target: Target, findings: str, undo: dict[str, object]
+    context: ActionContext, target: Target, step: FsckStep, findings: str, undo_file: str | None
 ) -> StepResult:
     context.progress(None, f"starting {target.ve.ve_id}")
     await context.about_to_start(target.ve)
     story = await ve_control.start(target.ve, context.settings, target.image)
+    return await _verified(context, target, step, findings, undo_file, story)
+
+
+async def _verified(
+    context: ActionContext,
+    target: Target,
+    step: FsckStep,
+    findings: str,
+    undo_file: str | None,
+    story: str = "started before the daemon was",
+) -> StepResult:
+    """Whether the VE, started on what was proven, is up and well."""
+    undo: dict[str, object] = {
+        "undo_file": undo_file,
+        "ve": target.ve.ve_id,
+        "image": target.image.path if target.image else None,
+        "device": target.device,
+        "keep_s": step.keep_original,
+    }
     timeout_s = context.settings.start_timeout_s
     running = await ve_control.wait_running(context, target.ve, timeout_s)
     context.reached("repaired")

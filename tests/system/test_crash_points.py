@@ -72,7 +72,7 @@ BACK = around(f"{REPAIR}.rollback.run", f"{REPAIR}.swap.exchange", f"{REPAIR}.ve
 BACK += around(f"{REPAIR}.swap.rename", f"{REPAIR}.ve_control.start")
 OFFLINE = inside("e2fsck", 1, 2, who=("daemon", "all"))
 OFFLINE += around(f"{REPAIR}.ve_control.stop", f"{REPAIR}.ve_control.start")
-XFS = inside("xfs_repair", 1, 2) + inside("xfs_logprint", 1, who=("all",))
+XFS = inside("xfs_repair", 1, 2)
 XFS += around(f"{REPAIR}.clone.share", f"{REPAIR}.swap.exchange", f"{REPAIR}.ve_control.start")
 BTRFS = inside("btrfs", 1) + around(f"{REPAIR}.clone.share")
 
@@ -239,6 +239,12 @@ def test_killed_at_the_rungs_between_freeze_and_start_it_ends_well(
     crash = crashes()
     for point in FEW:
         crash.play(point)
+
+
+def test_killed_when_a_repair_in_place_has_started_its_ve_it_ends_well(
+    crashes: Callable[..., Crashes],
+) -> None:
+    crashes(strategy="offline", files=400).play(Point(f"after {REPAIR}.ve_control.start"))
 
 
 @pytest.mark.long

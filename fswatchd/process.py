@@ -57,7 +57,8 @@ class Completed:
     """How a program ended. `returncode` is -N after signal N, as subprocess has it.
 
     `timed_out` is true when the deadline passed and the group was killed; `stuck` when even that
-    did not end it (a task in uninterruptible sleep) and it was left behind.
+    did not end it (a task in uninterruptible sleep) and it was left behind. `cut` says that it may
+    have printed more than there is in `output`.
     """
 
     argv: tuple[str, ...]
@@ -66,6 +67,7 @@ class Completed:
     duration_s: float
     timed_out: bool = False
     stuck: bool = False
+    cut: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -191,6 +193,7 @@ async def run(
         duration_s=time.monotonic() - started,
         timed_out=timed_out,
         stuck=stuck,
+        cut=len(output) >= max_output,
     )
 
 

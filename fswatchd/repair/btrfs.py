@@ -13,7 +13,7 @@ import re
 
 from fswatchd import process
 from fswatchd.repair import progress
-from fswatchd.repair.check import CheckResult
+from fswatchd.repair.check import MOST_OUTPUT, CheckResult, no_answer
 from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
 
@@ -24,6 +24,9 @@ NO_CURE = (
 )
 
 _FOUND = re.compile(r"^found \d+ bytes used, (?:no error found|error\(s\) found)", re.MULTILINE)
+# Of kernel-shared/disk-io.c. What was read from its second copy leaves the check clean.
+_NOT_READ = re.compile(r"Error reading \d+, -\d+")
+_NEVER = re.compile(r"(?!)")
 _PART = re.compile(rb"\[(\d{1,2})/(\d{1,2})\] checking ")
 _PROBLEM = re.compile(
     r"^(?:ERROR|ref mismatch|backref|root \d+ inode \d+ errors|checksum verify failed|bad |"
@@ -79,6 +82,7 @@ async def _run(
         timeout_s=timeout_s,
         heavy=True,
         sandbox=sandbox,
+        max_output=MOST_OUTPUT,
         on_output=progress.of_headings(on_progress, _PART, _share),
     )
 
@@ -93,7 +97,8 @@ def interpret(ended: process.Completed) -> CheckResult:
     A filesystem that it cannot open is unreadable, which is not the same as damaged.
     """
     finished = _FOUND.search(ended.output) is not None
-    failed = ended.timed_out or ended.returncode not in {0, 1} or not finished
+    nothing = no_answer(ended, _NOT_READ if ended.returncode else _NEVER)
+    failed = nothing is not None or ended.returncode not in {0, 1} or not finished
     return CheckResult(
         returncode=ended.returncode,
         output=ended.output,
@@ -102,7 +107,7 @@ def interpret(ended: process.Completed) -> CheckResult:
         damaged=not failed and ended.returncode == 1,
         questions=len(_PROBLEM.findall(ended.output)) if ended.returncode else 0,
         tool=NAME,
-        what=ended.describe() if failed else "",
+        what=(nothing or ended.describe()) if failed else "",
         last_resort=not failed and ended.returncode == 1,
     )
 
@@ -113,7 +118,8 @@ def interpret_repair(ended: process.Completed) -> CheckResult:
     Exit code 0 is no proof: it also ends so with damage left.
     """
     finished = _FOUND.search(ended.output) is not None
-    done = finished and not ended.timed_out and ended.returncode in {0, 1}
+    nothing = no_answer(ended, _NOT_READ)
+    done = finished and nothing is None and ended.returncode in {0, 1}
     return CheckResult(
         returncode=ended.returncode,
         output=ended.output,
@@ -121,5 +127,5 @@ def interpret_repair(ended: process.Completed) -> CheckResult:
         fixed=done,
         questions=len(_PROBLEM.findall(ended.output)),
         tool=NAME,
-        what="" if done else ended.describe(),
+        what="" if done else nothing or ended.describe(),
     )

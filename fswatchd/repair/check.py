@@ -1,10 +1,33 @@
-"""What one run of a filesystem's tool has said about a volume."""
+"""What one run of a filesystem's tool has said about a volume, and when it has said nothing."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
+from fswatchd import process
 from fswatchd.events import printable
+
+# A few ten thousand files that would be lost; what has more to say is for a person to read.
+MOST_OUTPUT = 4 << 20
+
+
+def no_answer(ended: process.Completed, not_read: re.Pattern[str]) -> str | None:
+    """Why a run says nothing about the filesystem, whatever its exit code; None where it may.
+
+    `not_read` is how the tool says that its disk has failed. Tools take what they cannot read for
+    damage, and their repair writes zeros there or drops what it belongs to; but the disk may give
+    it back at the next attempt, or to who recovers it. Where not all of what was said is known,
+    neither is whether that was said, nor how much a repair would lose.
+    """
+    if found := not_read.search(ended.output):
+        return (
+            f"what it works on cannot be read or written ({printable(found[0].strip())}), which "
+            "is no damage of the filesystem: look after the device"
+        )
+    if ended.cut:
+        return f"{ended.command}: it says more than can be judged here, see for yourself"
+    return ended.describe() if ended.timed_out or ended.returncode < 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

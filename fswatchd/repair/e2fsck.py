@@ -15,7 +15,7 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.kernel import extfs
 from fswatchd.repair import progress
-from fswatchd.repair.check import CheckResult
+from fswatchd.repair.check import MOST_OUTPUT, CheckResult, no_answer
 from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
 
@@ -28,6 +28,14 @@ CANCELLED = 32
 LIBRARY = 128
 _KNOWN = FIXED | REBOOT | UNCORRECTED | OPERATIONAL | USAGE | CANCELLED | LIBRARY
 
+# Of e2fsck's handlers of errors (e2fsck/ehandler.c), and of com_err(3) outside of them. Beyond the
+# end of the volume, or at a place that is none, nothing is unreadable: that number is damaged.
+_NOT_READ = re.compile(
+    r"Error (?:reading|writing) block \d+ \((?!Invalid argument|Attempt to )[^)\n]*\)"
+    r"|e2fsck: (?:Input/output error|No data available|Remote I/O error) while [^\n]*"
+)
+# The last line of a run that came to its end.
+_SUMMARY = re.compile(r": \d+/\d+ files \(")
 _FROM_BACKUP = re.compile(r"trying backup blocks|Superblock invalid")
 _RECONNECTED = re.compile(r"^Connect to /lost\+found\? yes", re.MULTILINE)
 _CLEARED = re.compile(
@@ -48,9 +56,13 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
     if not await asyncio.to_thread(extfs.needs_recovery, path):
         return CheckResult(returncode=0, output="", duration_s=0.0, clean=True)
     first = await _run(("-E", "journal_only", "-n"), path, timeout_s)
+    if _NOT_READ.search(first.output):
+        return first
     if _FROM_BACKUP.search(first.output):
         return replace(first, clean=False, damaged=True, what="")
     result = await _run(("-E", "journal_only", "-p"), path, timeout_s)
+    if _NOT_READ.search(result.output):
+        return result
     if result.returncode in {OPERATIONAL, OPERATIONAL | FIXED} and not result.usable:
         return replace(result, damaged=True, what="")
     if result.damaged:
@@ -61,7 +73,14 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
 
 async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check everything, change nothing."""
-    return await _run(("-fn",), path, timeout_s, on_progress=on_progress)
+    return proven(await _run(("-fn",), path, timeout_s, on_progress=on_progress))
+
+
+def proven(result: CheckResult) -> CheckResult:
+    """The result of a check; that it ended with 0 alone does not say that it has checked."""
+    if result.clean and not _SUMMARY.search(result.output):
+        return replace(result, clean=False, what="it ended with 0, and without its summary")
+    return result
 
 
 async def repair(
@@ -81,6 +100,8 @@ async def repair(
         return await _run(("-fy", "-E", "fixes_only"), path, timeout_s, None, on_progress)
     fixes = ("-E", "fixes_only", "-z", undo_file)
     look = await _run(("-E", "journal_only", "-n"), path, timeout_s)
+    if _NOT_READ.search(look.output):
+        return look
     if not look.usable or _FROM_BACKUP.search(look.output):
         return await _run(("-fy", *fixes), path, timeout_s, undo_file, on_progress)
     gentle = await _run(("-fp", *fixes), path, timeout_s, undo_file, on_progress)
@@ -102,7 +123,9 @@ async def _run(
     )
     if on_progress is None:
         argv = ("e2fsck", *options, path)
-        ended = await process.run(argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox)
+        ended = await process.run(
+            argv, timeout_s=timeout_s, heavy=True, sandbox=sandbox, max_output=MOST_OUTPUT
+        )
         return interpret(ended)
     async with progress.of_e2fsck(on_progress) as fd:
         ended = await process.run(
@@ -111,6 +134,7 @@ async def _run(
             heavy=True,
             sandbox=sandbox,
             pass_fds=(fd,),
+            max_output=MOST_OUTPUT,
             on_start=lambda _: os.close(fd),
         )
     return interpret(ended)
@@ -120,9 +144,9 @@ def interpret(ended: process.Completed) -> CheckResult:
     """The meaning of an exit code and output of e2fsck."""
     code = ended.returncode
     left = code > 0 and bool(code & UNCORRECTED)
+    nothing = no_answer(ended, _NOT_READ)
     failed = (
-        ended.timed_out
-        or code < 0
+        nothing is not None
         or bool(code & ~_KNOWN)
         or bool(code & (USAGE | CANCELLED | LIBRARY))
         # With -n it gives up (8) at damage that it may not repair, and says so (4) as well.
@@ -138,5 +162,5 @@ def interpret(ended: process.Completed) -> CheckResult:
         questions=len(_ANSWERED.findall(ended.output)),
         reconnected=len(_RECONNECTED.findall(ended.output)),
         cleared=len(_CLEARED.findall(ended.output)),
-        what=ended.describe() if failed else "",
+        what=(nothing or ended.describe()) if failed else "",
     )

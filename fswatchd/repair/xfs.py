@@ -17,7 +17,7 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.repair import progress, scratch
-from fswatchd.repair.check import CheckResult
+from fswatchd.repair.check import MOST_OUTPUT, CheckResult, no_answer
 from fswatchd.repair.findings import XFS_ROUTINE
 from fswatchd.repair.progress import OnProgress
 from fswatchd.sandbox import Sandbox
@@ -39,6 +39,8 @@ _FINISHED = re.compile(
     r"|^Primary superblock would have been modified",
     re.MULTILINE,
 )
+# Of libxfs/rdwr.c; "Invalid argument" comes of a place that is none, which is damage.
+_NOT_READ = re.compile(r"xfs_repair: (?:read|pwrite) failed: (?!Invalid argument)[^\n]*")
 _PHASE = re.compile(rb"Phase ([1-7]) - ")
 # Where each begins, in the time that a filesystem with many files takes.
 _PHASES = (0.0, 0.02, 0.05, 0.45, 0.6, 0.65, 0.95)
@@ -131,6 +133,7 @@ async def _run(
         timeout_s=timeout_s,
         heavy=True,
         sandbox=Sandbox(device=path, cpu_s=timeout_s, threads=True),
+        max_output=MOST_OUTPUT,
         on_output=progress.of_headings(
             on_progress, _PHASE, lambda found: _PHASES[int(found[1]) - 1]
         ),
@@ -189,8 +192,9 @@ def interpret_check(ended: process.Completed) -> CheckResult:
     code, output = ended.returncode, ended.output
     dirty = _LOG_IGNORED in output
     finished = _FINISHED.search(output) is not None
-    failed = ended.timed_out or code not in {0, FAILED} or not finished or dirty
-    what = "its log was not replayed" if dirty else ended.describe()
+    nothing = no_answer(ended, _NOT_READ)
+    failed = nothing is not None or code not in {0, FAILED} or not finished or dirty
+    what = nothing or ("its log was not replayed" if dirty else ended.describe())
     return _result(
         ended, clean=not failed and code == 0, damaged=not failed and code == FAILED, what=what
     )
@@ -199,9 +203,10 @@ def interpret_check(ended: process.Completed) -> CheckResult:
 def interpret_repair(ended: process.Completed) -> CheckResult:
     """The meaning of `xfs_repair -e`: 0 nothing found, 4 all of it fixed; all else is a failure."""
     code = ended.returncode
-    failed = ended.timed_out or code not in {0, FIXED}
-    what = ended.describe()
-    if code == DIRTY_LOG and not ended.timed_out:
+    nothing = no_answer(ended, _NOT_READ)
+    failed = nothing is not None or code not in {0, FIXED}
+    what = nothing or ended.describe()
+    if code == DIRTY_LOG and nothing is None:
         what = "its log was not replayed, and xfs_repair -L is for a person to decide"
     return _result(
         ended, clean=not failed and code == 0, fixed=not failed and code == FIXED, what=what

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fswatchd.process import Completed
@@ -90,6 +92,42 @@ def test_what_threads_say_into_one_another_counts_the_same(apart: str, tangled: 
     ]
     assert counted[0] == counted[1]
     assert counted[0][0] == 1
+
+
+@pytest.mark.parametrize("code", [0, 1, 4])
+def test_an_xfs_that_cannot_be_read_is_not_damaged(code: int) -> None:
+    """What xfsprogs 6.1 says of a directory block that its disk does not give back."""
+    said = (
+        "xfs_repair: read failed: Input/output error\n"
+        "can't read block 0 for directory inode 262272\n"
+        "would have cleared inode 262272\n"
+    )
+    for interpret in (xfs.interpret_check, xfs.interpret_repair):
+        found = interpret(ended(code, said + FINISHED))
+        assert not found.usable
+        assert "look after the device" in found.what
+    beyond = said.replace("Input/output error", "Invalid argument")
+    assert xfs.interpret_check(ended(1, beyond + FINISHED)).damaged
+
+
+def test_a_btrfs_that_cannot_be_read_is_not_damaged() -> None:
+    unread = "Error reading 22036480, -1\n"
+    found = btrfs.interpret(ended(1, f"{unread}found 123 bytes used, error(s) found\n"))
+    assert not found.usable
+    assert not found.last_resort
+    assert not btrfs.interpret_repair(
+        ended(0, f"{unread}found 1 bytes used, no error found\n")
+    ).usable
+    # the second copy was there
+    assert btrfs.interpret(ended(0, f"{unread}found 123 bytes used, no error found\n")).clean
+
+
+def test_an_xfs_or_btrfs_of_which_too_much_is_said_cannot_be_judged() -> None:
+    said = replace(ended(1, LOST + FINISHED + "found 1 bytes used, error(s) found\n"), cut=True)
+    assert not xfs.interpret_check(said).usable
+    assert not xfs.interpret_repair(replace(said, returncode=4)).usable
+    assert not btrfs.interpret(said).usable
+    assert not btrfs.interpret_repair(said).usable
 
 
 def test_what_an_xfs_loses_is_counted_once() -> None:

@@ -99,7 +99,7 @@ def delete_original(path: str, recorded: object, why: str = "it had been kept lo
     original = replace(known, path=path).today(path)
     if not original.is_at(path):
         return f"{path} is gone, or another file: nothing to delete"
-    if loops := original.loops():
-        return f"{path} stays: it is attached to {', '.join(loops)}"
+    if holder := original.held_by():
+        return f"{path} stays: {holder}"
     os.unlink(path)
     return f"{path} was deleted: {why}"

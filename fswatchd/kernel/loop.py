@@ -96,18 +96,27 @@ def attached() -> list[LoopStatus]:
     return _asked(_names())
 
 
-def holders(devno: Devno, inode: int) -> list[str]:
+def holders(devno: Devno, inode: int, name: str | None = None) -> list[str]:
     """The loop devices attached to the file with this device number and inode.
 
-    Those on another filesystem that others serve are not asked, and one that does not answer is
-    not among them: a local filesystem knows the inode of an open file without asking anybody.
+    Those on another filesystem that others serve are not asked. One that gives no answer (it hangs,
+    is just going, or has no node in /dev) may be attached to any file of the same `name`, and
+    counts as attached to this one.
     """
     mounts = RemoteMounts()
-    names = [name for name in _names() if mounts.holding(backing_file(name) or "") in {None, devno}]
+    names = [one for one in _names() if mounts.holding(backing_file(one) or "") in {None, devno}]
+    answers = _asked(names)
+    silent = {f"/dev/{one}": one for one in names}
+    for loop in answers:
+        silent.pop(loop.device, None)
     return [
         loop.device
-        for loop in _asked(names)
+        for loop in answers
         if loop.backing_devno == devno and loop.backing_inode == inode
+    ] + [
+        device
+        for device, one in silent.items()
+        if name is not None and os.path.basename(backing_file(one) or "") == name
     ]
 
 

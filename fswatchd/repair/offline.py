@@ -20,7 +20,7 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import block, loop
-from fswatchd.repair import progress, scope, swap, ve_control, verify
+from fswatchd.repair import progress, scope, scratch, swap, ve_control, verify
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.journal import describe_file, read_file
@@ -32,6 +32,7 @@ from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _UNDO_TIMEOUT_S = 3600.0
+_GOING_S = 3.0
 
 
 async def run(context: ActionContext, step: FsckStep) -> StepResult:
@@ -300,12 +301,22 @@ class Hold:
             was_aside = target.image.is_at(aside)
             if not was_aside:
                 swap.rename(target.image.path, aside)
-            base = os.open(aside, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                renamed = replace(target.image, path=aside)
+                if holder := await asyncio.to_thread(renamed.held_by, _GOING_S):
+                    raise refuse("still in use", holder, Next.OPERATOR)
+                base = os.open(aside, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except BaseException:
+                if not was_aside:
+                    swap.rename(aside, target.image.path)
+                raise
         hold = cls(target, aside, base)
         try:
             if different := _other_volume(base, target):
                 raise refuse("cancelled", different, Next.CANCELLED)
-            hold.device, hold._fd = await asyncio.to_thread(loop.attach, base, autoclear=True)
+            hold.device, fd = await asyncio.to_thread(loop.attach, base, autoclear=True)
+            hold._fd = fd
+            await scratch.locked(fd)
             block.count_writes(hold._devno())
             hold._written = block.sectors_written(hold._devno())
             if target.image is not None and aside is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import time
 from dataclasses import dataclass, replace
 
 from fswatchd.devno import Devno
@@ -19,13 +20,14 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.paths import inode_key
 from fswatchd.inventory.view import NodeView
-from fswatchd.kernel import extfs, loop, syscalls
+from fswatchd.kernel import extfs, lease, loop, syscalls
 from fswatchd.repair import tools
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.tools import CLONE, Tools
 from fswatchd.steps import ActionContext, Next, refuse
 
 _LOOK_TIMEOUT_S = 10.0
+_POLL_S = 0.02
 
 Stamp = tuple[int, int, int]  # mtime and ctime in nanoseconds, size in bytes
 
@@ -100,7 +102,21 @@ class ImageFile:
 
     def loops(self) -> list[str]:
         """Loop devices attached to it, in whatever namespace."""
-        return loop.holders(self.devno, self.inode)
+        return loop.holders(self.devno, self.inode, self.name)
+
+    def held_by(self, patience_s: float = 0.0) -> str | None:
+        """What uses it or writes to it, in whatever namespace; None where nothing does.
+
+        What is on its way out is waited for. Blocks; raises OSError.
+        """
+        deadline = time.monotonic() + patience_s
+        while loops := self.loops():
+            if time.monotonic() > deadline:
+                return f"{self.path} is attached to {', '.join(loops)}"
+            time.sleep(_POLL_S)
+        if lease.has_writer(self.path, deadline - time.monotonic()):
+            return f"something has {self.path} open for writing, see fuser(1)"
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,11 +405,11 @@ def _devno(device: str | None) -> Devno | None:
 
 
 def _check_backing(superblock: Superblock | None, image: ImageFile) -> None:
-    loops = image.loops()
     if superblock is None:
-        if loops:
-            raise refuse("refused", f"{image.path} is attached to {', '.join(loops)}")
+        if holder := image.held_by():
+            raise refuse("refused", holder)
         return
+    loops = image.loops()
     if superblock.backing.inode_key != (image.devno, image.inode):
         raise refuse("refused", f"{image.path} is not the file below {superblock.device}")
     if superblock.backing.offset:

@@ -70,7 +70,7 @@ async def attached_file(image: int) -> AsyncIterator[str]:
     use = _Use(os.path.basename(device), began)
     _uses.append(use)
     try:
-        await _locked(fd)
+        await locked(fd)
         yield device
     finally:
         os.close(fd)
@@ -78,8 +78,11 @@ async def attached_file(image: int) -> AsyncIterator[str]:
         use.until_ns = time.monotonic_ns()
 
 
-async def _locked(fd: int) -> None:
-    """Take the lock; udev may be looking at a device that has just appeared. Raises OSError."""
+async def locked(fd: int) -> None:
+    """Keep udev away from the device until `fd` is closed (systemd's BLOCK_DEVICE_LOCKING).
+
+    It may be looking at one that has just appeared. Raises OSError.
+    """
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:

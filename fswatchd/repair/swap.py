@@ -12,6 +12,7 @@ from fswatchd.kernel.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat
 from fswatchd.repair.scope import ImageFile
 
 _NAMES_TRIED = 1000
+_GOING_S = 3.0
 
 
 class SwapError(Exception):
@@ -21,9 +22,9 @@ class SwapError(Exception):
 def exchange(image: ImageFile, clone: ImageFile) -> None:
     """Give the clone the image's name, and the image the clone's.
 
-    Raises SwapError when either is not the file it should be, when a loop device anywhere is
-    attached to one of them (its user would go on writing to a file that has lost its name), or
-    when the filesystem cannot exchange names.
+    Raises SwapError when either is not the file it should be, when anything anywhere has one of
+    them open for writing or attached (it would go on writing to a file that has lost its name), or
+    when the filesystem cannot exchange names. Blocks while what uses them is on its way out.
     """
     if image.directory != clone.directory:
         raise SwapError(f"{clone.path} is not in the directory of {image.path}")
@@ -32,8 +33,8 @@ def exchange(image: ImageFile, clone: ImageFile) -> None:
         for file in (image, clone):
             if not file.is_at(file.path):
                 raise SwapError(f"{file.path} is another file now")
-            if loops := file.loops():
-                raise SwapError(f"{file.path} is attached to {', '.join(loops)}")
+            if holder := file.held_by(_GOING_S):
+                raise SwapError(holder)
         try:
             renameat2(directory, image.name, clone.name, RENAME_EXCHANGE)
         except OSError as error:

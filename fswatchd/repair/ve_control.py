@@ -174,12 +174,23 @@ def _attached(ve: Ve, image: ImageFile | None) -> str | None:
     for volume in ve.volumes:
         if volume.image is None:
             continue
-        with suppress(OSError):  # an image that is not there is for the start command to tell
+        try:
             found = os.stat(volume.image)
-            for device in loop.holders(Devno.of(found.st_dev), found.st_ino):
-                if block.is_claimed(device):
-                    return f"{volume.image} is still mounted from {device}"
+        except OSError:
+            continue  # an image that is not there is for the start command to tell
+        name = os.path.basename(os.path.realpath(volume.image))
+        for device in loop.holders(Devno.of(found.st_dev), found.st_ino, name):
+            if _may_be_claimed(device):
+                return f"{volume.image} is still mounted from {device}"
     return None
+
+
+def _may_be_claimed(device: str) -> bool:
+    """One that cannot be asked may be mounted: what has just gone is not there at the next look."""
+    try:
+        return block.is_claimed(device)
+    except OSError:
+        return True
 
 
 def _holder(superblock: Superblock | None, image: ImageFile | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -87,7 +88,11 @@ async def test_the_device_of_the_incident_is_taken(make_device) -> None:
     assert identity.disk_sequence == block.disk_sequence(Devno.of(os.stat(device).st_rdev))
     hold = await Hold.take(target(device, identity), "20261121-abcde")
     assert hold.device not in {"", device}
+    assert block.is_claimed(device), "nobody can mount it, wherever it would be shown"
+    with open(hold.device, "rb") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # udev leaves alone what is locked
     await hold.release(in_place=True)
+    assert not block.is_claimed(device)
 
 
 async def test_after_a_boot_the_uuid_is_enough(make_device) -> None:

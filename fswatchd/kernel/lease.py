@@ -1,0 +1,43 @@
+"""Whether anything writes to a file, by the kernel's own count: leases (fcntl(2), F_SETLEASE).
+
+A read lease is refused while anybody has the file open for writing: a process in whatever
+namespace, a loop device, a swap area, an export. No list of processes or devices knows them all.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import time
+
+_POLL_S = 0.02
+_NOT_KNOWN = {errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM}
+
+
+def has_writer(path: str, patience_s: float = 0.0) -> bool | None:
+    """Whether the regular file at `path` is open for writing, asked until it is not any more.
+
+    None where the filesystem has no leases, or we may not take one. Not for a file that the caller
+    has open for writing himself. Blocks; raises OSError where it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    deadline = time.monotonic() + patience_s
+    try:
+        # Who opens it in the same moment breaks the lease; this signal for it does nothing.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        while True:
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            except OSError as error:
+                if error.errno in _NOT_KNOWN:
+                    return None
+                if error.errno != errno.EAGAIN:
+                    raise
+            else:
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+                return False
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(_POLL_S)
+    finally:
+        os.close(fd)

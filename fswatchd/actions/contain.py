@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from fswatchd.helpers.client import HelperError
-from fswatchd.inventory.model import Ve
-from fswatchd.kernel import cgroup, fs
+from fswatchd.kernel import fs
 from fswatchd.kernel.syscalls import syncfs
 from fswatchd.repair import condition, scope, ve_freeze
 from fswatchd.repair.condition import Condition
-from fswatchd.repair.ve_freeze import HoldError, TaskFreeze
+from fswatchd.repair.ve_freeze import HoldError
 from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
@@ -39,6 +36,9 @@ class ContainAction:
             return await self._contain(context)
         except StepEnded as ended:
             return ended.result
+        except HoldError as error:
+            text = f"nothing was aborted: the VE's tasks cannot be held meanwhile ({error})"
+            return refuse("not contained", text).result
         except (OSError, HelperError, TimeoutError) as error:
             return refuse("failed", f"cannot contain: {error or type(error).__name__}").result
 
@@ -56,7 +56,7 @@ class ContainAction:
             raise refuse("refused", f"{text}; fswatch freeze holds writers for a while")
         await context.journal(aborting=str(target.superblock.devno))
         async with (
-            _tasks_held(context, target.ve),
+            ve_freeze.tasks_held(context, target.ve, _HOLD_S),
             context.inventory.opened(target.superblock) as mount,
         ):
             async with asyncio.timeout(_SYNC_TIMEOUT_S):
@@ -69,28 +69,6 @@ class ContainAction:
     async def recover(self, context: ActionContext, step: Step) -> StepResult:
         """Containing again finds it contained, or contains it."""
         return await self.run(context, step)
-
-
-@asynccontextmanager
-async def _tasks_held(context: ActionContext, ve: Ve) -> AsyncIterator[None]:
-    """Nothing of the VE runs meanwhile; what was frozen before stays so. Raises StepEnded."""
-    if ve.cgroup is not None and await asyncio.to_thread(cgroup.is_frozen, ve.cgroup):
-        yield
-        return
-    tasks = TaskFreeze()
-    await context.journal(**ve_freeze.describe_tasks(ve))
-    try:
-        await tasks.hold(ve, _HOLD_S)
-    except HoldError as error:
-        text = f"nothing was aborted: the VE's tasks cannot be held meanwhile ({error})"
-        raise refuse("not contained", text) from None
-    try:
-        yield
-    finally:
-        if not await tasks.thaw():
-            text = f"{ve.ve_id} was contained, but its tasks do not run again"
-            raise refuse("not thawed", text, Next.OPERATOR)
-        await context.journal(frozen_cgroup=None, thaw_command=[])
 
 
 def _sync(mount: int) -> None:

@@ -7,20 +7,19 @@ only a filesystem that stands still is copied.
 
 from __future__ import annotations
 
-import asyncio
 import time
+from contextlib import nullcontext
 
 from fswatchd.helpers.client import HelperError
-from fswatchd.kernel import cgroup
-from fswatchd.repair import clone, scope
+from fswatchd.repair import clone, scope, ve_freeze
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.scope import ImageFile, Target, require_image
+from fswatchd.repair.ve_freeze import HoldError
 from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _FREEZE_S = 20.0
-_TASKS_S = 2.0
 
 
 class SnapshotAction:
@@ -38,7 +37,7 @@ class SnapshotAction:
             made = await self._take(context, target, image, path, freeze)
         except StepEnded as ended:
             return ended.result
-        except (OSError, HelperError) as error:
+        except (OSError, HelperError, HoldError) as error:
             return refuse("failed", f"no snapshot: {error}").result
         finally:
             await freeze.release()
@@ -48,9 +47,6 @@ class SnapshotAction:
     async def recover(self, context: ActionContext, step: Step) -> StepResult:
         """What was cut off is incomplete: delete it and take another."""
         path = context.record.journal.get("snapshot")
-        group = context.record.journal.get("frozen_cgroup")
-        if isinstance(group, str):
-            await asyncio.to_thread(cgroup.thaw, group, _TASKS_S)
         if isinstance(path, str):
             clone.discard_unfinished(path)
         return await self.run(context, step)
@@ -59,7 +55,7 @@ class SnapshotAction:
         self, context: ActionContext, target: Target, image: ImageFile, path: str, freeze: Freeze
     ) -> clone.Clone:
         await clone.check_room(image, context.settings, shared=True)
-        superblock, group = target.superblock, target.ve.cgroup
+        superblock = target.superblock
         if superblock is None:
             return await _share_or_copy(context, image, path)
         stopped = {"emergency_ro", "shutdown"} & set(
@@ -68,21 +64,20 @@ class SnapshotAction:
         if stopped:
             return await _share_or_copy(context, image, path)
         await freeze.prepare()
-        await context.journal(frozen=freeze_mark(superblock), frozen_cgroup=group)
-        if group is not None:
-            await asyncio.to_thread(cgroup.freeze, group, _TASKS_S)
-        try:
-            await freeze.hold(context.inventory, superblock, _FREEZE_S)
-            return await clone.share(image, path)
-        except CannotFreezeError as error:
-            raise refuse("failed", f"writers cannot be held: {error}") from None
-        except clone.NotShareableError:
-            text = "the host filesystem cannot share blocks, and a copy would hold writers too long"
-            raise refuse("refused", text) from None
-        finally:
-            await freeze.thaw()
-            if group is not None:
-                await asyncio.to_thread(cgroup.thaw, group, _TASKS_S)
+        await context.journal(frozen=freeze_mark(superblock))
+        holds = ve_freeze.can_freeze(target.ve)
+        tasks = ve_freeze.tasks_held(context, target.ve, _FREEZE_S) if holds else nullcontext()
+        async with tasks:
+            try:
+                await freeze.hold(context.inventory, superblock, _FREEZE_S)
+                return await clone.share(image, path)
+            except CannotFreezeError as error:
+                raise refuse("failed", f"writers cannot be held: {error}") from None
+            except clone.NotShareableError:
+                text = "the host filesystem cannot share blocks; a copy would hold writers too long"
+                raise refuse("refused", text) from None
+            finally:
+                await freeze.thaw()
 
 
 def snapshot_path(image: ImageFile, incident_id: str) -> str:

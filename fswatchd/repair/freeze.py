@@ -60,7 +60,10 @@ class Freeze:
             await self._guard.close()
             raise CannotFreezeError(error.errno or errno.EIO) from None
         except HelperError:
-            await self._guard.close()
+            # One that was killed may have frozen, and told nobody. One that hangs thaws later.
+            if await self._guard.close() not in {0, None}:
+                self._of = (inventory, superblock)
+                await self._thaw_without_guard()
             raise
         finally:
             os.close(directory)

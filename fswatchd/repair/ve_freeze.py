@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fswatchd import process
@@ -21,7 +21,7 @@ from fswatchd.inventory.model import Superblock, Ve
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import cgroup
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
-from fswatchd.steps import StepEnded
+from fswatchd.steps import ActionContext, Next, StepEnded, refuse
 
 _MODULE = "fswatchd.helpers.task_guard"
 _ANSWER_S = 10.0
@@ -90,6 +90,26 @@ class TaskFreeze:
         if await self._guard.close() == 0:
             return True
         return await thaw_journaled(describe_tasks(ve))
+
+
+@asynccontextmanager
+async def tasks_held(context: ActionContext, ve: Ve, deadline_s: float) -> AsyncIterator[None]:
+    """Nothing of the VE runs meanwhile; what was frozen before stays so.
+
+    Raises HoldError, or StepEnded where they do not run again.
+    """
+    if ve.cgroup is not None and await asyncio.to_thread(cgroup.is_frozen, ve.cgroup):
+        yield
+        return
+    tasks = TaskFreeze()
+    await context.journal(**describe_tasks(ve))
+    await tasks.hold(ve, deadline_s)
+    try:
+        yield
+    finally:
+        if not await tasks.thaw():
+            raise refuse("not thawed", f"the tasks of {ve.ve_id} do not run again", Next.OPERATOR)
+        await context.journal(frozen_cgroup=None, thaw_command=[])
 
 
 class VeFreeze:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from fswatchd.actions import contain
+from fswatchd.repair import ve_freeze
 from fswatchd.repair.condition import Condition
 from fswatchd.repair.ve_freeze import HoldError
 from fswatchd.rules.model import ContainStep
@@ -55,8 +56,8 @@ class Node:
 
         monkeypatch.setattr(contain.scope, "resolve", resolve)
         monkeypatch.setattr(contain.condition, "of", writable)
-        monkeypatch.setattr(contain, "TaskFreeze", Tasks)
-        monkeypatch.setattr(contain.cgroup, "is_frozen", lambda _: frozen)
+        monkeypatch.setattr(ve_freeze, "TaskFreeze", Tasks)
+        monkeypatch.setattr(ve_freeze.cgroup, "is_frozen", lambda _: frozen)
         monkeypatch.setattr(contain, "_sync", lambda _: self.happened.append("sync"))
         monkeypatch.setattr(contain.fs, "abort", abort)
 

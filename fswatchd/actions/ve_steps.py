@@ -65,6 +65,9 @@ class StartAction:
             return StepResult(next=Next.CONTINUE, result="runs", detail=f"{ve.ve_id} runs already")
         if not ve.commands.start:
             return refuse("refused", f"{ve.ve_id} has no start command").result
+        if any(record.journal.get("writing") for record in context.incident.steps):
+            text = f"the repair of {ve.ve_id} was cut off while it wrote to its volume"
+            return refuse("refused", f"{text}: it is not proven clean", Next.OPERATOR).result
         await context.about_to_start(ve)
         story = await ve_control.start(ve, context.settings)
         running = await ve_control.wait_running(context, ve, context.settings.start_timeout_s)

@@ -33,6 +33,7 @@ from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _UNDO_TIMEOUT_S = 3600.0
 _GOING_S = 3.0
+_DETACH_POLLS = 500
 
 
 async def run(context: ActionContext, step: FsckStep) -> StepResult:
@@ -91,12 +92,19 @@ async def repair_stopped(
         restored = proven or (
             not half_done and (await hold.untouched() or await _undone(hold.device, undo_file))
         )
+    except Exception:  # a tool that cannot be run, a journal that cannot be written
+        restored = not half_done and await hold.untouched()
+        raise
     finally:
         if not (proven or restored):
             outage.end()  # nobody starts a VE on what is half-repaired
         left_aside = await hold.release(in_place=proven or restored)
         if left_aside is not None:
             context.note(f"the volume of {target.ve.ve_id} is left at {left_aside}")
+            outage.end()
+    if left_aside is not None and restored:
+        text = f"{hold.device} is still attached, a tool hangs; {target.ve.ve_id} stays stopped"
+        raise refuse("still in use", f"{text}, its volume is {left_aside}", Next.OPERATOR)
     if not proven:
         where = None if restored else left_aside or target.device
         raise _not_curable(tools, target, proof.summary(), undo_file, where)
@@ -166,14 +174,18 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
     """After a crash: the volume is checked again before anything is started. Raises StepEnded."""
     journal = context.record.journal
     file = read_file(journal.get("image"))
-    if file is None and journal.get("device") is None:
+    begun = journal.get("stopping") or journal.get("writing")
+    if file is not None:
+        aside = _aside(file, context.incident.incident_id)
+        begun = begun or file.is_at(aside)
+        file = file.today(file.path, aside)
+    if not begun or (file is None and journal.get("device") is None):
+        # Whoever has stopped the VE since, it was not this repair: all is asked again.
         return await run(context, step)
     await context.inventory.refresh()
     ve = next((v for v in context.inventory.view.ves.values() if v.ve_id == journal["ve"]), None)
     if ve is None:
         raise refuse("cancelled", f"{journal['ve']} is gone", Next.CANCELLED)
-    if file is not None:
-        file = file.today(file.path, _aside(file, context.incident.incident_id))
     target = Target(
         filesystem=context.incident.filesystem,
         ve=ve,
@@ -341,11 +353,14 @@ class Hold:
         return Devno.of(os.stat(self.device).st_rdev)
 
     async def release(self, *, in_place: bool) -> str | None:
-        """Let go. With `in_place` the image gets its name back; else where it was left."""
+        """Let go. With `in_place` the image gets its name back; else where it was left.
+
+        It is left there too while a tool that cannot be killed may go on writing to it.
+        """
         if self._fd is not None:
             await asyncio.to_thread(os.fsync, self._fd)
             os.close(self._fd)
-            await _detached(self.device, self._base)
+            in_place = await _detached(self.device, self._base) and in_place
             await asyncio.to_thread(os.fsync, self._base)
         os.close(self._base)
         if self._aside_path is None or self._target.image is None:
@@ -379,12 +394,13 @@ def _other_device(target: Target) -> str | None:
         os.close(base)
 
 
-async def _detached(device: str, base: int) -> None:
+async def _detached(device: str, base: int) -> bool:
     status = os.fstat(base)
-    for _ in range(200):
+    for _ in range(_DETACH_POLLS):
         if device not in loop.holders(Devno.of(status.st_dev), status.st_ino):
-            return
+            return True
         await asyncio.sleep(0.01)
+    return False
 
 
 def _aside(image: ImageFile, incident_id: str) -> str:

@@ -124,9 +124,12 @@ async def start(ve: Ve, settings: ActionSettings, image: ImageFile | None = None
 
     A start command takes a new loop device and mounts the image a second time, while an old
     superblock may still write to it: two writers that know nothing of each other. `image` must not
-    be attached at all; no volume that the VE declares may be mounted from a loop device. Those of a
-    VE that has just ended go one after the other: that is waited for.
+    be attached at all, and be what its name leads to, for nothing else was proven; no volume that
+    the VE declares may be mounted from a loop device. Those of a VE that has just ended go one
+    after the other: that is waited for.
     """
+    if image is not None and not image.is_at(image.path):
+        return f"not started: {image.path} is another file than the one that was to be started on"
     deadline = time.monotonic() + _VOLUMES_TIMEOUT_S
     while (holder := await asyncio.to_thread(_attached, ve, image)) is not None:
         if time.monotonic() > deadline:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from fswatchd import guards
-from fswatchd.actions import evacuate, execute, scrub
+from fswatchd.actions import evacuate, execute, scrub, ve_steps
+from fswatchd.incidents import StepRecord
+from fswatchd.inventory.model import Commands
 from fswatchd.process import Completed
-from fswatchd.rules.model import ExecStep, parse_file
-from fswatchd.steps import StepEnded
+from fswatchd.rules.model import ExecStep, PlainStep, parse_file
+from fswatchd.steps import ActionSettings, Next, StepEnded
 from tests.unit.builders import incident
+from tests.unit.repair.test_outage import VE
 
 
 class TestExec:
@@ -109,3 +113,37 @@ class TestEvacuate:
         scope, nothing = SimpleNamespace(beneath=()), cast("Any", None)
         answer = guards.guard_cause(cast("Any", rule), incident(), cast("Any", scope), nothing, 0)
         assert answer.passed is passes
+
+
+@pytest.mark.parametrize("writing", [True, False])
+async def test_a_volume_whose_repair_was_cut_off_is_not_started_by_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, *, writing: bool
+) -> None:
+    """`on_failure = "continue"` leads from a repair that failed to the step `start`."""
+    ve = replace(VE, commands=Commands(start=("start-it",)))
+    record = StepRecord(do="fsck", options={}, journal={"writing": writing})
+    started: list[object] = []
+
+    async def only_ve(_: object) -> Any:
+        return ve
+
+    async def start(*_: object) -> str:
+        started.append(ve)
+        return ""
+
+    async def running(*_: object) -> Any:
+        return ve
+
+    async def about(_: object) -> None: ...
+
+    monkeypatch.setattr(ve_steps, "only_ve", only_ve)
+    monkeypatch.setattr(ve_steps.ve_control, "is_running", lambda _: False)
+    monkeypatch.setattr(ve_steps.ve_control, "start", start)
+    monkeypatch.setattr(ve_steps.ve_control, "wait_running", running)
+    context = SimpleNamespace(
+        incident=SimpleNamespace(steps=(record,)), about_to_start=about, settings=ActionSettings()
+    )
+    result = await ve_steps.StartAction().run(cast("Any", context), PlainStep(do="start"))
+    assert (result.next, bool(started)) == (
+        (Next.OPERATOR, False) if writing else (Next.CONTINUE, True)
+    )

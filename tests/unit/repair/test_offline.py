@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from fswatchd.devno import Devno
+from fswatchd.incidents import StepRecord
 from fswatchd.repair import e2fsck, offline, tools
+from fswatchd.repair.check import CheckResult
+from fswatchd.repair.journal import describe_file
 from fswatchd.repair.scope import ImageFile, Target
 from fswatchd.rules.model import FsckStep
-from fswatchd.steps import ActionSettings, StepEnded
+from fswatchd.sandbox import SandboxError
+from fswatchd.steps import ActionSettings, Next, StepEnded
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
 
@@ -45,11 +49,17 @@ class Hold:
     """A volume that is held, and how it was let go."""
 
     device = "/dev/loop7"
+    file = None
     in_place: bool | None = None
+    written = False
+    hangs = False
+
+    async def untouched(self) -> bool:
+        return not self.written
 
     async def release(self, *, in_place: bool) -> str | None:
         self.in_place = in_place
-        return None if in_place else "/vz/ve101.raw.under-repair-x"
+        return None if in_place and not self.hangs else "/vz/ve101.raw.under-repair-x"
 
 
 class Outage:
@@ -84,6 +94,90 @@ async def test_a_check_that_is_cut_off_leaves_the_volume_aside(
         await task
     assert hold.in_place is False
     assert outage.ended
+
+
+def held(monkeypatch: pytest.MonkeyPatch) -> Hold:
+    hold = Hold()
+
+    async def take(*_: object) -> Hold:
+        return hold
+
+    async def start(*_: object) -> Any:
+        raise AssertionError("the VE was started")
+
+    monkeypatch.setattr(offline.Hold, "take", take)
+    monkeypatch.setattr(offline, "_start", start)
+    return hold
+
+
+@pytest.mark.parametrize("written", [False, True])
+async def test_after_a_tool_that_cannot_be_run_nobody_starts_on_what_was_written(
+    monkeypatch: pytest.MonkeyPatch, *, written: bool
+) -> None:
+    hold, outage = held(monkeypatch), Outage()
+    hold.written = written
+
+    async def fails(*_: object) -> Any:
+        raise SandboxError("no sandbox")
+
+    monkeypatch.setattr(e2fsck, "repair", fails)
+    with pytest.raises(SandboxError):
+        await offline.repair_stopped(Context(), TARGET, None, "/undo", outage)  # type: ignore[arg-type]
+    assert hold.in_place is not written
+    assert outage.ended is written, "what was not touched the VE gets back"
+
+
+async def test_a_tool_that_cannot_be_killed_keeps_the_volume_aside_though_it_was_proven(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hold, outage = held(monkeypatch), Outage()
+    hold.hangs = True
+
+    async def clean(*_: object, **__: object) -> CheckResult:
+        return CheckResult(returncode=0, output="", duration_s=0.1, clean=True)
+
+    monkeypatch.setattr(e2fsck, "repair", clean)
+    monkeypatch.setattr(e2fsck, "check", clean)
+    with pytest.raises(StepEnded, match="still attached") as ended:
+        await offline.repair_stopped(Context(), TARGET, None, "/undo", outage)  # type: ignore[arg-type]
+    assert ended.value.result.next is Next.OPERATOR
+    assert outage.ended
+
+
+@pytest.mark.parametrize(
+    ("journal", "anew"),
+    [
+        ({"stopping": False}, True),
+        ({"stopping": True}, False),
+        ({"stopping": False, "writing": True}, False),
+    ],
+)
+async def test_after_a_crash_a_ve_that_somebody_else_has_stopped_is_asked_about_anew(
+    monkeypatch: pytest.MonkeyPatch, journal: dict[str, Any], *, anew: bool
+) -> None:
+    async def run(*_: object) -> str:
+        return "anew"
+
+    monkeypatch.setattr(offline, "run", run)
+    context = Context()
+    context.inventory = Gone()  # type: ignore[attr-defined]
+    facts = {"image": describe_file(TARGET.image), "ve": "declared:ve101", **journal}  # type: ignore[arg-type]
+    context.record = StepRecord(do="fsck", options={}, journal=facts)  # type: ignore[attr-defined]
+    step = FsckStep(do="fsck")
+    if anew:
+        assert await offline.recover(context, step) == "anew"  # type: ignore[arg-type,comparison-overlap]
+    else:
+        with pytest.raises(StepEnded, match="is gone"):
+            await offline.recover(context, step)  # type: ignore[arg-type]
+
+
+class Gone:
+    """An inventory that knows no VE."""
+
+    class view:
+        ves: ClassVar[dict[str, Any]] = {}
+
+    async def refresh(self) -> None: ...
 
 
 async def test_xfs_on_a_device_is_left_alone_before_anything_is_stopped(

@@ -137,3 +137,27 @@ async def test_a_start_asks_once_more_whether_the_image_is_attached(
     monkeypatch.setattr(ve_control.loop, "holders", lambda *_: ["/dev/loop7"])
     story = await ve_control.start(VE, ActionSettings(), image_file(str(path)))
     assert story.startswith("not started: /dev/loop7")
+
+
+async def test_on_another_file_than_the_proven_one_nothing_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """Somebody has put another one there: it may be anything."""
+    path = tmp_path / "ve101.raw"
+    path.write_bytes(b"proven")
+    image = image_file(str(path))
+    other = tmp_path / "other"
+    other.write_bytes(b"another")
+    os.rename(other, path)
+    started: list[object] = []
+
+    async def command(*argv: object, **_: object) -> str:
+        started.append(argv)
+        return ""
+
+    monkeypatch.setattr(ve_control, "_command", command)
+    story = await ve_control.start(VE, ActionSettings(), image)
+    assert story.startswith(f"not started: {path} is another file")
+    assert started == []
+    await ve_control.start(VE, ActionSettings(), image_file(str(path)))
+    assert len(started) == 1

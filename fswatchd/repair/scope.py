@@ -198,18 +198,41 @@ def tools_for(filesystem: Filesystem) -> Tools:
 
 
 def image_file(path: str) -> ImageFile:
-    """The regular file at `path`, symbolic links resolved. Raises StepEnded."""
+    """The regular file at `path`, symbolic links resolved. Raises StepEnded.
+
+    Its directory is where clones are made and repaired by their names: who else could put another
+    file there would choose what is written as root.
+    """
     real = os.path.realpath(path)
     try:
         found = os.lstat(real)
+        others = _who_else_names(real)
     except OSError as error:
         raise refuse("refused", f"{path}: {error.strerror}") from None
+    if others is not None:
+        text = f"{others}: whoever that is could exchange the clone of {real} while it is repaired"
+        raise refuse("refused", f"{text}; only root may write there")
     if not stat.S_ISREG(found.st_mode):
         raise refuse("refused", f"{real} is not a regular file")
     if found.st_nlink != 1:
         text = f"{real} has {found.st_nlink} names; exchanging one would leave the others damaged"
         raise refuse("refused", text)
     return ImageFile.at(real)
+
+
+def _who_else_names(path: str) -> str | None:
+    """The directory on the way to a file where others than root can exchange what has a name."""
+    above = os.path.dirname(path)
+    while True:
+        found = os.lstat(above)
+        if found.st_uid not in {0, os.geteuid()}:
+            return f"{above} belongs to user {found.st_uid}"
+        writable = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid)
+        if writable and not found.st_mode & stat.S_ISVTX:
+            return f"{above} can be written by others than root"
+        if above == "/":
+            return None
+        above = os.path.dirname(above)
 
 
 def require_image(target: Target) -> ImageFile:

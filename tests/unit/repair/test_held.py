@@ -128,3 +128,49 @@ def test_one_that_answers_is_believed(monkeypatch: pytest.MonkeyPatch, image: Im
     monkeypatch.setattr(loop, "backing_file", lambda _: f"/x/{image.name}")
     assert image.loops() == ["/dev/loop8"]
     assert loop.holders(Devno(0, 0), image.inode, image.name) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "trusted"), [(0o700, True), (0o755, True), (0o1777, True), (0o777, False)]
+)
+def test_where_others_can_exchange_a_file_no_clone_is_made(
+    tmp_path: Path, mode: int, *, trusted: bool
+) -> None:
+    """They would put a link to another image where the clone is, and e2fsck would follow it."""
+    directory = tmp_path / "others"
+    below = directory / "below"
+    below.mkdir(parents=True)
+    path = below / "ve101.raw"
+    path.write_bytes(b"the volume")
+    directory.chmod(mode)
+    if trusted:
+        assert scope.image_file(str(path)).path == str(path)
+    else:
+        with pytest.raises(StepEnded, match=f"{directory} can be written by others"):
+            scope.image_file(str(path))
+
+
+def test_a_directory_of_another_user_is_nowhere_to_make_a_clone(
+    monkeypatch: pytest.MonkeyPatch, image: ImageFile
+) -> None:
+    monkeypatch.setattr(scope.os, "geteuid", lambda: 12345)
+    if os.geteuid() and os.stat(image.directory).st_uid:
+        with pytest.raises(StepEnded, match="belongs to user"):
+            scope.image_file(image.path)
+    else:
+        os.chown(image.directory, 1000, -1)
+        with pytest.raises(StepEnded, match="belongs to user 1000"):
+            scope.image_file(image.path)
+
+
+@pytest.mark.parametrize("kind", ["hard link", "directory", "fifo"])
+def test_what_is_no_file_with_one_name_is_not_taken(image: ImageFile, kind: str) -> None:
+    path = f"{image.directory}/other"
+    if kind == "hard link":
+        os.link(image.path, path)
+    elif kind == "directory":
+        os.mkdir(path)
+    else:
+        os.mkfifo(path)
+    with pytest.raises(StepEnded, match=r"2 names|not a regular file"):
+        scope.image_file(path)

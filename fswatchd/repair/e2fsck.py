@@ -149,6 +149,7 @@ def interpret(ended: process.Completed) -> CheckResult:
         nothing is not None
         or bool(code & ~_KNOWN)
         or bool(code & (USAGE | CANCELLED | LIBRARY))
+        or code == REBOOT  # for something that it does not name
         # With -n it gives up (8) at damage that it may not repair, and says so (4) as well.
         or (bool(code & OPERATIONAL) and not left)
     )

@@ -183,10 +183,11 @@ def test_one_of_two_containers_is_damaged_and_repaired_with_nobodys_help(
     wait_until(lambda: len(damaged.acked()) > 0)
     before = len(damaged.acked())
     wait_until(lambda: len(damaged.acked()) > before, what="new writes after the repair")
+    acked = damaged.acked()  # before the look at the files: the writer goes on meanwhile
     found = damaged.manifest()
     lost = [path for digest, path in damaged.contents.items() if digest not in found]
     assert lost == []
-    for name in damaged.acked():
+    for name in acked:
         assert hashlib.sha256(f"{name}\n".encode()).hexdigest() in found, name
 
     assert (other.init, proc.start_time(other.init)) == others_init

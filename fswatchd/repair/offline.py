@@ -174,7 +174,7 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
     """After a crash: the volume is checked again before anything is started. Raises StepEnded."""
     journal = context.record.journal
     file = read_file(journal.get("image"))
-    begun = journal.get("stopping") or journal.get("writing")
+    begun = any(journal.get(mark) for mark in ("stopping", "writing", "proven"))
     if file is not None:
         aside = _aside(file, context.incident.incident_id)
         begun = begun or file.is_at(aside)

@@ -150,6 +150,7 @@ async def test_a_tool_that_cannot_be_killed_keeps_the_volume_aside_though_it_was
         ({"stopping": False}, True),
         ({"stopping": True}, False),
         ({"stopping": False, "writing": True}, False),
+        ({"stopping": False, "writing": False, "proven": "clean"}, False),
     ],
 )
 async def test_after_a_crash_a_ve_that_somebody_else_has_stopped_is_asked_about_anew(

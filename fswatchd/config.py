@@ -42,7 +42,7 @@ AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class DaemonTable(_Table):

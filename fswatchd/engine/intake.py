@@ -40,6 +40,8 @@ class Intake:
         self._stream = stream
         self._records: OrderedDict[str, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reading_everything = False
+        self._lost_more = False
         self._on_incident: list[Callable[[str], None]] = []
         self._undigested: list[tuple[StoredEvent, Attribution]] = []
         self._since_ns = time.monotonic_ns()
@@ -80,7 +82,10 @@ class Intake:
     def lost(self, lost: Lost) -> None:
         """See sources.Sink: whatever was missed, the state of everything tells."""
         log.warning("%s lost %s: %s", lost.source, lost.count or "an unknown number", lost.reason)
-        self._later(self._read_everything())
+        self._lost_more = True
+        if not self._reading_everything:
+            self._reading_everything = True
+            self._later(self._read_everything())
 
     def canary(self, source: str, token: str) -> None:
         """See sources.Sink."""
@@ -117,9 +122,14 @@ class Intake:
         self._accept(event, attribute(event, self._inventory.view))
 
     async def _read_everything(self) -> None:
-        await self._inventory.refresh(forget=True)
-        if self.state is not None:
-            self.state.check_all()
+        try:
+            while self._lost_more:
+                self._lost_more = False
+                await self._inventory.refresh(forget=True)
+                if self.state is not None:
+                    self.state.check_all()
+        finally:
+            self._reading_everything = False
 
     def _accept(self, event: FsEvent, found: Attribution) -> None:
         """Store first: what the event means for its incident can wait some milliseconds.

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument(
         "names",
         nargs="*",
-        help="latency, storm, idle, start, scale, repair, classify, rules, replay (default: all), or soak",
+        help="latency, storm, idle, start, scale, repair, classify, rules, replay (all), or soak",
     )
     parser.add_argument(
         "--sizes",

@@ -11,8 +11,8 @@ import os
 
 def main() -> int:
     """Load the daemon and run it."""
-    # Modules are no garbage: to look through them again and again is a tenth of the start. The daemon
-    # turns it on when it is ready.
+    # Modules are no garbage: to look through them again and again is a tenth of the start. The
+    # daemon turns it on when it is ready.
     gc.disable()
     # pydantic would read the metadata of every Python package of the node to find plug-ins, and run
     # these as root.

@@ -56,6 +56,7 @@ class DaemonTable(_Table):
     ves: list[AbsolutePath] = [Path("/etc/fswatchd/ve.d")]
     canary: Duration = 300.0
     verify_bases: Duration = 7 * 86400.0
+    lock_memory: bool = False
 
 
 class SourcesTable(_Table):

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from hashlib import blake2b
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.attribution import Attribution, attribute
@@ -38,7 +39,8 @@ class Intake:
         self._book = book
         self._inventory = inventory
         self._stream = stream
-        self._records: OrderedDict[str, None] = OrderedDict()
+        # Of the newest records of the kernel log, which two sources read: digests, they are long.
+        self._records: OrderedDict[bytes, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading_everything = False
         self._lost_more = False
@@ -55,7 +57,7 @@ class Intake:
 
     def remember_records(self, records: list[str]) -> None:
         """Records that an earlier run of the daemon has handled."""
-        self._records.update(dict.fromkeys(records))
+        self._records.update(dict.fromkeys(map(_fingerprint, records)))
 
     def event(self, event: FsEvent) -> None:
         """See sources.Sink."""
@@ -110,9 +112,10 @@ class Intake:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _is_copy(self, record: str) -> bool:
-        if record in self._records:
+        known = _fingerprint(record)
+        if known in self._records:
             return True
-        self._records[record] = None
+        self._records[known] = None
         if len(self._records) > _RECORDS_KEPT:
             self._records.popitem(last=False)
         return False
@@ -248,6 +251,10 @@ class Intake:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("an event could not be handled", exc_info=task.exception())
+
+
+def _fingerprint(record: str) -> bytes:
+    return blake2b(record.encode(errors="replace"), digest_size=16).digest()
 
 
 def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:

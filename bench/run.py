@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import classify, idle, latency, repair, replay, rules, scale, soak, storm
+from bench import classify, idle, latency, repair, replay, rules, scale, soak, start, storm
 from bench.bench import PROJECT, machine
 
 
@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument(
         "names",
         nargs="*",
-        help="latency, storm, idle, scale, repair, classify, rules, replay (default: all), or soak",
+        help="latency, storm, idle, start, scale, repair, classify, rules, replay (all), or soak",
     )
     parser.add_argument(
         "--sizes",
@@ -40,6 +40,7 @@ def main() -> int:
         "latency": lambda: latency.run(50 if quick else 300),
         "storm": lambda: storm.run(10_000, 100, 2.0) if quick else storm.run(),
         "idle": lambda: idle.run(10 if quick else 100, 10 if quick else 60),
+        "start": lambda: start.run(3 if quick else 11),
         "scale": lambda: scale.run((10, 100), 10, 1) if quick else scale.run(),
         "repair": lambda: repair.run(sizes),
         "classify": lambda: classify.run(100_000 if quick else 2_000_000),

@@ -1,7 +1,8 @@
-"""A day's work and more, compressed: incidents by the ten thousand, and what memory grows by.
+"""A day's work and more, compressed: errors by the ten thousand, and what memory grows by.
 
-Each is a real error of a filesystem, decided by the shipped rules, told to a webhook receiver, and
-ended by an operator; then the same filesystem fails again.
+Each is a real error of a filesystem, decided about by the shipped rules, and acknowledged by an
+operator; then the same filesystem fails again. An acknowledgement ends no open incident: there is
+one for each filesystem, which goes on, and is told once.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from fswatchd.devno import Devno
 from fswatchd.drill.receiver import Receiver
 from fswatchd.kernel import loop
 
-INCIDENTS = 20_000
+ERRORS = 20_000
 _FILESYSTEMS = 50
 # What is allocated once (caches that fill, SQLite's pages) is no growth.
 _WARM_SHARE = 0.1
 _SAMPLES = 20
 
 
-def run(incidents: int = INCIDENTS, filesystems: int = _FILESYSTEMS) -> tuple[dict[str, Any], str]:
+def run(errors: int = ERRORS, filesystems: int = _FILESYSTEMS) -> tuple[dict[str, Any], str]:
     """Numbers and a table."""
     receiver = Receiver()
     with scene() as paths:
@@ -39,11 +40,11 @@ def run(incidents: int = INCIDENTS, filesystems: int = _FILESYSTEMS) -> tuple[di
         )
         with daemon(paths, config) as (client, pid):
             wait_until(lambda: len(_filesystems(client)) >= filesystems, 120)
-            result = _soak(client, pid, devices, incidents)
+            result = _soak(client, pid, devices, errors)
     result["told"] = len(receiver.notices)
     receiver.close()
-    heads = ("incidents", "took (s)", "RSS warm (MB)", "RSS at the end", "grew by", "notices")
-    keys = ("incidents", "seconds", "rss_warm_mb", "rss_mb", "rss_growth_mb", "told")
+    heads = ("errors", "took (s)", "RSS warm (MB)", "RSS at the end", "grew by", "notices")
+    keys = ("errors", "seconds", "rss_warm_mb", "rss_mb", "rss_growth_mb", "told")
     return result, table("Soak", heads, [tuple(result[key] for key in keys)])
 
 
@@ -64,23 +65,23 @@ def _filesystems(client: Any) -> list[Any]:
     return list(range(int(source["detail"].split()[0]))) if source["detail"] else []
 
 
-def _soak(client: Any, pid: int, devices: list[str], incidents: int) -> dict[str, Any]:
+def _soak(client: Any, pid: int, devices: list[str], errors: int) -> dict[str, Any]:
     begin, done, warm = time.monotonic(), 0, 0.0
     samples: list[tuple[int, float]] = [(0, rss_mb(pid))]
-    while done < incidents:
+    while done < errors:
         for device in devices:
             Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("soak")
         ids = wait_until(lambda: _decided(client, devices), 120)
         for incident_id in ids:
             client.post(f"/v1/incidents/{incident_id}/ack", {"reason": "soak"})
         done += len(ids)
-        if done >= incidents * len(samples) / _SAMPLES:
+        if done >= errors * len(samples) / _SAMPLES:
             samples.append((done, round(rss_mb(pid), 1)))
-        if not warm and done >= incidents * _WARM_SHARE:
+        if not warm and done >= errors * _WARM_SHARE:
             warm = rss_mb(pid)
     last = rss_mb(pid)
     return {
-        "incidents": done,
+        "errors": done,
         "seconds": round(time.monotonic() - begin),
         "rss_warm_mb": round(warm, 1),
         "rss_mb": round(last, 1),

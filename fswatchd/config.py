@@ -42,7 +42,7 @@ AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class DaemonTable(_Table):
@@ -56,6 +56,7 @@ class DaemonTable(_Table):
     ves: list[AbsolutePath] = [Path("/etc/fswatchd/ve.d")]
     canary: Duration = 300.0
     verify_bases: Duration = 7 * 86400.0
+    lock_memory: bool = False
 
 
 class SourcesTable(_Table):

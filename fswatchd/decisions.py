@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,10 +17,19 @@ from fswatchd.policy import Decision
 from fswatchd.rules.model import NotifyStep, RuleSet, Step
 from fswatchd.situation import Disarm, PolicyState, Scope
 
-_SCOPE: TypeAdapter[Scope] = TypeAdapter(Scope)
-_DISARMS: TypeAdapter[tuple[Disarm, ...]] = TypeAdapter(tuple[Disarm, ...])
 # Of what can be as many as there are VEs: more of them would make no decision another one.
 _KEPT = 32
+
+
+# Made with the first decision: a start has no use for them.
+@cache
+def _scope_type() -> TypeAdapter[Scope]:
+    return TypeAdapter(Scope)
+
+
+@cache
+def _disarms_type() -> TypeAdapter[tuple[Disarm, ...]]:
+    return TypeAdapter(tuple[Disarm, ...])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,19 +90,19 @@ def facts(
         "mode": state.mode,
         "distrust": state.distrust,
         "node_ves": node_ves,
-        "scope": _SCOPE.dump_python(few, mode="json"),
-        "disarms": _DISARMS.dump_python(disarms, mode="json"),
+        "scope": _scope_type().dump_python(few, mode="json"),
+        "disarms": _disarms_type().dump_python(disarms, mode="json"),
     }
 
 
 def scope_of(recorded: Mapping[str, Any]) -> Scope:
     """The scope that `facts` has recorded."""
-    return _SCOPE.validate_python(recorded["scope"])
+    return _scope_type().validate_python(recorded["scope"])
 
 
 def disarms_of(recorded: Mapping[str, Any]) -> tuple[Disarm, ...]:
     """The disarms that held then: as long as the incident lasted, for all that is known."""
-    known = _DISARMS.validate_python(recorded.get("disarms") or ())
+    known = _disarms_type().validate_python(recorded.get("disarms") or ())
     return tuple(replace(disarm, until_ns=None) for disarm in known)
 
 

@@ -7,6 +7,7 @@ counted, and the count is logged when there is room again.
 
 from __future__ import annotations
 
+import copy
 import logging
 import logging.handlers
 import os
@@ -22,6 +23,13 @@ class _DroppingHandler(logging.handlers.QueueHandler):
     def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
         super().__init__(records)
         self._dropped = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """See QueueHandler, which would format a traceback here: for that, lines of source are read
+        from the disk. The thread that writes does it."""
+        record = copy.copy(record)
+        record.msg, record.args = record.getMessage(), None
+        return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """See QueueHandler."""

@@ -19,6 +19,7 @@ async def examine(
     return [
         *node.root(),
         *(node.source(status, getattr(config.sources, status.name)) for status in sources),
+        node.memory(wanted=config.daemon.lock_memory),
         *node.switches(),
         *await node.tools(),
         *node.rivals(),

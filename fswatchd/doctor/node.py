@@ -11,7 +11,7 @@ from fswatchd import process
 from fswatchd.config import Switch
 from fswatchd.doctor.finding import Finding, critical, ok, warning
 from fswatchd.events import SourceState
-from fswatchd.kernel import proc
+from fswatchd.kernel import memlock, proc
 from fswatchd.sources import SourceStatus
 
 # Sources that most kernels do not have, and nobody misses there.
@@ -69,6 +69,21 @@ def source(status: SourceStatus, switch: Switch) -> Finding:
         name=name,
         level=level,
         text=f"{status.state.value}: {status.detail}",
+    )
+
+
+def memory(*, wanted: bool) -> Finding:
+    """Whether the daemon stays in memory when the disk that its program lies on hangs."""
+    code, name = "FSW-DOCTOR-MEMORY", "memory"
+    if memlock.locked_bytes():
+        return ok(code, name, "locked: nothing that is heard, decided or told needs the root disk")
+    if not wanted:
+        return ok(code, name, "not locked; see lock_memory in fswatchd.toml(5)")
+    return warning(
+        code,
+        name,
+        "not locked: a part of the daemon may be missing when the root disk hangs",
+        "it needs CAP_IPC_LOCK, or RLIMIT_MEMLOCK without a limit; the daemon's log has the reason",
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from fswatchd import decisions, policy, views
 from fswatchd.book import IncidentBook
@@ -72,6 +73,8 @@ class Decider:
         self._cause_looks: dict[str, int] = {}
         book.subscribe(self._changed)
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        # Incident → whether to decide once more when the decision that is under way has ended.
+        self._under_way: dict[str, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._next_look: asyncio.Task[None] | None = None
@@ -126,6 +129,7 @@ class Decider:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        self._under_way = dict.fromkeys(self._under_way, False)
         for task in self._tasks:
             task.cancel()
 
@@ -152,9 +156,23 @@ class Decider:
 
     def _ring(self, incident_id: str) -> None:
         self._timers.pop(incident_id, None)
+        if incident_id in self._under_way:
+            # What is looked at may be older than what has rung: once more, but afterwards. On a
+            # busy node looks take longer than it takes to ask for the next one: all would wait.
+            self._under_way[incident_id] = True
+            return
+        if self._book.get(incident_id) is None:
+            return
+        self._under_way[incident_id] = False
         task = asyncio.get_running_loop().create_task(self._look_and_decide(incident_id))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._decided, incident_id))
+
+    def _decided(self, incident_id: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        once_more = self._under_way.pop(incident_id)
+        if once_more and not task.cancelled():
+            self.poke(incident_id, 0.0)
 
     async def _look_and_decide(self, incident_id: str) -> None:
         try:

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from hashlib import blake2b
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.attribution import Attribution, attribute
@@ -38,8 +39,11 @@ class Intake:
         self._book = book
         self._inventory = inventory
         self._stream = stream
-        self._records: OrderedDict[str, None] = OrderedDict()
+        # Of the newest records of the kernel log, which two sources read: digests, they are long.
+        self._records: OrderedDict[bytes, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reading_everything = False
+        self._lost_more = False
         self._on_incident: list[Callable[[str], None]] = []
         self._undigested: list[tuple[StoredEvent, Attribution]] = []
         self._since_ns = time.monotonic_ns()
@@ -53,7 +57,7 @@ class Intake:
 
     def remember_records(self, records: list[str]) -> None:
         """Records that an earlier run of the daemon has handled."""
-        self._records.update(dict.fromkeys(records))
+        self._records.update(dict.fromkeys(map(_fingerprint, records)))
 
     def event(self, event: FsEvent) -> None:
         """See sources.Sink."""
@@ -80,7 +84,10 @@ class Intake:
     def lost(self, lost: Lost) -> None:
         """See sources.Sink: whatever was missed, the state of everything tells."""
         log.warning("%s lost %s: %s", lost.source, lost.count or "an unknown number", lost.reason)
-        self._later(self._read_everything())
+        self._lost_more = True
+        if not self._reading_everything:
+            self._reading_everything = True
+            self._later(self._read_everything())
 
     def canary(self, source: str, token: str) -> None:
         """See sources.Sink."""
@@ -105,9 +112,10 @@ class Intake:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _is_copy(self, record: str) -> bool:
-        if record in self._records:
+        known = _fingerprint(record)
+        if known in self._records:
             return True
-        self._records[record] = None
+        self._records[known] = None
         if len(self._records) > _RECORDS_KEPT:
             self._records.popitem(last=False)
         return False
@@ -117,9 +125,14 @@ class Intake:
         self._accept(event, attribute(event, self._inventory.view))
 
     async def _read_everything(self) -> None:
-        await self._inventory.refresh(forget=True)
-        if self.state is not None:
-            self.state.check_all()
+        try:
+            while self._lost_more:
+                self._lost_more = False
+                await self._inventory.refresh(forget=True)
+                if self.state is not None:
+                    self.state.check_all()
+        finally:
+            self._reading_everything = False
 
     def _accept(self, event: FsEvent, found: Attribution) -> None:
         """Store first: what the event means for its incident can wait some milliseconds.
@@ -238,6 +251,10 @@ class Intake:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("an event could not be handled", exc_info=task.exception())
+
+
+def _fingerprint(record: str) -> bytes:
+    return blake2b(record.encode(errors="replace"), digest_size=16).digest()
 
 
 def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:

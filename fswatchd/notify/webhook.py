@@ -6,6 +6,8 @@ sees an id twice has seen the same notice twice.
 
 from __future__ import annotations
 
+# socket.getaddrinfo(3) would load it with the first name it looks up; the disk may hang by then.
+import encodings.idna  # noqa: F401
 import hashlib
 import hmac
 from dataclasses import dataclass

@@ -217,7 +217,12 @@ class Match(BaseModel):
     """What an incident must be for the rule to apply; every key given must agree."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        arbitrary_types_allowed=True,
+        # Built with the first rule that is read, and once only: not for each kind of step.
+        defer_build=True,
     )
 
     klass: ClassPatterns = Field(default_factory=_every, alias="class")

@@ -99,7 +99,12 @@ Size = Annotated[int, BeforeValidator(_size)]
 
 class _Table(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        arbitrary_types_allowed=True,
+        # Built with the first rule that is read, and once only: not for each kind of step.
+        defer_build=True,
     )
 
 

@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
-
-from pyroute2 import AsyncDQuotSocket
-from pyroute2.netlink.exceptions import NetlinkError
+from importlib.util import find_spec, module_from_spec
 
 from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Severity, SourceState
 from fswatchd.sources import Source
+
+# What the package itself imports, all of routing and firewalls, is a tenth of the daemon's start
+# and of its memory. It stays an empty package: nothing else here uses it, no event may load it.
+if (_spec := find_spec("pyroute2")) is not None:
+    sys.modules.setdefault("pyroute2", module_from_spec(_spec))
+from pyroute2.netlink.event.dquot import AsyncDQuotSocket
+from pyroute2.netlink.exceptions import NetlinkError
 
 _REOPEN_S = 5.0
 # What pyroute2 raises for messages that it cannot decode, besides its own.

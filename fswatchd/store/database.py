@@ -47,6 +47,8 @@ _ANSWER_S = 15.0
 _QUEUE = 20_000
 _KEEP_EVENTS = 200_000
 _PRUNE_EVERY = 1_000
+# Of SQLite's pages. Hardly anything is read twice, and what was written is in the page cache.
+_CACHE_KIB = 512
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _SCHEMA = """
@@ -306,6 +308,7 @@ class Database:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA busy_timeout = 5000")
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             database.executescript(_SCHEMA)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -40,11 +40,15 @@ RECORD_COLUMNS = (
     *("fstype", "errno", "count", "ves", "incident"),
 )
 
-_INCIDENT: TypeAdapter[Incident] = TypeAdapter(Incident)
-
 # Called when the event is in the database, with when it was kept (CLOCK_REALTIME ns; None: it is
 # not).
 OnCommit = Callable[["StoredEvent", int | None], None]
+
+
+@cache
+def _incident_type() -> TypeAdapter[Incident]:
+    # Made with the first incident: a start has no use for it where there is none.
+    return TypeAdapter(Incident)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +215,7 @@ class Store(Database):
 
     def save_incident(self, incident: Incident, *, durable: bool = False) -> asyncio.Future[None]:
         """Keep the incident as it is now; with `durable` the future waits for the disk."""
-        document = _INCIDENT.dump_json(incident).decode()
+        document = _incident_type().dump_json(incident).decode()
         values = (
             incident.incident_id,
             incident.state.value,
@@ -236,7 +240,7 @@ class Store(Database):
                 query, (State.CLOSED.value, _UNREADABLE)
             ).fetchall():
                 try:
-                    found.append(_INCIDENT.validate_json(document))
+                    found.append(_incident_type().validate_json(document))
                 except ValueError:
                     database.execute(
                         "UPDATE incident SET state = ? WHERE id = ?", (_UNREADABLE, incident_id)
@@ -249,7 +253,7 @@ class Store(Database):
     async def reread(self, incidents: Sequence[Incident]) -> str | None:
         """Write these, and read everything again; returns what is wrong, None where nothing is.
         Raises StoreError."""
-        wanted = {one.incident_id: _INCIDENT.dump_json(one).decode() for one in incidents}
+        wanted = {one.incident_id: _incident_type().dump_json(one).decode() for one in incidents}
         for one in incidents[:-1]:
             self.save_incident(one, durable=True)
         if incidents:
@@ -285,7 +289,7 @@ class Store(Database):
             found = []
             for row in database.execute(query, values):
                 with suppress(ValueError):  # see `open_incidents`
-                    found.append(_INCIDENT.validate_json(row[0]))
+                    found.append(_incident_type().validate_json(row[0]))
             return found
 
         return await self.ask(work)

@@ -1,14 +1,18 @@
-"""Who does not take his turn holds up nobody for long."""
+"""Whose turn it is, and when: who does not take his holds up nobody for long."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from fswatchd.cause import Layer
 from fswatchd.engine import decider
-from fswatchd.incidents import State
+from fswatchd.incidents import Incident, State
 from fswatchd.inventory.model import VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.rules.model import Budget
@@ -60,3 +64,50 @@ async def test_a_turn_that_is_not_taken_passes(
     decided = engine.book.get("i3")
     assert decided is not None
     assert decided.guards[-1] == ("budget", True, "0 of 1 repairs run on this node")
+
+
+async def test_an_incident_is_decided_about_once_at_a_time_and_again_when_that_was_too_early(
+    engine: Engine,
+) -> None:
+    """On a busy node a look takes longer than it takes to ask for the next one."""
+    looks: list[asyncio.Event] = []
+
+    async def beneath(_incident: Incident) -> tuple[Layer, ...]:
+        looks.append(asyncio.Event())
+        await looks[-1].wait()
+        return ()
+
+    engine.decider._substrate = cast("Any", SimpleNamespace(beneath=beneath))
+    engine.book.put(builders.incident(incident_id="i3"))
+    engine.decider.poke("i3", 0.0)
+    await engine.until(lambda: looks)
+    for _ in range(20):
+        engine.decider.poke("i3", 0.0)
+        await engine.until(lambda: not engine.decider._timers)
+    assert (len(engine.decider._tasks), len(looks)) == (1, 1)
+    looks[0].set()
+    await engine.until(lambda: len(looks) == 2)
+    looks[1].set()
+    await engine.until(lambda: not engine.decider._tasks and not engine.decider._timers)
+    assert len(looks) == 2
+    assert "decided" in (engine.book.get("i3") or builders.incident()).timeline
+
+
+async def test_after_the_end_nothing_is_decided_any_more(engine: Engine) -> None:
+    """Not even what was asked for while a decision was under way."""
+    under_way = asyncio.Event()
+
+    async def beneath(_incident: Incident) -> tuple[Layer, ...]:
+        under_way.set()
+        await asyncio.Event().wait()
+        return ()
+
+    engine.decider._substrate = cast("Any", SimpleNamespace(beneath=beneath))
+    engine.book.put(builders.incident(incident_id="i3"))
+    engine.decider.poke("i3", 0.0)
+    await asyncio.wait_for(under_way.wait(), 30)
+    engine.decider.poke("i3", 0.0)
+    await engine.until(lambda: not engine.decider._timers)
+    engine.decider.stop()
+    await engine.until(lambda: not engine.decider._tasks)
+    assert not engine.decider._timers

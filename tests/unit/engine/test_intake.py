@@ -16,7 +16,7 @@ from fswatchd.engine import intake
 from fswatchd.engine.attribution import Attribution
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
-from fswatchd.events import EventClass
+from fswatchd.events import EventClass, Lost
 from fswatchd.incidents import Outcome, State
 from fswatchd.inventory.view import NodeView
 from fswatchd.store.store import Store
@@ -186,4 +186,32 @@ async def test_a_line_from_before_a_repair_that_is_read_when_all_is_over_opens_n
     await running.stored(1)
     joined = await running.store.events_of(over.incident_id, 0)
     assert (joined == []) is is_new
+    await running.store.close()
+
+
+async def test_losses_that_come_faster_than_everything_is_read_are_one_more_reading(path) -> None:
+    running = await Running(path).start()
+    readings: list[asyncio.Event] = []
+
+    async def refresh(**_: object) -> None:
+        readings.append(asyncio.Event())
+        await readings[-1].wait()
+
+    running.intake._inventory.refresh = refresh
+    for reason in ("overflow", "again", "and again"):
+        running.intake.lost(Lost(source="kmsg", since_ns=1, until_ns=2, reason=reason))
+        while not readings:
+            await asyncio.sleep(0)
+    assert len(readings) == len(running.intake._tasks) == 1
+    readings[0].set()
+    while len(readings) == 1:
+        await asyncio.sleep(0)
+    readings[1].set()
+    await running.intake.settle()
+    assert len(readings) == 2
+    running.intake.lost(Lost(source="kmsg", since_ns=1, until_ns=2, reason="later"))
+    while len(readings) == 2:
+        await asyncio.sleep(0)
+    readings[2].set()
+    await running.intake.settle()
     await running.store.close()

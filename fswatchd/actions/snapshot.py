@@ -15,7 +15,8 @@ from fswatchd.kernel import cgroup
 from fswatchd.repair import clone, scope
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
-from fswatchd.repair.scope import ImageFile, Target, require_image
+from fswatchd.repair.scope import Target, require_image
+from fswatchd.repair.volume import ImageFile
 from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 

@@ -147,7 +147,7 @@ class Executor:
             problem = await self._ve_locks.adopt(lock, incident.incident_id)
             if problem is not None:
                 if not stopped:
-                    await asyncio.to_thread(discard_copies, incident.incident_id, record)
+                    await discard_copies(incident.incident_id, record, self._settings)
                 self._hand_over(incident, problem)
                 return
         if incident.state is not State.ACTING:
@@ -235,7 +235,7 @@ class Executor:
                 await self._take_evidence(incident.incident_id, index)
                 result = await self._step(incident.incident_id, index, cut_off=cut_off)
             elif cut_off:
-                await asyncio.to_thread(discard_copies, incident.incident_id, record)
+                await discard_copies(incident.incident_id, record, self._settings)
             changed = changed or result.changed
             if result.next is not Next.CONTINUE and not self._may_go_on(
                 incident.incident_id, index, result

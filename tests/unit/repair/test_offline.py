@@ -10,7 +10,8 @@ import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.repair import e2fsck, offline, tools
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import Target
+from fswatchd.repair.volume import ImageFile
 from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionSettings, StepEnded
 from tests.unit import builders

@@ -39,8 +39,9 @@ def run(machine: Machine) -> dict[str, Any]:
     machine.run(f"mount --bind {node.VES}/machines /var/lib/machines && machinectl start nsp")
     # A plain volume has nothing that shares its blocks: it is repaired in place.
     node.put_rule(machine, "05-lvm.toml", "auto", strategy="offline", ves='["lxc:plain"]')
-    # One VE after the other is damaged here, which is no storm.
-    node.save_rule(machine, "10-ext4.toml", f"{node.rule('auto')}[storm]\nves = 20\n")
+    # One VE after the other is damaged here, which is no storm; the file replaces the shipped one.
+    machine.run("printf '[storm]\\nves = 20\\n' > /etc/fswatchd/rules.d/00-storm.toml")
+    node.set_mode(machine, "auto")
     seen: dict[str, Any] = {"cgroup": machine.run("stat -fc %T /sys/fs/cgroup").output.strip()}
     problems = []
     for name, do in (

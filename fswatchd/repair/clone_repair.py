@@ -33,7 +33,7 @@ from fswatchd.repair import (
     verify,
 )
 from fswatchd.repair.condition import Condition
-from fswatchd.repair.cure import Cure, cure_at_last, open_files
+from fswatchd.repair.cure import Cure, cure_clone, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal
@@ -46,7 +46,6 @@ from fswatchd.repair.tools import Tools
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionContext, Next, StepResult, refuse
-from fswatchd.units import show_duration
 
 _FREEZE_MARGIN_S = 20.0
 _CLONE_ATTEMPTS = 3
@@ -318,7 +317,14 @@ class CloneRepair:
         """Replay, repair and prove the clone. Raises StepEnded when it does not come out clean."""
         made = self._require_clone()
         async with self._beside.at_work(made) as path:
-            done = await self._cured(path)
+            done = await cure_clone(
+                self._context,
+                self._tools,
+                path,
+                image=self._image_path,
+                open_files=self._open_files,
+                shown=self._shown,
+            )
         self._findings = done.summary()
         self._needs_nothing = done.repaired.clean
         self._context.note(f"{self._tools.name} on the clone: {self._findings}")
@@ -326,30 +332,6 @@ class CloneRepair:
             raise first_look.not_curable(self._tools, done.proof.summary())
         await consent.within_bounds(self._context, self._step, done, done.seconds)
         await self._beside.sync(made)
-
-    async def _cured(self, path: str) -> Cure:
-        tools = self._tools
-        self._context.progress(None, "replaying the journal of the clone")
-        replayed = await tools.replay(path, self._timeout_s)
-        unreadable = f"the journal cannot be replayed: {replayed.what}"
-        if not replayed.usable and not (replayed.last_resort and tools.last_resort):
-            raise refuse("cannot check", unreadable, Next.OPERATOR)
-        expected = f" (about {show_duration(self._shown.seconds)} in all)" if self._shown else ""
-        done = await cure_at_last(
-            tools,
-            path,
-            replayed,
-            image=self._image_path,
-            timeout_s=self._timeout_s,
-            open_files=self._open_files,
-            begin=lambda text: progress.begin(self._context, f"{text}{expected}"),
-            before=self._shown,
-        )
-        if not replayed.usable and not done.proof.clean:
-            raise refuse("cannot check", f"{unreadable}; {done.summary()}", Next.OPERATOR)
-        if not done.repaired.usable:
-            raise refuse("cannot check", done.repaired.summary())
-        return done
 
     async def _prove(self) -> None:
         made = self._require_clone()

@@ -120,7 +120,7 @@ async def remove(volume: LogicalVolume) -> None:
 
     What LVM selects by both under its own lock, so that no other volume of the name can go.
     """
-    which = f"lv_uuid={volume.lvm_uuid} && lv_name={logical_volume.name(volume.path)}"
+    which = f'lv_uuid="{volume.lvm_uuid}" && lv_name="{logical_volume.name(volume.path)}"'
     await _change("lvremove", "--yes", "--select", which, volume.group)
 
 

@@ -166,9 +166,8 @@ class LvmNode:
         return 0, ""
 
     def _lvremove(self, words: list[str]) -> tuple[int, str]:
-        selection = dict(
-            part.split("=") for part in words[words.index("--select") + 1].split(" && ")
-        )
+        which = words[words.index("--select") + 1].replace('"', "")
+        selection = dict(part.split("=") for part in which.split(" && "))
         one = self.volumes.get(selection["lv_name"])
         if one is not None and one.uuid == selection["lv_uuid"]:
             if one.held:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fswatchd.engine.retention import delete_original
-from fswatchd.repair import clone, lvm_storage, resume, rollback, storage, ve_control
+from fswatchd.repair import clone, lvm_storage, resume, rollback, scope, storage, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.scope import Target
@@ -101,6 +101,17 @@ async def test_a_name_that_leaves_no_room_for_a_clones_is_refused(node: LvmNode)
     node.volumes["x" * 90] = node.volumes.pop("thin")
     with pytest.raises(StepEnded, match="name"):
         await storage.of(volume(node, "x" * 90), SETTINGS).prepare()
+
+
+@pytest.mark.parametrize(("fstype", "may"), [("ext4", True), ("xfs", False), ("btrfs", False)])
+def test_of_volumes_only_ext_is_cloned(node: LvmNode, fstype: str, *, may: bool) -> None:
+    filesystem = builders.filesystem(fstype=fstype)
+    target = Target.stopped(filesystem, VE, volume(node))
+    if may:
+        assert scope.require_volume(target) == volume(node)
+        return
+    with pytest.raises(StepEnded, match=fstype):
+        scope.require_volume(target)
 
 
 # --- clones -----------------------------------------------------------------------------------

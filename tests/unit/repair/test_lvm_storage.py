@@ -15,7 +15,7 @@ from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.scope import Target
 from fswatchd.repair.swap import SwapError
-from fswatchd.rules import FsckStep
+from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionSettings, Next, StepEnded, StepResult
 from tests.unit import builders
 from tests.unit.repair.lvm_node import KilledError, LvmNode, hold

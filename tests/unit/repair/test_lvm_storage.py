@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from fswatchd import process
 from fswatchd.engine.retention import delete_original
-from fswatchd.repair import clone, lvm_storage, resume, rollback, scope, storage, ve_control
+from fswatchd.repair import clone, lvm, lvm_storage, resume, rollback, scope, storage, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.scope import Target
@@ -42,6 +43,36 @@ def volume(node: LvmNode, name: str = "thin") -> LogicalVolume:
 async def cloned(node: LvmNode) -> LogicalVolume:
     await storage.of(volume(node), SETTINGS).share(f"/dev/vg/{CLONE}")
     return volume(node, CLONE)
+
+
+def test_what_lvs_of_a_repaired_volume_said_is_read() -> None:
+    """Recorded on Debian 13 after a repair: the original is kept beside it."""
+    text = Path(__file__).with_name("lvs.json").read_text()
+    found = {row.name: row for row in lvm.rows(f"  WARNING: what LVM says before.\n{text}")}
+    assert found.keys() == {
+        *("lvol0_pmspare", "plain", "pool", "pool_tdata", "pool_tmeta"),
+        *("thin", "thin.damaged-20261122-rjenu"),
+    }
+    thin = found["thin"]
+    assert (thin.group, thin.pool, thin.tags, thin.unfit) == ("vg", "pool", ("pve-vm-101",), None)
+    assert thin.device_uuid == (
+        "LVM-CYv0XRqYGtF2fL8aAnR0Tv21U1tQ665mWT2XoVfzuMhjRSFCzC6fqGLgdVzvPaUH"
+    )
+    assert thin.is_(LogicalVolume(path="/dev/vg/thin", uuid=thin.device_uuid))
+    for name in ("plain", "pool", "pool_tdata"):
+        assert found[name].unfit
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"log": []}', '{"report": [{"lv": [{}]}]}'])
+async def test_what_is_no_report_is_an_error_and_not_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    async def run(argv: Any, **_: object) -> process.Completed:
+        return process.Completed(argv=argv, returncode=0, output=text, duration_s=0.0)
+
+    monkeypatch.setattr(process, "run", run)
+    with pytest.raises(OSError, match="LVM does not say"):
+        await lvm.show("/dev/vg/thin")
 
 
 # --- whether it can be ------------------------------------------------------------------------

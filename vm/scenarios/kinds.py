@@ -1,7 +1,7 @@
 """VEs of several kinds, each damaged: LXC on an image and on LVM and nspawn are repaired.
 
 Image and thin volume by a clone, the plain volume in place. The thin one is looked at while it is
-whole, and put back at the end as it was before its repair.
+whole, and put back as it was before its repair.
 
 A subvolume of a btrfs that the node has mounted is the node's: its VE is named, and nothing
 is repaired.
@@ -47,11 +47,11 @@ def run(machine: Machine) -> dict[str, Any]:
     for name, do in (
         ("thin, whole", _look_at_thin),
         ("thin", _repair_thin),
+        ("thin, put back", _put_thin_back),
         ("image", lambda m: _damage_and_repair(m, "image")[1]),
         ("nsp", lambda m: _damage_and_repair(m, "nsp")[1]),
         ("plain", lambda m: _damage_and_repair(m, "plain")[1]),
         ("subvolume", _damage_subvolume),
-        ("thin, put back", _put_thin_back),
     ):
         try:
             seen[name] = do(machine)
@@ -124,6 +124,8 @@ def _put_thin_back(machine: Machine) -> str:
     after = _volumes(machine)
     node.expect(after.get(f"thin.repaired-{incident}") == before["thin"], f"kept: {after}")
     node.expect(len(after) == len(before), f"nothing else: {after}")
+    machine.run("lxc-stop -k -n thin")
+    node.set_mode(machine, "auto")
     return "the original is in place again, the repaired one is kept"
 
 

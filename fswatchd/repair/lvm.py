@@ -1,7 +1,7 @@
 """Run the programs of LVM (lvm(8)), and read what they print.
 
-What changes something runs in a unit of its own where there is systemd: LVM that is killed with
-this daemon can leave a volume suspended, and its VE with it.
+What changes something runs in a unit of its own where this daemon is a service, and comes to its
+end without us: LVM that is killed with a daemon can leave a volume suspended, and its VE with it.
 """
 
 from __future__ import annotations
@@ -162,12 +162,12 @@ async def _rows(what: str, *options: str) -> list[Row]:
 
 
 async def _change(*argv: str) -> None:
-    done = await _run(argv, _CHANGE_TIMEOUT_S, unit=True)
+    done = await _run(argv, _CHANGE_TIMEOUT_S, unit="lvm")
     if not done.succeeded:
         raise OSError(errno.EIO, done.describe())
 
 
-async def _run(argv: tuple[str, ...], timeout_s: float, *, unit: bool = False) -> process.Completed:
+async def _run(argv: tuple[str, ...], timeout_s: float, *, unit: str = "") -> process.Completed:
     try:
         return await process.run(argv, timeout_s=timeout_s, unit=unit)
     except process.ProcessError as error:

@@ -132,7 +132,7 @@ async def start(ve: Ve, settings: ActionSettings, image: Volume | None = None) -
         if time.monotonic() > deadline:
             return f"not started: {holder}"
         await asyncio.sleep(_SLOW_POLL_S)
-    return await _command(ve.commands.start, settings.start_timeout_s, unit=True)
+    return await _command(ve.commands.start, settings.start_timeout_s, unit="start")
 
 
 async def wait_released(
@@ -200,7 +200,7 @@ def _is_claimed(device: str) -> bool:
         raise
 
 
-async def _command(argv: tuple[str, ...], timeout_s: float, *, unit: bool = False) -> str:
+async def _command(argv: tuple[str, ...], timeout_s: float, *, unit: str = "") -> str:
     try:
         ended = await process.run(argv, timeout_s=timeout_s, unit=unit)
     except process.ProcessError as error:

@@ -53,6 +53,7 @@ _STEP_TIMEOUT_S = {
     "trim": 3600.0,
     "stop": 300.0,
     "start": 300.0,
+    "rollback": 900.0,  # a stop, an exchange and a start
 }
 _USUAL_TIMEOUT_S = 60.0
 _NOT_ACTING = {"notify", "quarantine", "rollback"}

@@ -112,11 +112,19 @@ def _repair_thin(machine: Machine) -> str:
 
 def _put_thin_back(machine: Machine) -> str:
     """The rollback, and nothing that repairs what it brings back."""
+    node.set_mode(machine, "observe")
+    try:
+        return _roll_back(machine)
+    finally:
+        machine.run("lxc-stop -k -n thin", check=False)
+        node.set_mode(machine, "auto")
+
+
+def _roll_back(machine: Machine) -> str:
     before = _volumes(machine)
     (damaged,) = (name for name in before if name.startswith("thin.damaged-"))
     incident = damaged.removeprefix("thin.damaged-")
-    node.set_mode(machine, "observe")
-    machine.run(f"fswatch rollback {incident} --discard-newer", timeout_s=300)
+    machine.run(f"fswatch rollback {incident} --discard-newer", timeout_s=900)
     machine.wait_for(
         f"test $(lvs --noheadings -o lv_uuid vg/thin) = {before[damaged]}", "the original is back"
     )
@@ -124,8 +132,6 @@ def _put_thin_back(machine: Machine) -> str:
     after = _volumes(machine)
     node.expect(after.get(f"thin.repaired-{incident}") == before["thin"], f"kept: {after}")
     node.expect(len(after) == len(before), f"nothing else: {after}")
-    machine.run("lxc-stop -k -n thin")
-    node.set_mode(machine, "auto")
     return "the original is in place again, the repaired one is kept"
 
 

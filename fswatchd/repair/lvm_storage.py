@@ -190,7 +190,18 @@ class LvmStorage:
         await lvm.remove(self._volume)
 
     async def exchange(self, made: Volume, kept: str) -> None:
-        """See Storage: the volume is at `kept` afterwards."""
+        """See Storage: the volume is at `kept` afterwards.
+
+        Cancelled, it comes to its end first: between the renames the name leads nowhere.
+        """
+        exchanging = asyncio.create_task(self._exchange(made, kept))
+        try:
+            await asyncio.shield(exchanging)
+        except asyncio.CancelledError:
+            await asyncio.wait({exchanging})
+            raise
+
+    async def _exchange(self, made: Volume, kept: str) -> None:
         volume, other = self._volume, _logical(made)
         try:
             await self._untag(other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,6 +220,32 @@ async def test_what_somebody_has_open_is_not_exchanged(node: LvmNode, who: str) 
     with pytest.raises(SwapError):
         await storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}")
     assert node.names() == names
+
+
+async def test_a_deadline_between_the_renames_waits_for_the_second(
+    monkeypatch: pytest.MonkeyPatch, node: LvmNode
+) -> None:
+    before, made = volume(node), await cloned(node)
+    between, go_on = asyncio.Event(), asyncio.Event()
+    real = lvm.rename
+
+    async def rename(old: str, new: str) -> None:
+        if new == "/dev/vg/thin":
+            between.set()
+            await go_on.wait()
+        await real(old, new)
+
+    monkeypatch.setattr(lvm, "rename", rename)
+    task = asyncio.create_task(storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}"))
+    await between.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not made.is_at("/dev/vg/thin")
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert made.is_at("/dev/vg/thin")
+    assert before.is_at(f"/dev/vg/{DAMAGED}")
 
 
 async def test_where_the_second_rename_fails_the_first_is_taken_back(node: LvmNode) -> None:

@@ -105,16 +105,17 @@ async def run(
     on_start: Callable[[int], None] | None = None,
     on_output: Callable[[bytes], None] | None = None,
     max_output: int = MAX_OUTPUT,
-    unit: bool = False,
+    unit: str = "",
 ) -> Completed:
     """Run `argv` to its end or to the deadline; output and errors come back in one text.
 
     `heavy` is for what reads a whole volume: it comes last at the disk, with `idle` when nobody
     else wants it, and is the first to go when memory runs out. `sandbox` is for what reads a
     tenant's bytes. `on_output` is called with what is printed, as it comes; what is printed beyond
-    `max_output` bytes is thrown away. `unit` is for what leaves processes that live on: where this
-    daemon is a service of systemd, PID 1 runs the program in a unit of its own, so that nothing of
-    it has the daemon's cgroup or sandbox.
+    `max_output` bytes is thrown away. `unit` is for what leaves processes that live on, or must not
+    end with us: where this daemon is a service of systemd, PID 1 runs the program in a unit of its
+    own of that kind (`transient.new_name`), so that nothing of it has the daemon's cgroup or
+    sandbox.
 
     Raises ProcessError when the program does not exist or cannot be executed, SandboxError where
     the sandbox cannot be built. When the caller is cancelled, the program's group is killed before
@@ -131,7 +132,7 @@ async def run(
         entry = _into(sandbox, pass_fds, timeout_s, (*place, score))
         command = entry.command(argv)
     elif unit and transient.is_service():
-        command = _in_unit(argv, timeout_s)
+        command = _in_unit(argv, timeout_s, unit)
     else:
         command = tuple(argv)
     try:
@@ -210,14 +211,14 @@ def _into(
     return Bubblewrap(sandbox, pass_fds)
 
 
-def _in_unit(argv: Sequence[str], timeout_s: float) -> tuple[str, ...]:
+def _in_unit(argv: Sequence[str], timeout_s: float, kind: str) -> tuple[str, ...]:
     properties = (
         "Type=oneshot",
         "KillMode=process",
         f"TimeoutStartSec={timeout_s:g}",
         f"TimeoutStopSec={_GRACE_S:g}",
     )
-    return transient.command(transient.new_name("start"), properties, ENVIRONMENT, argv)
+    return transient.command(transient.new_name(kind), properties, ENVIRONMENT, argv)
 
 
 def oom_score_prefix(wanted: int, *, own: int) -> tuple[str, ...]:

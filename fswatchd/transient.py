@@ -1,6 +1,7 @@
 """Units that PID 1 makes for one program: systemd-run(1), of this daemon's name.
 
-fswatchd.service ends units of these names before a daemon starts.
+fswatchd.service ends those of the kinds start and tool before a daemon starts. One of the kind lvm
+comes to its own end: LVM that is killed half-way may leave a volume suspended.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def is_service() -> bool:
 
 
 def new_name(kind: str) -> str:
-    """A name for a unit: `kind` is start or tool."""
+    """A name for a unit: `kind` is start, tool or lvm."""
     return f"fswatchd-{kind}-{secrets.token_hex(4)}.service"
 
 

@@ -234,6 +234,12 @@ def lxc_pid(machine: Machine, name: str) -> str:
     return machine.run(f"lxc-info -n {name} -pH").output.strip()
 
 
+def device_of(machine: Machine, pid: str) -> str:
+    """The block device beneath a VE's root, by its number: its name may be of another namespace."""
+    number = machine.run(f"findmnt -fnro MAJ:MIN -N {pid} /").output.strip()
+    return machine.run(f"readlink -f /dev/block/{number}").output.strip()
+
+
 def writes(machine: Machine, pid: str) -> None:
     """Wait until the VE has appended a line to its log, and so has written durably."""
     log = f"/proc/{pid}/root/log"

@@ -14,8 +14,9 @@ from fswatchd.helpers.client import HelperError
 from fswatchd.repair import clone, scope, ve_freeze
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
-from fswatchd.repair.scope import ImageFile, Target, require_image
+from fswatchd.repair.scope import Target, require_image
 from fswatchd.repair.ve_freeze import HoldError
+from fswatchd.repair.volume import ImageFile
 from fswatchd.rules.model import Step
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 

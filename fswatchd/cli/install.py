@@ -100,6 +100,7 @@ def _files(layout: Layout) -> Iterator[tuple[Path, bytes]]:
         ("fswatchd.socket", "lib/systemd/system/fswatchd.socket"),
         ("fswatchd.sysusers", "lib/sysusers.d/fswatchd.conf"),
         ("fswatchd.tmpfiles", "lib/tmpfiles.d/fswatchd.conf"),
+        ("fswatchd.rules", "lib/udev/rules.d/05-fswatchd.rules"),
         ("fswatchd.catalog", "lib/systemd/catalog/fswatchd.catalog"),
     ):
         yield prefix / place, (data / "systemd" / name).read_bytes()

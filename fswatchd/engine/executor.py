@@ -53,6 +53,7 @@ _STEP_TIMEOUT_S = {
     "trim": 3600.0,
     "stop": 300.0,
     "start": 300.0,
+    "rollback": 900.0,  # a stop, an exchange and a start
 }
 _USUAL_TIMEOUT_S = 60.0
 _NOT_ACTING = {"notify", "quarantine", "rollback"}
@@ -147,7 +148,7 @@ class Executor:
             problem = await self._ve_locks.adopt(lock, incident.incident_id)
             if problem is not None:
                 if not stopped:
-                    await asyncio.to_thread(discard_copies, incident.incident_id, record)
+                    await discard_copies(incident.incident_id, record, self._settings)
                 self._hand_over(incident, problem)
                 return
         if incident.state is not State.ACTING:
@@ -235,7 +236,7 @@ class Executor:
                 await self._take_evidence(incident.incident_id, index)
                 result = await self._step(incident.incident_id, index, cut_off=cut_off)
             elif cut_off:
-                await asyncio.to_thread(discard_copies, incident.incident_id, record)
+                await discard_copies(incident.incident_id, record, self._settings)
             changed = changed or result.changed
             if result.next is not Next.CONTINUE and not self._may_go_on(
                 incident.incident_id, index, result

@@ -25,7 +25,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import extfs
 from fswatchd.repair import xfs_names
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.sandbox import Sandbox
 from fswatchd.sources.probes.loop import missing_bytes
 from fswatchd.steps import ActionSettings, StepEnded

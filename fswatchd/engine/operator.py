@@ -21,8 +21,8 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block, magic
-from fswatchd.repair import clone, preview, rollback, scope, tools
-from fswatchd.repair.scope import require_image
+from fswatchd.repair import clone, preview, rollback, scope, storage, tools
+from fswatchd.repair.scope import require_volume
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
 from fswatchd.store.store import Store, StoreError
@@ -147,10 +147,15 @@ class Operator:
         context = self.dry_run(filesystem, ves)
         try:
             resolved = await scope.resolve(context)
-            seen = await preview.look(context, resolved, require_image(resolved))
+            volume = require_volume(resolved)
+            await storage.of(volume, context.settings).prepare()
+            seen = await preview.look(context, resolved, volume)
         except StepEnded as ended:
             raise RefusedError(ended.result.detail, code="FSW-REFUSED-PREVIEW") from None
-        except clone.NotShareableError:
+        except clone.NotShareableError as error:
+            if resolved.image is None:
+                text = f"no preview: {error}"
+                raise RefusedError(text, code="FSW-REFUSED-PREVIEW") from None
             raise RefusedError(
                 "no preview: the host filesystem cannot share blocks, and a copy of a "
                 "filesystem that is written shows nothing",
@@ -159,7 +164,7 @@ class Operator:
             ) from None
         return {
             "ve": resolved.ve.ve_id,
-            "image": resolved.image.path if resolved.image else None,
+            "image": volume.path,
             "clean": seen.clean,
             "curable": seen.curable,
             "found": seen.check.summary(),

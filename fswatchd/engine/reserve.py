@@ -1,4 +1,4 @@
-"""Watches the room beside images while originals are kept there that share blocks with them.
+"""Watches the room beside volumes while originals are kept there that share blocks with them.
 
 Copy on write takes room for every block that a VE overwrites, and where there is none the VE's own
 writes fail. Below the reserve a preview gives itself up (`repair.preview`); here the oldest kept
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.retention import delete_original
 from fswatchd.incidents import Incident, State
-from fswatchd.repair import clone
+from fswatchd.repair import storage
+from fswatchd.repair.journal import read_volume
+from fswatchd.repair.storage import Storage
 from fswatchd.steps import ActionSettings
 from fswatchd.store.store import Store, StoreError
 from fswatchd.units import show_size
@@ -64,17 +65,19 @@ class ReserveWatch:
 
     async def look(self) -> None:
         """Where the reserve is touched, delete the oldest that may go, one after the other."""
-        directories = {os.path.dirname(_original(kept)) for kept in self._kept.values()}
-        self._low = {place: text for place, text in self._low.items() if place in directories}
-        for directory in directories:
+        found = {kept.incident_id: self._lies_in(kept) for kept in self._kept.values()}
+        places = {lies_in.place: lies_in for lies_in in found.values() if lies_in is not None}
+        self._low = {place: text for place, text in self._low.items() if place in places}
+        for place, lies_in in places.items():
+            here = {name for name, other in found.items() if other and other.place == place}
             try:
-                missing = await asyncio.to_thread(self._missing, directory)
-                while missing > 0 and await self._delete_oldest(directory, missing):
-                    missing = await asyncio.to_thread(self._missing, directory)
+                missing = await _missing(lies_in)
+                while missing > 0 and await self._delete_oldest(place, here, missing):
+                    missing = await _missing(lies_in)
             except TimeoutError:
-                self._say(directory, "it does not answer, so how much is free is not known")
+                self._say(place, "it does not answer, so how much is free is not known")
                 continue
-            self._judge(directory, missing)
+            self._judge(place, missing)
 
     def _remember(self, incident: Incident) -> None:
         if incident.undo is not None and "original" in incident.undo:
@@ -82,32 +85,30 @@ class ReserveWatch:
         else:
             self._kept.pop(incident.incident_id, None)
 
-    def _missing(self, directory: str) -> int:
-        try:
-            return -clone.room(directory, self._settings)
-        except TimeoutError:
-            raise
-        except OSError:
-            return 0  # it is not there: nothing is kept there either
+    def _lies_in(self, kept: Incident) -> Storage | None:
+        known = read_volume((kept.undo or {}).get("original_file"))
+        if known is None:
+            return None  # nothing says which volume it is: it is never deleted
+        return storage.of(replace(known, path=_original(kept)), self._settings)
 
-    async def _delete_oldest(self, directory: str, missing: int) -> bool:
-        here = [
+    async def _delete_oldest(self, place: str, here: Collection[str], missing: int) -> bool:
+        settled = [
             kept
             for kept in self._kept.values()
-            if os.path.dirname(_original(kept)) == directory
+            if kept.incident_id in here
             and kept.state is State.CLOSED
             and self._book.get(kept.incident_id) is None
         ]
-        oldest = min(here, key=lambda kept: kept.closed_ns or 0, default=None)
+        oldest = min(settled, key=lambda kept: kept.closed_ns or 0, default=None)
         if oldest is None:
             return False
         undo = dict(oldest.undo or {})
-        why = f"{directory} had {show_size(missing)} less than the reserve"
+        why = f"{place} had {show_size(missing)} less than the reserve"
         path, recorded = str(undo.pop("original")), undo.pop("original_file", None)
-        story = await asyncio.to_thread(delete_original, path, recorded, why)
+        gone, story = await delete_original(path, recorded, why)
         log.warning("%s: %s", oldest.incident_id, story)
         del self._kept[oldest.incident_id]
-        if os.path.exists(path):
+        if not gone:
             return True  # somebody holds it: try the next
         done = replace(oldest, undo=undo).noted(time.time_ns(), story)
         try:
@@ -117,20 +118,29 @@ class ReserveWatch:
         self._tell(done)
         return True
 
-    def _judge(self, directory: str, missing: int) -> None:
+    def _judge(self, place: str, missing: int) -> None:
         if missing <= 0:
-            self._low.pop(directory, None)
+            self._low.pop(place, None)
             return
         text = (
             f"{show_size(missing)} less than the reserve are free, beside originals "
-            "that are still needed: writes of VEs on images there may fail"
+            "that are still needed: writes of VEs on volumes there may fail"
         )
-        self._say(directory, text)
+        self._say(place, text)
 
-    def _say(self, directory: str, text: str) -> None:
-        if directory not in self._low:
-            log.warning("the reserve in %s: %s", directory, text)
-        self._low[directory] = f"{directory}: {text}"
+    def _say(self, place: str, text: str) -> None:
+        if place not in self._low:
+            log.warning("the reserve in %s: %s", place, text)
+        self._low[place] = f"{place}: {text}"
+
+
+async def _missing(lies_in: Storage) -> int:
+    try:
+        return -await lies_in.room()
+    except TimeoutError:
+        raise
+    except OSError:
+        return 0  # it is not there: nothing is kept there either
 
 
 def _original(incident: Incident) -> str:

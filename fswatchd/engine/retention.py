@@ -1,14 +1,14 @@
 """Deletes damaged originals when nobody needs them any more: they share blocks with the repaired
 image, and every block that the VE overwrites takes room while they exist. Undo files and evidence.
 
-Deleted is only the very file that a repair has put aside, told by inode, that no loop device holds.
+Deleted is only the very volume that a repair has put aside, told by inode or UUID, that nobody has
+open.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +17,9 @@ from pathlib import Path
 
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.incidents import Incident, State
-from fswatchd.repair.journal import read_file
+from fswatchd.repair import storage
+from fswatchd.repair.journal import read_volume
+from fswatchd.steps import ActionSettings
 from fswatchd.store.store import Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class Retention:
     async def _delete(self, incident: Incident) -> None:
         undo = dict(incident.undo or {})
         path = str(undo.pop("original"))
-        story = await asyncio.to_thread(delete_original, path, undo.pop("original_file", None))
+        _, story = await delete_original(path, undo.pop("original_file", None))
         log.info("%s: %s", incident.incident_id, story)
         done = replace(incident, undo=undo).noted(time.time_ns(), story)
         await self._store.save_incident(done, durable=True)
@@ -91,15 +93,22 @@ def is_due(incident: Incident, now_ns: int) -> bool:
     return now_ns - incident.closed_ns > keep_s * NS
 
 
-def delete_original(path: str, recorded: object, why: str = "it had been kept long enough") -> str:
-    """Delete the file at `path` if it is the recorded one; returns what was done."""
-    known = read_file(recorded)
+async def delete_original(
+    path: str, recorded: object, why: str = "it had been kept long enough"
+) -> tuple[bool, str]:
+    """Delete the volume at `path` if it is the recorded one; whether it is gone, and the story."""
+    known = read_volume(recorded)
     if known is None:
-        return f"{path} stays: nothing says which file it was"
-    original = replace(known, path=path).today(path)
-    if not original.is_at(path):
-        return f"{path} is gone, or another file: nothing to delete"
-    if holder := original.held_by():
-        return f"{path} stays: {holder}"
-    os.unlink(path)
-    return f"{path} was deleted: {why}"
+        return False, f"{path} stays: nothing says which volume it was"
+    original = replace(known, path=path)
+    try:
+        await storage.wake(original, ActionSettings())
+        original = original.today(path)
+        if not original.is_at(path):
+            return True, f"{path} is gone, or another volume: nothing to delete"
+        if (held := await asyncio.to_thread(original.held_by)) is not None:
+            return False, f"{path} stays: {held}"
+        await storage.of(original, ActionSettings()).delete()
+    except OSError as error:
+        return False, f"{path} stays: {error}"
+    return True, f"{path} was deleted: {why}"

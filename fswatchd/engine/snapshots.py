@@ -22,8 +22,9 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Commands, Superblock, VeId
 from fswatchd.repair import clone, scope, swap
 from fswatchd.repair.clone import Clone
-from fswatchd.repair.scope import ImageFile, Target, require_image
+from fswatchd.repair.scope import Target, require_image
 from fswatchd.repair.ve_freeze import HoldError, VeFreeze
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import StepEnded
 from fswatchd.store.store import Store
 

@@ -13,19 +13,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_LINE = re.compile(r"(?:^|: |\n)\d+ \d+ thin-pool (\S[^\n]*)")
+_LINE = re.compile(r"(?:^|: |\n)\d+ (\d+) thin-pool (\S[^\n]*)")
+_SECTOR = 512
 _USE = re.compile(r"(\d+)/(\d+)")
 _FULL_PERCENT = 99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinPool:
-    """How full a thin pool is, in percent.
+    """How full a thin pool of `size_bytes` is, in percent.
 
     `mode` is `rw`, `ro`, `out_of_data_space`, `Fail` or `Error`.
     """
 
     mode: str
+    size_bytes: int = 0
     data_percent: float = 0.0
     metadata_percent: float = 0.0
     needs_check: bool = False
@@ -62,7 +64,7 @@ def thin_pool(status: str) -> ThinPool | None:
     match = _LINE.search(status)
     if match is None:
         return None
-    words = match[1].split()
+    words = match[2].split()
     if words[0] in {"Fail", "Error"}:
         return ThinPool(mode=words[0])
     if len(words) < 5 or not (_USE.fullmatch(words[1]) and _USE.fullmatch(words[2])):
@@ -72,6 +74,7 @@ def thin_pool(status: str) -> ThinPool | None:
         return None
     return ThinPool(
         mode=mode,
+        size_bytes=int(match[1]) * _SECTOR,
         metadata_percent=_percent(words[1]),
         data_percent=_percent(words[2]),
         needs_check="needs_check" in words[5:],

@@ -10,21 +10,17 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import fs
 from fswatchd.kernel.patience import Patience
-from fswatchd.repair import swap
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
-
-T = TypeVar("T")
 
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}
 _COPY_TIMEOUT_S = 24 * 3600.0
@@ -49,14 +45,9 @@ class Clone:
                 os.unlink(self.file.path)
 
 
-def clone_path(image: ImageFile, incident_id: str, kind: str) -> str:
-    """Where the clone of `kind` (`preview`, `clone`) for an incident is: beside the image."""
-    return f"{image.path}.fswatchd-{kind}-{incident_id}"
-
-
-def free_path(image: ImageFile, incident_id: str) -> str:
-    """A name for a clone that nothing has: what stands at one of ours may be a kept original."""
-    return swap.free_name(clone_path(image, incident_id, "clone"))
+def clone_path(volume: Volume, incident_id: str, kind: str) -> str:
+    """Where the clone of `kind` (`preview`, `clone`) for an incident is: beside the volume."""
+    return f"{volume.path}.fswatchd-{kind}-{incident_id}"
 
 
 async def check_room(image: ImageFile, settings: ActionSettings, *, shared: bool) -> None:
@@ -85,25 +76,6 @@ def room(directory: str, settings: ActionSettings) -> int:
     return free - reserve
 
 
-async def while_there_is_room(
-    work: Coroutine[Any, Any, T], directory: str, settings: ActionSettings
-) -> T:
-    """The result of `work` on a clone that nobody needs; cancelled once the reserve is touched.
-
-    Raises StepEnded then.
-    """
-    task = asyncio.create_task(work)
-    try:
-        while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
-            if await asyncio.to_thread(room, directory, settings) < 0:
-                text = f"{directory} ran below its reserve: the clone was given up"
-                raise refuse("no room", text)
-        return task.result()
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-
-
 def _free_and_reserve(directory: str, settings: ActionSettings) -> tuple[int, int]:
     room = _patience.ask(directory, lambda: os.statvfs(directory), _PATIENCE_S)
     reserve = max(
@@ -113,7 +85,7 @@ def _free_and_reserve(directory: str, settings: ActionSettings) -> tuple[int, in
 
 
 class NotShareableError(OSError):
-    """The host filesystem cannot share blocks between files."""
+    """No clone can be made that shares its blocks: of no image there, or of a volume not now."""
 
 
 async def share(image: ImageFile, path: str) -> Clone:

@@ -15,6 +15,7 @@ import asyncio
 import errno
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 
 from fswatchd.helpers.client import HelperError
@@ -27,25 +28,28 @@ from fswatchd.repair import (
     progress,
     salvage,
     scope,
-    swap,
+    storage,
     ve_control,
     verify,
 )
-from fswatchd.repair.clone import Clone
 from fswatchd.repair.condition import Condition
-from fswatchd.repair.cure import Cure, cure_at_last, open_files
+from fswatchd.repair.cure import Cure, cure_clone, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
-from fswatchd.repair.journal import RepairJournal, describe_file
+from fswatchd.repair.journal import RepairJournal
+from fswatchd.repair.logical_volume import Stamp
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
-from fswatchd.repair.scope import Stamp, Target
+from fswatchd.repair.scope import Target
+from fswatchd.repair.storage import Storage
+from fswatchd.repair.swap import SwapError, damaged_path
 from fswatchd.repair.tools import Tools
+from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionContext, Next, StepResult, refuse
-from fswatchd.units import show_duration
 
 _FREEZE_MARGIN_S = 20.0
 _CLONE_ATTEMPTS = 3
+_NOT_SALVAGED = "what was written and not yet synced when the kernel stopped writes is lost"
 
 
 class CloneRepair:
@@ -56,7 +60,8 @@ class CloneRepair:
         self._step = step
         self._outage = Outage(context)
         self._freeze = Freeze()
-        self._clone: Clone | None = None
+        self._clone: Volume | None = None
+        self._storage: Storage | None = None
         self._written: int | None = None
         self._stamp: Stamp | None = None
         self._findings = ""
@@ -77,20 +82,22 @@ class CloneRepair:
         """Thaw what is still frozen, delete the clone that is not in use, give the VE back."""
         await self._freeze.release()
         with suppress(OSError):
-            self._drop_clone()
+            await self._drop_clone()
         await self._outage.__aexit__(kind, error, trace)
 
     async def run(self) -> StepResult:
         """The whole way, from the first look to the running VE. Raises StepEnded."""
         target = await scope.resolve(self._context)
-        image = scope.require_image(target)
+        image = scope.require_volume(target)
+        lies_in = self._in(target)
         self._open_files = await open_files(self._context.inventory, target.superblock)
-        clone.discard_unfinished(clone.clone_path(image, self._incident_id, "preview"))
+        await lies_in.discard_unfinished(clone.clone_path(image, self._incident_id, "preview"))
         if not target.ve.commands.start:
             text = f"{target.ve.ve_id} has no start command: it could not be started again"
             raise refuse("refused", text)
+        await lies_in.prepare()
         await self._context.journal(
-            image=describe_file(image),
+            image=image.describe(),
             ve=target.ve.ve_id,
             cloning=None,
             clone=None,
@@ -106,14 +113,18 @@ class CloneRepair:
             )
             target = await self._lock(target)
             state = await self._hold_writers(target, pause_s)
-        elif state in {Condition.SHUTDOWN, Condition.STOPPED} and self._step.is_bounded:
+        elif (
+            lies_in.live
+            and state in {Condition.SHUTDOWN, Condition.STOPPED}
+            and self._step.is_bounded
+        ):
             await first_look.standing(self._context, self._step, target, image)
         self._context.note(f"{target.filesystem.device or image.path}: {state.value}")
         fresh = False
         if state is not Condition.STOPPED:
             self._context.reached("contained")
-        first = {Condition.FROZEN, Condition.ABORTED}
-        if self._tools.silent_after_shutdown:
+        first = {Condition.FROZEN, Condition.ABORTED} if lies_in.live else set()
+        if lies_in.live and self._tools.silent_after_shutdown:
             first.add(Condition.SHUTDOWN)
         if state in first:
             await self._prepare_clone(target)
@@ -129,7 +140,9 @@ class CloneRepair:
             fresh = await self._stop(target)
         else:
             target = await self._lock(target)
-            if state is Condition.SHUTDOWN:
+            if state is Condition.ABORTED:
+                self._context.note(_NOT_SALVAGED)
+            if state is not Condition.STOPPED:
                 await self._stop(target)
         return await self.finish(target, fresh=fresh)
 
@@ -140,13 +153,17 @@ class CloneRepair:
 
     async def _hold_writers(self, target: Target, pause_s: float) -> Condition:
         """Freeze, or stop the VE where a freeze would be too long or reach too few."""
+        live = self._in(target).live
         stop_first = (
-            not ve_control.can_tell_tasks(target.ve)
+            not live
+            or not ve_control.can_tell_tasks(target.ve)
             or block.sectors_written(scope.disk(target)) is None
         )
         if pause_s > self._step.max_write_pause:
             stop_first = stop_first or self._step.on_long_pause == "offline"
-            if not stop_first and not consent.approved(self._context):
+            # Where no clone can be made beside it the VE is down for as long.
+            asks = not stop_first or (not live and self._step.on_long_pause != "offline")
+            if asks and not consent.approved(self._context):
                 raise consent.long_pause(self._step, target, pause_s)
         if stop_first:
             await self._stop(target, gently=True)
@@ -179,10 +196,10 @@ class CloneRepair:
             )
             raise refuse("refused", text)
         for _ in range(_CLONE_ATTEMPTS):
-            self._drop_clone()
+            await self._drop_clone()
             await asyncio.to_thread(block.sync, f"/dev/{superblock.device}")
             self._written = block.sectors_written(scope.disk(target))
-            self._stamp = scope.require_image(target).stamp()
+            self._stamp = scope.require_volume(target).stamp()
             await self._make_clone(target)
             if self._nothing_written(target):
                 break
@@ -193,13 +210,14 @@ class CloneRepair:
 
     async def _salvage(self, target: Target) -> None:
         if not self._tools.salvages:
-            text = "what was written and not yet synced when the kernel stopped writes is lost"
-            self._context.note(text)
+            self._context.note(_NOT_SALVAGED)
             return
         self._context.progress(None, "looking for files that never reached the disk")
         made, image = self._require_clone(), scope.require_image(target)
+        if not isinstance(made, ImageFile):
+            raise refuse("internal", "only a copy of an image is read so", Next.OPERATOR)
         report = await salvage.run(
-            self._context, scope.mounted(target), made.file, image, self._step.salvage_max
+            self._context, scope.mounted(target), made, image, self._step.salvage_max
         )
         self._context.note(report)
 
@@ -207,7 +225,7 @@ class CloneRepair:
         written = block.sectors_written(scope.disk(target))
         if written is None or written != self._written:
             return False
-        return scope.require_image(target).is_unchanged(self._stamp)
+        return scope.require_volume(target).is_unchanged(self._stamp)
 
     # --- stopping -----------------------------------------------------------------------------
 
@@ -222,7 +240,7 @@ class CloneRepair:
         await self._context.inventory.refresh()
         if different := scope.still_the_same(target, self._context.inventory):
             raise refuse("cancelled", different, Next.CANCELLED)
-        superblock, image = scope.mounted(target), scope.require_image(target)
+        superblock, image = scope.mounted(target), scope.require_volume(target)
         frozen = self._freeze.held
         if frozen and not await self._freeze.still_held():
             raise refuse("stale", "somebody thawed the filesystem: the clone is stale")
@@ -254,10 +272,11 @@ class CloneRepair:
 
     async def finish(self, target: Target, *, fresh: bool) -> StepResult:
         """Make a clone if there is no fresh one, exchange, start, verify. Raises StepEnded."""
-        image = scope.require_image(target)
+        image = scope.require_volume(target)
+        await self._in(target).wake()
         for _ in range(_CLONE_ATTEMPTS):
             if not fresh:
-                self._drop_clone()
+                await self._drop_clone()
                 await self._context.journal(fresh=False, stamp=image.stamp())
                 await self._make_clone(target)
                 await self._cure()
@@ -273,76 +292,64 @@ class CloneRepair:
 
     def resume_outage(self, target: Target) -> None:
         """An earlier run of the daemon has stopped the VE."""
-        self._outage.begin(target.ve, None, target.image)
+        self._in(target)
+        self._outage.begin(target.ve, None, target.volume)
 
-    async def adopt(self, made: Clone) -> None:
+    async def adopt(self, made: Volume) -> None:
         """Take over the clone of an earlier run, after proving it again. Raises StepEnded."""
         self._clone = made
         await self._prove()
 
     async def _make_clone(self, target: Target) -> None:
-        image = scope.require_image(target)
-        path = clone.free_path(image, self._incident_id)
-        await self._context.journal(clone=None, cloning=path)
-        self._context.progress(None, "cloning")
-        settings = self._context.settings
+        image = scope.require_volume(target)
+        lies_in = self._in(target)
         try:
-            try:
-                await clone.check_room(image, settings, shared=True)
-                self._clone = await clone.share(image, path)
-            except clone.NotShareableError:
-                await clone.check_room(image, settings, shared=False)
-                on_progress = progress.begin(self._context, "copying the image")
-                self._clone = await clone.copy(image, path, on_progress)
+            path = await lies_in.free_name(clone.clone_path(image, self._incident_id, "clone"))
+            await self._context.journal(clone=None, cloning=path)
+            self._context.progress(None, "cloning")
+            begin = partial(progress.begin, self._context, "copying the image")
+            self._clone = await lies_in.make(path, begin)
         except OSError as error:
             raise refuse("cannot clone", f"no clone can be made: {error}") from None
-        await self._context.journal(clone=describe_file(self._clone.file))
+        await self._context.journal(clone=self._clone.describe())
 
     async def _cure(self) -> None:
         """Replay, repair and prove the clone. Raises StepEnded when it does not come out clean."""
-        tools, path = self._tools, self._require_clone().file.path
-        self._context.progress(None, "replaying the journal of the clone")
-        replayed = await tools.replay(path, self._timeout_s)
-        unreadable = f"the journal cannot be replayed: {replayed.what}"
-        if not replayed.usable and not (replayed.last_resort and tools.last_resort):
-            raise refuse("cannot check", unreadable, Next.OPERATOR)
-        expected = f" (about {show_duration(self._shown.seconds)} in all)" if self._shown else ""
-        done = await cure_at_last(
-            tools,
-            path,
-            replayed,
-            image=self._image_path,
-            timeout_s=self._timeout_s,
-            open_files=self._open_files,
-            begin=lambda text: progress.begin(self._context, f"{text}{expected}"),
-            before=self._shown,
-        )
-        if not replayed.usable and not done.proof.clean:
-            raise refuse("cannot check", f"{unreadable}; {done.summary()}", Next.OPERATOR)
-        if not done.repaired.usable:
-            raise refuse("cannot check", done.repaired.summary())
+        made = self._require_clone()
+        async with self._beside.at_work(made) as path:
+            done = await cure_clone(
+                self._context,
+                self._tools,
+                path,
+                image=self._image_path,
+                open_files=self._open_files,
+                shown=self._shown,
+            )
         self._findings = done.summary()
         self._needs_nothing = done.repaired.clean
-        self._context.note(f"{tools.name} on the clone: {self._findings}")
+        self._context.note(f"{self._tools.name} on the clone: {self._findings}")
         if not done.proof.clean:
             raise first_look.not_curable(self._tools, done.proof.summary())
         await consent.within_bounds(self._context, self._step, done, done.seconds)
-        await asyncio.to_thread(clone.sync, path)
+        await self._beside.sync(made)
 
     async def _prove(self) -> None:
-        tools, path = self._tools, self._require_clone().file.path
+        made = self._require_clone()
         self._context.progress(None, "proving the clone")
-        proof = await tools.check(path, self._timeout_s)
+        async with self._beside.at_work(made) as path:
+            proof = await self._tools.check(path, self._timeout_s)
         if not proof.clean:
             raise first_look.not_curable(self._tools, proof.summary())
-        await asyncio.to_thread(clone.sync, path)
+        await self._beside.sync(made)
 
     async def _swap(self, target: Target) -> None:
-        image, made = scope.require_image(target), self._require_clone()
-        await self._context.journal(swapping=True)
+        image, made = scope.require_volume(target), self._require_clone()
+        lies_in = self._in(target)
+        kept = await lies_in.free_name(damaged_path(image, self._incident_id))
+        await self._context.journal(swapping=True, keeping=kept)
         try:
-            await asyncio.to_thread(swap.exchange, image, made.file)
-        except swap.SwapError as error:
+            await lies_in.exchange(made, kept)
+        except SwapError as error:
             text = f"{error}; the original is untouched"
             raise refuse("not exchanged", text, Next.OPERATOR) from None
         self._clone = None  # it is the VE's image from here on, nothing of ours to delete
@@ -350,21 +357,19 @@ class CloneRepair:
 
     async def keep_original(self, target: Target) -> None:
         """After the exchange: give the original the name under which it is kept."""
-        image, journal = scope.require_image(target), self._exchanged(target)
-        made = journal.clone.path if journal.clone else ""
-        kept = journal.keeping or swap.damaged_path(image, self._incident_id)
-        await self._context.journal(keeping=kept)
-        if not image.is_at(kept):
-            try:
-                await asyncio.to_thread(swap.rename, made, kept)
-            except swap.SwapError as error:
-                self._context.note(f"the damaged original stays at {made}: {error}")
-                kept = made
+        image, journal = scope.require_volume(target), self._exchanged(target)
+        beside = journal.clone.path if journal.clone else ""
+        kept = journal.keeping or damaged_path(image, self._incident_id)
+        try:
+            kept = await self._in(target).keep(beside, kept)
+        except SwapError as error:
+            self._context.note(f"the damaged original stays at {beside}: {error}")
+            kept = beside
         await self._context.journal(kept=kept)
 
     def _exchanged(self, target: Target) -> RepairJournal:
         """The facts after the exchange: whatever comes now, the VE is started on what it has."""
-        image = scope.require_image(target)
+        image = scope.require_volume(target)
         journal = RepairJournal.read(self._context.record.journal)
         if journal.clone is None:
             raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
@@ -374,7 +379,7 @@ class CloneRepair:
 
     async def start(self, target: Target) -> StepResult:
         """Start the VE on the repaired image and prove it healthy."""
-        context, ve, image = self._context, target.ve, scope.require_image(target)
+        context, ve, image = self._context, target.ve, scope.require_volume(target)
         journal = self._exchanged(target)
         if journal.clone is None or journal.kept is None:
             raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
@@ -382,7 +387,7 @@ class CloneRepair:
         undo = {
             "image": image.path,
             "original": journal.kept,
-            "original_file": describe_file(image),
+            "original_file": image.describe(),
             "ve": ve.ve_id,
             "keep_s": self._step.keep_original,
         }
@@ -421,17 +426,29 @@ class CloneRepair:
     @property
     def _image_path(self) -> str:
         image = RepairJournal.read(self._context.record.journal).image
-        return image.path if image is not None else ""
+        return image.node if image is not None else ""
 
-    def _require_clone(self) -> Clone:
+    def _in(self, target: Target) -> Storage:
+        """What the volume lies in, and its clone."""
+        self._storage = storage.of(scope.require_volume(target), self._context.settings)
+        return self._storage
+
+    @property
+    def _beside(self) -> Storage:
+        """The same for the clone, once there is one."""
+        if self._storage is None:
+            raise refuse("internal", "nothing was cloned", Next.OPERATOR)
+        return self._storage
+
+    def _require_clone(self) -> Volume:
         if self._clone is None:
             raise refuse("internal", "there is no clone", Next.OPERATOR)
         return self._clone
 
-    def _drop_clone(self) -> None:
-        if self._clone is not None:
-            self._clone.remove()
-            self._clone = None
+    async def _drop_clone(self) -> None:
+        made, self._clone = self._clone, None
+        if made is not None:
+            await self._beside.discard(made)
 
 
 def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:

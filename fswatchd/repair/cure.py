@@ -15,14 +15,15 @@ from typing import Any
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import openfiles
-from fswatchd.repair import findings, names_back
+from fswatchd.repair import findings, names_back, progress
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.findings import Findings
 from fswatchd.repair.names_back import NamesBack
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.tools import LastResort, Tools
 from fswatchd.rules.model import FsckStep
-from fswatchd.units import show_size
+from fswatchd.steps import ActionContext, Next, refuse
+from fswatchd.units import show_duration, show_size
 
 _UNNAMED_KEPT = 1000
 
@@ -96,6 +97,43 @@ async def cure_at_last(
         return done
     tried = await run(replace(tools, repair=resort.repair))
     return replace(tried, by=resort, seconds=done.seconds + tried.seconds)
+
+
+async def cure_clone(
+    context: ActionContext,
+    tools: Tools,
+    path: str,
+    *,
+    image: str,
+    open_files: Mapping[int, str],
+    shown: Cure | None,
+) -> Cure:
+    """Replay, repair and prove the clone that is to be swapped in; `shown` is what a preview did.
+
+    Raises StepEnded where that says nothing about the clone.
+    """
+    timeout_s = context.settings.tool_timeout_s
+    context.progress(None, "replaying the journal of the clone")
+    replayed = await tools.replay(path, timeout_s)
+    unreadable = f"the journal cannot be replayed: {replayed.what}"
+    if not replayed.usable and not (replayed.last_resort and tools.last_resort):
+        raise refuse("cannot check", unreadable, Next.OPERATOR)
+    expected = f" (about {show_duration(shown.seconds)} in all)" if shown else ""
+    done = await cure_at_last(
+        tools,
+        path,
+        replayed,
+        image=image,
+        timeout_s=timeout_s,
+        open_files=open_files,
+        begin=lambda text: progress.begin(context, f"{text}{expected}"),
+        before=shown,
+    )
+    if not replayed.usable and not done.proof.clean:
+        raise refuse("cannot check", f"{unreadable}; {done.summary()}", Next.OPERATOR)
+    if not done.repaired.usable:
+        raise refuse("cannot check", done.repaired.summary())
+    return done
 
 
 async def cure(

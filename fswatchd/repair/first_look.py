@@ -5,14 +5,13 @@ Is there something to repair, does it come out clean, and does somebody have to 
 
 from __future__ import annotations
 
-import os
-
 from fswatchd import views
 from fswatchd.inventory.model import Superblock
-from fswatchd.repair import clone, consent, healer, preview, verify
+from fswatchd.repair import clone, consent, healer, preview, storage, verify
 from fswatchd.repair.cure import Cure
-from fswatchd.repair.scope import ImageFile, Target, tools_for
+from fswatchd.repair.scope import Target, tools_for
 from fswatchd.repair.tools import Tools
+from fswatchd.repair.volume import Volume
 from fswatchd.rules.model import FsckStep
 from fswatchd.steps import DAMAGED, RECOVERED, ActionContext, Next, StepEnded, StepResult, refuse
 from fswatchd.units import show_duration, show_size
@@ -21,7 +20,7 @@ _COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured
 
 
 async def running(
-    context: ActionContext, step: FsckStep, target: Target, image: ImageFile
+    context: ActionContext, step: FsckStep, target: Target, image: Volume
 ) -> tuple[float, Cure | None]:
     """About how long writers would wait, and what a repair would do where that can be seen.
 
@@ -30,13 +29,14 @@ async def running(
     """
     try:
         seen = await preview.look(context, target, image)
-    except clone.NotShareableError:
-        await clone.check_room(image, context.settings, shared=False)
+    except clone.NotShareableError as error:
+        lies_in = storage.of(image, context.settings)
+        await lies_in.check_room(shared=False)
         if (left_to_it := healer.stand_back(context, target.superblock)) is not None:
             raise left_to_it from None
-        size = os.stat(image.path).st_blocks * 512
+        size = lies_in.bytes_to_copy()
         text = f"the host filesystem cannot share blocks: {show_size(size)} to copy"
-        context.note(f"no preview, {text}")
+        context.note(f"no preview, {text}" if size else f"no preview: {error}")
         return size / _COPY_BYTES_PER_S, None
     except OSError as error:
         raise refuse("cannot clone", f"no clone can be made: {error}") from None
@@ -58,9 +58,7 @@ async def running(
     return seen.seconds * 1.3 + 0.2, seen.cure
 
 
-async def standing(
-    context: ActionContext, step: FsckStep, target: Target, image: ImageFile
-) -> None:
+async def standing(context: ActionContext, step: FsckStep, target: Target, image: Volume) -> None:
     """The same for an image that nobody writes to, for a step that asks only.
 
     Its clone is made once the VE is down: what is asked is asked before that.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fswatchd.devno import Devno
-from fswatchd.repair.scope import ImageFile, Stamp
+from fswatchd.repair.logical_volume import LogicalVolume, Stamp
+from fswatchd.repair.volume import ImageFile, Volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,13 +22,13 @@ class RepairJournal:
     it; `clone` that copy, once it exists; `stopping` that the VE was about to be stopped by us;
     `stamp` what the image ended as, and `fresh` that the proven clone is a copy of that; `swapping`
     that the exchange was about to be made; `keeping` the name that the original was about to get
-    after it, `kept` the one it has.
+    by it, `kept` the one it has.
     """
 
-    image: ImageFile | None = None
+    image: Volume | None = None
     ve: str | None = None
     cloning: str | None = None
-    clone: ImageFile | None = None
+    clone: Volume | None = None
     stopping: bool = False
     stamp: Stamp | None = None
     fresh: bool = False
@@ -40,10 +41,10 @@ class RepairJournal:
     def read(cls, facts: Mapping[str, Any]) -> RepairJournal:
         """From a step's journal."""
         return cls(
-            image=read_file(facts.get("image")),
+            image=read_volume(facts.get("image")),
             ve=facts.get("ve"),
             cloning=facts.get("cloning"),
-            clone=read_file(facts.get("clone")),
+            clone=read_volume(facts.get("clone")),
             stopping=bool(facts.get("stopping")),
             stamp=_read_stamp(facts.get("stamp")),
             fresh=bool(facts.get("fresh")),
@@ -61,18 +62,15 @@ def _read_stamp(value: object) -> Stamp | None:
     return mtime_ns, ctime_ns, size
 
 
-def describe_file(file: ImageFile) -> dict[str, Any]:
-    """A file for the journal."""
-    return {
-        "path": file.path,
-        "devno": str(file.devno),
-        "inode": file.inode,
-        "birth_ns": file.birth_ns,
-    }
+def read_volume(value: object) -> Volume | None:
+    """A volume as its `describe` has written it down; None where nothing was."""
+    if isinstance(value, dict) and "uuid" in value:
+        return LogicalVolume(path=value["path"], uuid=value["uuid"])
+    return read_file(value)
 
 
 def read_file(value: object) -> ImageFile | None:
-    """A file as `describe_file` has written it down; None where nothing was."""
+    """The same where it can only be an image file."""
     if not isinstance(value, dict):
         return None
     return ImageFile(

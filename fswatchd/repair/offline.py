@@ -23,10 +23,12 @@ from fswatchd.kernel import block, loop
 from fswatchd.repair import progress, scope, scratch, swap, ve_control, verify
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.device import DeviceIdentity
-from fswatchd.repair.journal import describe_file, read_file
+from fswatchd.repair.journal import read_file
+from fswatchd.repair.logical_volume import Stamp
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
-from fswatchd.repair.scope import ImageFile, Stamp, Target
+from fswatchd.repair.scope import Target
 from fswatchd.repair.tools import Tools
+from fswatchd.repair.volume import ImageFile
 from fswatchd.rules.model import FsckStep
 from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
@@ -51,7 +53,7 @@ async def run(context: ActionContext, step: FsckStep) -> StepResult:
     undo_file = _undo_file(context, target) if tools.undoes else None
     await context.journal(
         ve=target.ve.ve_id,
-        image=describe_file(target.image) if target.image else None,
+        image=target.image.describe() if target.image else None,
         device=target.device,
         identity=target.identity.describe() if target.identity else None,
         undo_file=undo_file,

@@ -14,8 +14,8 @@ from types import TracebackType
 from fswatchd.errors import FswatchError
 from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock, Ve
-from fswatchd.repair import ve_control
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair import storage, ve_control
+from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionContext, Next, StepEnded, refuse
 
 RELEASE_TIMEOUT_S = 30.0
@@ -25,7 +25,7 @@ RELEASE_TIMEOUT_S = 30.0
 class _Down:
     ve: Ve
     superblock: Superblock | None
-    image: ImageFile | None
+    image: Volume | None
 
 
 class Outage:
@@ -35,7 +35,7 @@ class Outage:
         self._context = context
         self._down: _Down | None = None
 
-    def begin(self, ve: Ve, superblock: Superblock | None, image: ImageFile | None) -> None:
+    def begin(self, ve: Ve, superblock: Superblock | None, image: Volume | None) -> None:
         """The VE is about to be stopped by us, or was."""
         self._down = _Down(ve, superblock, image)
 
@@ -77,6 +77,7 @@ class Outage:
                 return f"{name} runs"
             if holder is not None:
                 return f"{name} is left stopped, {holder}: start it when nothing holds that"
+            await storage.wake(down.image, context.settings)
             if down.image is not None and not down.image.is_at(down.image.path):
                 return f"{name} is left stopped: {down.image.path} is not the image it had"
             await context.about_to_start(ve)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fswatchd.kernel import block
-from fswatchd.repair import clone, progress, scope
+from fswatchd.repair import clone, progress, scope, storage
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.cure import Cure, cure_at_last, open_files
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import Target
+from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionContext, refuse
 
 
@@ -49,7 +50,7 @@ class Preview:
         return {**done.document(), "seconds": round(self.seconds, 3)}
 
 
-async def look(context: ActionContext, target: Target, image: ImageFile) -> Preview:
+async def look(context: ActionContext, target: Target, image: Volume) -> Preview:
     """Preview the repair of `image`; the VE notices nothing and no byte of it changes.
 
     Raises clone.NotShareableError where only a copy could be made (a copy of what is being
@@ -58,17 +59,22 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
     """
     timeout_s = context.settings.tool_timeout_s
     tools = scope.tools_for(target.filesystem)
-    await clone.check_room(image, context.settings, shared=True)
+    lies_in = storage.of(image, context.settings)
+    await lies_in.check_room(shared=True)
     path = clone.clone_path(image, context.incident.incident_id, "preview")
-    clone.discard_unfinished(path)
+    await lies_in.discard_unfinished(path)
     context.progress(None, "preview: cloning the running filesystem")
     started = time.monotonic()
     if target.superblock is not None:
         await asyncio.to_thread(block.sync, f"/dev/{target.superblock.device}")
     held = await open_files(context.inventory, target.superblock)
-    copy = await clone.share(image, path)
+    copy = await lies_in.share(path)
 
     async def examine() -> Preview:
+        async with lies_in.at_work(copy) as path:
+            return await examined(path)
+
+    async def examined(path: str) -> Preview:
         replayed = await tools.replay(path, timeout_s)
         cloned_s = time.monotonic() - started
         on_progress = progress.begin(context, "preview: checking the clone")
@@ -83,7 +89,7 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
             tools,
             path,
             replayed,
-            image=image.path,
+            image=image.node,
             timeout_s=timeout_s,
             open_files=held,
             begin=lambda _: progress.begin(context, "preview: trying the repair"),
@@ -91,6 +97,6 @@ async def look(context: ActionContext, target: Target, image: ImageFile) -> Prev
         return Preview(check=check, cure=done, seconds=cloned_s + done.seconds)
 
     try:
-        return await clone.while_there_is_room(examine(), image.directory, context.settings)
+        return await storage.while_there_is_room(examine(), lies_in)
     finally:
-        copy.remove()
+        await lies_in.discard(copy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,11 +10,13 @@ from typing import Any
 from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident
 from fswatchd.inventory.model import Ve
-from fswatchd.repair import scope, swap, ve_control
-from fswatchd.repair.journal import describe_file, read_file
+from fswatchd.repair import scope, storage, ve_control
+from fswatchd.repair.journal import read_volume
+from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
-from fswatchd.repair.scope import ImageFile
-from fswatchd.steps import ActionContext, Next, StepResult, refuse
+from fswatchd.repair.swap import SwapError
+from fswatchd.repair.volume import Volume
+from fswatchd.steps import ActionContext, ActionSettings, Next, StepResult, refuse
 
 
 def check(incident: Incident, *, discard_newer: bool) -> None:
@@ -28,7 +29,9 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
         )
     if "original" not in undo:
         raise _no_way_back(incident.incident_id, undo)
-    if not os.path.exists(str(undo["original"])):
+    # A logical volume is nowhere to be seen while it is not active: `prepare` looks for that.
+    known = read_volume(undo.get("original_file"))
+    if not isinstance(known, LogicalVolume) and not os.path.exists(str(undo["original"])):
         raise RefusedError(
             f"the volume from before the repair is no longer at {undo['original']}",
             hint="it was rolled back already, or its time was over (keep_original)",
@@ -75,9 +78,9 @@ async def run(context: ActionContext) -> StepResult:
     async with Outage(context) as outage:
         if not way.is_exchanged:
             await _stop(context, ve, way, outage)
-            await asyncio.to_thread(way.exchange)
+            await way.exchange(context.settings)
         outage.begin(ve, None, way.original)
-        kept = await asyncio.to_thread(way.keep)
+        kept = await way.keep(context.settings)
         return await _start(context, ve, way.original, kept)
 
 
@@ -97,64 +100,80 @@ async def _stop(context: ActionContext, ve: Ve, way: _Way, outage: Outage) -> No
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """Which file is which, written down before anything is done.
+    """Which volume is which, written down before anything is done.
 
-    How far an earlier run got is told by inode, so that nothing is exchanged back and forth.
+    How far an earlier run got is told by what the names lead to, so that nothing is exchanged back
+    and forth.
     """
 
-    repaired: ImageFile
-    original: ImageFile
+    repaired: Volume
+    original: Volume
     beside: str
     kept: str
 
     @classmethod
     async def prepare(cls, context: ActionContext, undo: Mapping[str, Any]) -> _Way:
-        """From the journal of an earlier run, else from the files as they are. Raises StepEnded."""
+        """From the journal of an earlier run, else from what is there now. Raises StepEnded."""
         image, beside = str(undo["image"]), str(undo["original"])
-        journal = context.record.journal
-        repaired, original = read_file(journal.get("repaired")), read_file(journal.get("original"))
+        journal, known = context.record.journal, read_volume(undo.get("original_file"))
+        repaired = read_volume(journal.get("repaired"))
+        original = read_volume(journal.get("original"))
         kept = str(journal.get("kept") or "")
         if repaired is None or original is None or not kept:
-            repaired, original = scope.image_file(image), scope.image_file(beside)
-            known = read_file(undo.get("original_file"))
+            if known is not None:
+                await storage.of(known, context.settings).wake(image, beside)
+            repaired, original = _volume(image, known), _volume(beside, known)
             if known is not None and not known.is_at(beside):
                 raise refuse(
                     "refused", f"{beside} is not the original that was kept", Next.OPERATOR
                 )
-            kept = swap.free_name(f"{image}.repaired-{context.incident.incident_id}")
+            lies_in = storage.of(repaired, context.settings)
+            kept = await lies_in.free_name(f"{image}.repaired-{context.incident.incident_id}")
             await context.journal(
-                repaired=describe_file(repaired), original=describe_file(original), kept=kept
+                repaired=repaired.describe(), original=original.describe(), kept=kept
             )
-        repaired = replace(repaired, path=image).today(image, beside, kept)
+        repaired = replace(repaired, path=image)
+        lies_in = storage.of(repaired, context.settings)
+        await lies_in.wake(beside, kept)
+        await lies_in.mend(kept)
+        repaired = repaired.today(image, beside, kept)
         original = replace(original, path=image).today(image, beside)
         return cls(repaired, original, beside, kept)
 
     @property
     def is_exchanged(self) -> bool:
-        """Whether the image's name leads to the original already."""
-        return swap.is_exchanged(self.repaired, self.original)
+        """Whether the volume's name leads to the original already."""
+        return self.original.is_at(self.repaired.path)
 
-    def exchange(self) -> None:
+    async def exchange(self, settings: ActionSettings) -> None:
         """Put the original in place. Raises StepEnded."""
+        original = replace(self.original, path=self.beside)
         try:
-            swap.exchange(self.repaired, replace(self.original, path=self.beside))
-        except swap.SwapError as error:
+            await storage.of(self.repaired, settings).exchange(original, self.kept)
+        except SwapError as error:
             raise refuse("not exchanged", str(error), Next.OPERATOR) from None
 
-    def keep(self) -> str:
-        """Give the repaired image the name under which it is kept; returns the one it has."""
-        if self.repaired.is_at(self.kept):
-            return self.kept
-        if not self.repaired.is_at(self.beside):
+    async def keep(self, settings: ActionSettings) -> str:
+        """Give the repaired volume the name under which it is kept; returns the one it has."""
+        if not self.repaired.is_at(self.kept) and not self.repaired.is_at(self.beside):
             return "gone"
         try:
-            swap.rename(self.beside, self.kept)
-        except swap.SwapError:
+            return await storage.of(self.repaired, settings).keep(self.beside, self.kept)
+        except SwapError:
             return self.beside
-        return self.kept
 
 
-async def _start(context: ActionContext, ve: Ve, original: ImageFile, kept: str) -> StepResult:
+def _volume(path: str, like: Volume | None) -> Volume:
+    """What stands at `path`, of the kind that was put aside. Raises StepEnded."""
+    if not isinstance(like, LogicalVolume):
+        return scope.image_file(path)
+    found = LogicalVolume.at(path)
+    if found is None:
+        raise refuse("refused", f"{path} is no logical volume that can be used", Next.OPERATOR)
+    return found
+
+
+async def _start(context: ActionContext, ve: Ve, original: Volume, kept: str) -> StepResult:
     story = ""
     if not ve_control.is_running(ve):
         await context.about_to_start(ve)

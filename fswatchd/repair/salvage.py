@@ -21,7 +21,7 @@ from fswatchd.events import printable
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.inventory.model import Superblock
 from fswatchd.repair import clone
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionContext
 

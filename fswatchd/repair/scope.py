@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fswatchd.devno import Devno
 from fswatchd.events import printable
@@ -20,103 +19,15 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.paths import inode_key
 from fswatchd.inventory.view import NodeView
-from fswatchd.kernel import extfs, lease, loop, syscalls
+from fswatchd.kernel import extfs
 from fswatchd.repair import tools
 from fswatchd.repair.device import DeviceIdentity
+from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.tools import CLONE, Tools
-from fswatchd.steps import ActionContext, Next, refuse
+from fswatchd.repair.volume import ImageFile, Volume
+from fswatchd.steps import ActionContext, Next, StepEnded, refuse
 
 _LOOK_TIMEOUT_S = 10.0
-_POLL_S = 0.02
-
-Stamp = tuple[int, int, int]  # mtime and ctime in nanoseconds, size in bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFile:
-    """A regular file that holds a filesystem, by the name it has and the inode it is.
-
-    `birth_ns` is when it was created, None where the host filesystem does not tell. Inode and birth
-    are the same after a reboot; `devno` may be another one then (btrfs, ZFS, device-mapper).
-    """
-
-    path: str
-    devno: Devno
-    inode: int
-    birth_ns: int | None = None
-
-    @classmethod
-    def at(cls, path: str) -> ImageFile:
-        """What stands at `path`, symbolic links not followed. Raises OSError."""
-        found = os.lstat(path)
-        return cls(
-            path=path,
-            devno=Devno.of(found.st_dev),
-            inode=found.st_ino,
-            birth_ns=syscalls.birth_ns(path),
-        )
-
-    @property
-    def directory(self) -> str:
-        """The directory the file is in."""
-        return os.path.dirname(self.path)
-
-    @property
-    def name(self) -> str:
-        """The file's name in it."""
-        return os.path.basename(self.path)
-
-    def is_at(self, path: str) -> bool:
-        """Whether `path` is this file."""
-        try:
-            found = ImageFile.at(path)
-        except OSError:
-            return False
-        if None in {found.birth_ns, self.birth_ns}:
-            return (found.devno, found.inode) == (self.devno, self.inode)
-        return (found.inode, found.birth_ns) == (self.inode, self.birth_ns)
-
-    def today(self, *paths: str | None) -> ImageFile:
-        """The file with the device number of this boot, if it is at one of these paths."""
-        for path in paths:
-            if path is not None and self.is_at(path):
-                return replace(self, devno=ImageFile.at(path).devno)
-        return self
-
-    def stamp(self) -> Stamp | None:
-        """What changes with every write to it, None where something else is at its path.
-
-        A write through a loop device moves the file's times as any other does.
-        """
-        try:
-            found = os.lstat(self.path)
-        except OSError:
-            return None
-        if not self.is_at(self.path):
-            return None
-        return (found.st_mtime_ns, found.st_ctime_ns, found.st_size)
-
-    def is_unchanged(self, since: Stamp | None) -> bool:
-        """Whether nothing was written since it had that stamp; not known is no."""
-        return since is not None and self.stamp() == since
-
-    def loops(self) -> list[str]:
-        """Loop devices attached to it, in whatever namespace."""
-        return loop.holders(self.devno, self.inode, self.name)
-
-    def held_by(self, patience_s: float = 0.0) -> str | None:
-        """What uses it or writes to it, in whatever namespace; None where nothing does.
-
-        What is on its way out is waited for. Blocks; raises OSError.
-        """
-        deadline = time.monotonic() + patience_s
-        while loops := self.loops():
-            if time.monotonic() > deadline:
-                return f"{self.path} is attached to {', '.join(loops)}"
-            time.sleep(_POLL_S)
-        if lease.has_writer(self.path, deadline - time.monotonic()):
-            return f"something has {self.path} open for writing, see fuser(1)"
-        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +35,8 @@ class Target:
     """The filesystem, the VE it belongs to, and the image below it.
 
     `superblock` is None where the volume is not mounted (the VE is stopped). `image` is None for a
-    volume on a device; `device` is its path then, `identity` what tells it from others.
+    volume on a device; `device` is its path then, `identity` what tells it from others, and
+    `logical` what it is to LVM, where it is a volume of that.
     """
 
     filesystem: Filesystem
@@ -133,6 +45,19 @@ class Target:
     image: ImageFile | None
     device: str | None = None
     identity: DeviceIdentity | None = None
+    logical: LogicalVolume | None = None
+
+    @property
+    def volume(self) -> Volume | None:
+        """What can be cloned and exchanged; None for any other device."""
+        return self.image or self.logical
+
+    @classmethod
+    def stopped(cls, filesystem: Filesystem, ve: Ve, volume: Volume) -> Target:
+        """What an earlier run had: a volume that is not mounted now."""
+        image = volume if isinstance(volume, ImageFile) else None
+        logical = volume if isinstance(volume, LogicalVolume) else None
+        return cls(filesystem=filesystem, ve=ve, superblock=None, image=image, logical=logical)
 
 
 async def resolve(
@@ -173,6 +98,7 @@ async def resolve(
             image=None,
             device=device,
             identity=DeviceIdentity.of(superblock),
+            logical=LogicalVolume.on(superblock.devno),
         )
     known = incident.filesystem.image
     if superblock is not None and known and inode_key(known) != superblock.backing.inode_key:
@@ -238,9 +164,26 @@ def _who_else_names(path: str) -> str | None:
 def require_image(target: Target) -> ImageFile:
     """The target's image; raises StepEnded for a volume on a device."""
     if target.image is None:
-        text = f"the volume is on {target.device}, which this version cannot clone"
-        raise refuse("refused", f'{text}; use strategy = "offline"')
+        raise _no_clone(f"the volume is on {target.device}, which this version cannot clone")
     return target.image
+
+
+def require_volume(target: Target) -> Volume:
+    """What is cloned and exchanged: image or logical volume. Raises StepEnded where it is neither.
+
+    Also where the kernel would take the clone of a device for the original (btrfs), or where the
+    tools cannot be shut in with a device (XFS).
+    """
+    if target.image is None and target.logical is not None:
+        fstype = target.superblock.fstype if target.superblock else target.filesystem.fstype
+        if not tools_for(target.filesystem).clones_devices:
+            raise _no_clone(f"{target.logical.path} has {fstype}, which is cloned in images only")
+        return target.logical
+    return require_image(target)
+
+
+def _no_clone(text: str) -> StepEnded:
+    return refuse("refused", f'{text}; use strategy = "offline"')
 
 
 def mounted(target: Target) -> Superblock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from fswatchd.kernel.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile, Volume
 
 _NAMES_TRIED = 1000
 _GOING_S = 3.0
@@ -62,9 +62,9 @@ def rename(old: str, new: str) -> None:
         os.close(fd)
 
 
-def damaged_path(image: ImageFile, incident_id: str) -> str:
-    """Where the damaged original is kept: a free name, an incident may have several."""
-    return free_name(f"{image.path}.damaged-{incident_id}")
+def damaged_path(volume: Volume, incident_id: str) -> str:
+    """Where the damaged original is kept, where that name is free: an incident may have several."""
+    return f"{volume.path}.damaged-{incident_id}"
 
 
 def free_name(path: str) -> str:

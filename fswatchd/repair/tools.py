@@ -69,8 +69,8 @@ class Tools:
 
     `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
     safe with it. `undoes` says that what it does in place can be undone, `on_devices` that it works
-    on a device too; `salvages` that
-    single files of a copy can be read without mounting it; `silent_after_shutdown` that a
+    on a device too, and `clones_devices` that a clone of a device may stand beside it. `salvages`
+    is that single files of a copy can be read without mounting it, `silent_after_shutdown` that a
     filesystem which was shut down writes nothing any more, not even when it is unmounted. `no_cure`
     is what to do about damage that they do not cure.
     """
@@ -82,6 +82,7 @@ class Tools:
     repair: Repair
     undoes: bool = False
     on_devices: bool = True
+    clones_devices: bool = False
     salvages: bool = False
     silent_after_shutdown: bool = False
     no_cure: str = ""
@@ -124,6 +125,7 @@ def _ext() -> Tools:
         check=e2fsck.check,
         repair=_again(e2fsck.repair, e2fsck.check),
         undoes=True,
+        clones_devices=True,
         salvages=True,
     )
 

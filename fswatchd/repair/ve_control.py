@@ -19,7 +19,7 @@ from fswatchd.devno import Devno
 from fswatchd.errors import FswatchError
 from fswatchd.inventory.model import Superblock, Ve
 from fswatchd.kernel import block, cgroup, fs, loop, mounts, proc
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionContext, ActionSettings
 
 _POLL_S = 0.003
@@ -119,32 +119,32 @@ async def clean_up_after_kill(ve: Ve, settings: ActionSettings) -> str:
     return f"killed; {ended}"
 
 
-async def start(ve: Ve, settings: ActionSettings, image: ImageFile | None = None) -> str:
+async def start(ve: Ve, settings: ActionSettings, image: Volume | None = None) -> str:
     """Run the platform's start command, unless the volume is still held; returns what happened.
 
     A start command takes a new loop device and mounts the image a second time, while an old
     superblock may still write to it: two writers that know nothing of each other. `image` must not
-    be attached at all, and be what its name leads to, for nothing else was proven; no volume that
-    the VE declares may be mounted from a loop device. Those of a VE that has just ended go one
-    after the other: that is waited for.
+    be attached or mounted at all, and be what its name leads to, for nothing else was proven; no
+    volume that the VE declares may be mounted from a loop device. Those of a VE that has just ended
+    go one after the other: that is waited for.
     """
-    if image is not None and not image.is_at(image.path):
-        return f"not started: {image.path} is another file than the one that was to be started on"
+    if image is not None and image.is_displaced:
+        return f"not started: {image.path} is another volume than the one that was to be started on"
     deadline = time.monotonic() + _VOLUMES_TIMEOUT_S
     while (holder := await asyncio.to_thread(_attached, ve, image)) is not None:
         if time.monotonic() > deadline:
             return f"not started: {holder}"
         await asyncio.sleep(_SLOW_POLL_S)
-    return await _command(ve.commands.start, settings.start_timeout_s, unit=True)
+    return await _command(ve.commands.start, settings.start_timeout_s, unit="start")
 
 
 async def wait_released(
-    superblock: Superblock | None, image: ImageFile | None, timeout_s: float
+    superblock: Superblock | None, image: Volume | None, timeout_s: float
 ) -> str | None:
     """Wait until nothing holds the superblock or the image; else say what still does.
 
     Gone means: the filesystem's directory in sysfs is gone, no loop device anywhere is attached
-    to the image's inode, and for a device the kernel grants an exclusive open.
+    to the image's inode, and for a device or logical volume the kernel grants an exclusive open.
     """
     deadline = time.monotonic() + timeout_s
     pause = _POLL_S
@@ -169,11 +169,9 @@ async def wait_running(context: ActionContext, ve: Ve, timeout_s: float) -> Ve |
         await asyncio.sleep(_POLL_S * 3)
 
 
-def _attached(ve: Ve, image: ImageFile | None) -> str | None:
-    if image is not None:
-        loops = image.loops()
-        if loops:
-            return f"{', '.join(loops)} is still attached to {image.path}"
+def _attached(ve: Ve, image: Volume | None) -> str | None:
+    if image is not None and (held := image.holder()) is not None:
+        return held
     for volume in ve.volumes:
         if volume.image is None:
             continue
@@ -196,18 +194,14 @@ def _may_be_claimed(device: str) -> bool:
         return True
 
 
-def _holder(superblock: Superblock | None, image: ImageFile | None) -> str | None:
+def _holder(superblock: Superblock | None, image: Volume | None) -> str | None:
     # With another DISKSEQ the device went with the VE, and its number is somebody else's.
     if superblock and block.disk_sequence(superblock.devno) == superblock.disk_sequence:
         if fs.has_superblock(superblock.device):
             return f"the filesystem on {superblock.device} is still mounted somewhere"
         if image is None and _is_claimed(f"/dev/{superblock.device}"):
             return f"/dev/{superblock.device} is still in use"
-    if image is not None:
-        loops = image.loops()
-        if loops:
-            return f"{', '.join(loops)} is still attached to {image.path}"
-    return None
+    return image.holder() if image is not None else None
 
 
 def _is_claimed(device: str) -> bool:
@@ -220,7 +214,7 @@ def _is_claimed(device: str) -> bool:
         raise
 
 
-async def _command(argv: tuple[str, ...], timeout_s: float, *, unit: bool = False) -> str:
+async def _command(argv: tuple[str, ...], timeout_s: float, *, unit: str = "") -> str:
     try:
         ended = await process.run(argv, timeout_s=timeout_s, unit=unit)
     except process.ProcessError as error:

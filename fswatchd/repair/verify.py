@@ -11,7 +11,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve
 from fswatchd.kernel import fs
 from fswatchd.repair import ve_control
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import Volume
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionContext
 
@@ -21,7 +21,7 @@ _STOPPED = {"emergency_ro", "shutdown", "ro"}
 
 
 async def find_mounted(
-    context: ActionContext, ve: Ve, image: ImageFile, timeout_s: float
+    context: ActionContext, ve: Ve, image: Volume, timeout_s: float
 ) -> tuple[Ve, Superblock] | str:
     """The running VE and its superblock on this very image; or what is missing."""
     deadline = time.monotonic() + timeout_s
@@ -30,7 +30,7 @@ async def find_mounted(
         return f"{ve.ve_id} did not come up within {timeout_s:.0f} s"
     while True:
         for superblock in context.inventory.view.superblocks_of(running.ve_id):
-            if superblock.backing.inode_key == (image.devno, image.inode):
+            if image.carries(superblock):
                 return running, superblock
         if time.monotonic() > deadline:
             return f"{ve.ve_id} runs, but has not mounted {image.path}"

@@ -16,7 +16,7 @@ from fswatchd import process
 from fswatchd.events import LostWrite, printable
 from fswatchd.kernel import fs
 from fswatchd.repair import clone, scratch, xfs
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.sandbox import Sandbox
 from fswatchd.steps import ActionSettings
 

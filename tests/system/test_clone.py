@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fswatchd.repair import clone, swap
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 
 # struct posix_acl_xattr_header and its entries: rwx for the owner, r for one more user.
 ACL = bytes.fromhex(

@@ -13,8 +13,7 @@ from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.retention import Retention, delete_original, is_due
 from fswatchd.incidents import Outcome, State
 from fswatchd.kernel import loop
-from fswatchd.repair.journal import describe_file
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.store.store import Store
 from tests.unit.builders import NOW_NS, incident
 
@@ -34,7 +33,7 @@ def repaired(original: ImageFile, keep_s: float = 60.0):
     undo = {
         "image": "/vz/ve101.raw",
         "original": original.path,
-        "original_file": describe_file(original),
+        "original_file": original.describe(),
         "ve": "lxc:ve101",
         "keep_s": keep_s,
     }
@@ -65,24 +64,24 @@ async def test_it_is_deleted_and_cannot_be_rolled_back_any_more(work, original) 
     assert "deleted" in after.log[-1][1]
 
 
-def test_another_file_of_that_name_is_not_deleted(original) -> None:
+async def test_another_file_of_that_name_is_not_deleted(original) -> None:
     os.rename(original.path, f"{original.path}.moved")
     Path(original.path).write_text("somebody else's")
-    delete_original(original.path, describe_file(original))
+    await delete_original(original.path, original.describe())
     assert Path(original.path).read_text() == "somebody else's"
 
 
-def test_what_is_attached_is_not_deleted(original) -> None:
+async def test_what_is_attached_is_not_deleted(original) -> None:
     fd = os.open(original.path, os.O_RDWR)
     device, loop_fd = loop.attach(fd, autoclear=True)
     os.close(fd)
     try:
-        assert device in delete_original(original.path, describe_file(original))
+        assert device in (await delete_original(original.path, original.describe()))[1]
     finally:
         os.close(loop_fd)
     assert os.path.exists(original.path)
 
 
-def test_without_a_record_nothing_is_deleted(original) -> None:
-    delete_original(original.path, None)
+async def test_without_a_record_nothing_is_deleted(original) -> None:
+    await delete_original(original.path, None)
     assert os.path.exists(original.path)

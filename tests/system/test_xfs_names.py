@@ -11,7 +11,7 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.kernel import loop
 from fswatchd.repair import xfs_names
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, StepEnded
 
 NO_RESERVE = ActionSettings(reserve_bytes=0, reserve_share=0.0)

@@ -30,13 +30,17 @@ def test_a_program_never_gets_the_protection_of_the_service(
 def test_what_lives_on_is_started_by_systemd_where_the_daemon_is_its_service(monkeypatch) -> None:
     monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
     assert transient.is_service()
-    argv = _in_unit(("lxc-start", "-n", "ve101"), 60.0)
+    argv = _in_unit(("lxc-start", "-n", "ve101"), 60.0, "start")
     assert argv[0] == "systemd-run"
     assert argv[argv.index("--") + 1 :] == ("lxc-start", "-n", "ve101")
     assert "--property=TimeoutStartSec=60" in argv
     (name,) = [one for one in argv if one.startswith("--unit=")]
     unit = name.removeprefix("--unit=")
     assert any(fnmatch(unit, pattern) for pattern in UNITS_ENDED_BEFORE_A_START)
+    # What could leave a volume suspended half-way is left to end by itself.
+    own = next(one for one in _in_unit(("lvcreate",), 60.0, "lvm") if one.startswith("--unit="))
+    name = own.removeprefix("--unit=")
+    assert not any(fnmatch(name, pattern) for pattern in UNITS_ENDED_BEFORE_A_START)
 
 
 @pytest.mark.parametrize("value", [None, "1"])

@@ -9,7 +9,7 @@ import pytest
 
 from fswatchd.actions import snapshot
 from fswatchd.repair import ve_freeze
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from tests.unit.repair.test_format import MOUNTED
 
 

@@ -38,6 +38,7 @@ def test_everything_is_put_in_place_once(tmp_path, capsys) -> None:
         "usr/local/lib/systemd/system/fswatchd.service.d/notify-reload.conf",
         "usr/local/lib/sysusers.d/fswatchd.conf",
         "usr/local/lib/tmpfiles.d/fswatchd.conf",
+        "usr/local/lib/udev/rules.d/05-fswatchd.rules",
         "usr/local/lib/systemd/catalog/fswatchd.catalog",
         "usr/local/share/man/man5/fswatchd.rules.5",
         "usr/local/share/man/man8/fswatchd.8",

@@ -13,9 +13,8 @@ import pytest
 
 from fswatchd.engine.reserve import ReserveWatch
 from fswatchd.incidents import Incident, Outcome, State
-from fswatchd.repair import clone
-from fswatchd.repair.journal import describe_file
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair import clone, storage
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, StepEnded
 from tests.unit.builders import NOW_NS, incident
 
@@ -26,7 +25,7 @@ EMPTY = ActionSettings(reserve_bytes=0, reserve_share=0.0)
 def kept(directory: Path, name: str, ago: int, state: State = State.CLOSED) -> Incident:
     path = directory / f"image.damaged-{name}"
     path.write_text(name)
-    undo = {"original": str(path), "original_file": describe_file(ImageFile.at(str(path)))}
+    undo = {"original": str(path), "original_file": ImageFile.at(str(path)).describe()}
     return replace(
         incident(),
         incident_id=name,
@@ -58,6 +57,12 @@ class Known:
 
     def watch(self, settings: ActionSettings) -> ReserveWatch:
         return ReserveWatch(cast("Any", self), cast("Any", self), settings, self.told.append)
+
+
+def beside(directory: Path, settings: ActionSettings) -> storage.Storage:
+    image = directory / "image"
+    image.touch()
+    return storage.of(ImageFile.at(str(image)), settings)
 
 
 def left(directory: Path) -> list[str]:
@@ -116,7 +121,7 @@ async def test_a_preview_is_given_up_when_the_reserve_is_touched(tmp_path) -> No
             ended.set()
 
     with pytest.raises(StepEnded, match="below its reserve"):
-        await clone.while_there_is_room(look(), str(tmp_path), FULL)
+        await storage.while_there_is_room(look(), beside(tmp_path, FULL))
     assert ended.is_set()
 
 
@@ -125,7 +130,7 @@ async def test_a_preview_with_room_goes_on_to_its_end(tmp_path) -> None:
         await asyncio.sleep(0)
         return 42
 
-    assert await clone.while_there_is_room(look(), str(tmp_path), EMPTY) == 42
+    assert await storage.while_there_is_room(look(), beside(tmp_path, EMPTY)) == 42
 
 
 async def test_a_filesystem_that_does_not_answer_is_named_and_nothing_there_goes(

@@ -31,7 +31,7 @@ from fswatchd.inventory.view import NodeView, describe
 from fswatchd.kernel import loop
 from fswatchd.kernel.mounts import Mount
 from fswatchd.repair import scope
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import StepEnded
 from tests.unit.builders import incident
 

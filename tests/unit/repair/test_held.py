@@ -13,7 +13,7 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.kernel import lease, loop
 from fswatchd.repair import offline, scope, swap
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import Next, StepEnded
 from tests.unit.repair.test_offline import TARGET
 

@@ -10,10 +10,14 @@ import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.repair import clone, swap
-from fswatchd.repair.journal import describe_file, read_file
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.journal import read_file
+from fswatchd.repair.volume import ImageFile
 
 ELSEWHERE = Devno(0, 99)
+
+
+def free_path(image: ImageFile) -> str:
+    return swap.free_name(clone.clone_path(image, "x1", "clone"))
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def made(path: Path) -> ImageFile:
 def test_after_the_exchange_the_clones_path_leads_to_the_original_and_that_stays(
     image: ImageFile,
 ) -> None:
-    copy = made(Path(clone.free_path(image, "x1")))
+    copy = made(Path(free_path(image)))
     swap.exchange(image, copy)
     clone.discard(copy)
     assert image.is_at(copy.path)
@@ -37,16 +41,16 @@ def test_after_the_exchange_the_clones_path_leads_to_the_original_and_that_stays
 
 
 def test_a_clone_that_is_still_the_clone_is_deleted(image: ImageFile) -> None:
-    copy = made(Path(clone.free_path(image, "x1")))
+    copy = made(Path(free_path(image)))
     clone.discard(copy)
     assert not os.path.exists(copy.path)
     clone.discard(copy)
 
 
 def test_after_a_reboot_with_other_device_numbers_files_are_known_again(image: ImageFile) -> None:
-    copy = made(Path(clone.free_path(image, "x1")))
+    copy = made(Path(free_path(image)))
     swap.exchange(image, copy)
-    earlier = read_file(describe_file(replace(copy, devno=ELSEWHERE)))
+    earlier = read_file(replace(copy, devno=ELSEWHERE).describe())
     assert earlier is not None
     assert swap.is_exchanged(image, earlier)
     assert earlier.today(image.path).devno == image.devno
@@ -61,7 +65,7 @@ def test_another_file_with_the_same_inode_number_is_another_file(image: ImageFil
 def test_what_was_written_down_before_births_were_is_told_by_device_and_inode(
     image: ImageFile,
 ) -> None:
-    facts = describe_file(image)
+    facts = image.describe()
     del facts["birth_ns"]
     known = read_file(facts)
     assert known is not None
@@ -70,11 +74,11 @@ def test_what_was_written_down_before_births_were_is_told_by_device_and_inode(
 
 
 def test_a_name_that_is_taken_is_not_used_again(image: ImageFile) -> None:
-    first = made(Path(swap.damaged_path(image, "x1")))
-    second = made(Path(swap.damaged_path(image, "x1")))
+    first = made(Path(swap.free_name(swap.damaged_path(image, "x1"))))
+    second = made(Path(swap.free_name(swap.damaged_path(image, "x1"))))
     assert (first.path, second.path) == (
         f"{image.path}.damaged-x1",
         f"{image.path}.damaged-x1-2",
     )
-    made(Path(clone.free_path(image, "x1")))
-    assert clone.free_path(image, "x1").endswith(".fswatchd-clone-x1-2")
+    made(Path(free_path(image)))
+    assert free_path(image).endswith(".fswatchd-clone-x1-2")

@@ -9,7 +9,8 @@ import pytest
 
 from fswatchd.repair import clone_repair, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import Target
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import StepEnded
 from tests.unit import builders
 from tests.unit.repair.test_format import MOUNTED

@@ -12,8 +12,8 @@ from fswatchd.devno import Devno
 from fswatchd.incidents import StepRecord
 from fswatchd.repair import e2fsck, offline, tools
 from fswatchd.repair.check import CheckResult
-from fswatchd.repair.journal import describe_file
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import Target
+from fswatchd.repair.volume import ImageFile
 from fswatchd.rules.model import FsckStep
 from fswatchd.sandbox import SandboxError
 from fswatchd.steps import ActionSettings, Next, StepEnded
@@ -162,7 +162,7 @@ async def test_after_a_crash_a_ve_that_somebody_else_has_stopped_is_asked_about_
     monkeypatch.setattr(offline, "run", run)
     context = Context()
     context.inventory = Gone()  # type: ignore[attr-defined]
-    facts = {"image": describe_file(TARGET.image), "ve": "declared:ve101", **journal}  # type: ignore[arg-type]
+    facts = {"image": TARGET.image.describe(), "ve": "declared:ve101", **journal}  # type: ignore[arg-type]
     context.record = StepRecord(do="fsck", options={}, journal=facts)  # type: ignore[attr-defined]
     step = FsckStep(do="fsck")
     if anew:

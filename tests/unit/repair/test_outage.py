@@ -157,7 +157,7 @@ async def test_on_another_file_than_the_proven_one_nothing_is_started(
 
     monkeypatch.setattr(ve_control, "_command", command)
     story = await ve_control.start(VE, ActionSettings(), image)
-    assert story.startswith(f"not started: {path} is another file")
+    assert story.startswith(f"not started: {path} is another volume")
     assert started == []
     await ve_control.start(VE, ActionSettings(), image_file(str(path)))
     assert len(started) == 1

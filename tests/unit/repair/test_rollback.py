@@ -12,8 +12,7 @@ import pytest
 
 from fswatchd.errors import RefusedError
 from fswatchd.repair import rollback, swap, ve_control
-from fswatchd.repair.journal import describe_file
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
@@ -34,7 +33,7 @@ class Context:
         undo = {
             "image": str(self.image),
             "original": str(self.beside),
-            "original_file": describe_file(original),
+            "original_file": original.describe(),
             "ve": str(VE.ve_id),
         }
         self.settings = ActionSettings()

@@ -12,7 +12,7 @@ from fswatchd.devno import Devno
 from fswatchd.helpers import salvage as helper
 from fswatchd.process import Completed
 from fswatchd.repair import salvage
-from fswatchd.repair.scope import ImageFile
+from fswatchd.repair.volume import ImageFile
 
 # debugfs 1.47.0 on a file of 40000 bytes, an inode that was never used, and one beyond the end.
 OUTPUT = """\

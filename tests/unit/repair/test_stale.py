@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from fswatchd.repair import clone, resume, ve_control
-from fswatchd.repair.clone import Clone
+from fswatchd.repair import clone, resume, swap, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
-from fswatchd.repair.journal import describe_file
-from fswatchd.repair.scope import ImageFile, Target
+from fswatchd.repair.scope import Target
+from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, Next, StepEnded
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
@@ -53,15 +52,15 @@ class Repair(CloneRepair):
         self.clones: list[bytes] = []
         self.swapped: bytes | None = None
 
-    async def adopt(self, made: Clone) -> None:
+    async def adopt(self, made: Any) -> None:
         self._clone = made
-        self.clones.append(Path(made.file.path).read_bytes())
+        self.clones.append(Path(made.path).read_bytes())
 
     async def _make_clone(self, target: Target) -> None:
         assert target.image is not None
-        path = Path(clone.free_path(target.image, "x1"))
+        path = Path(swap.free_name(clone.clone_path(target.image, "x1", "clone")))
         path.write_bytes(Path(target.image.path).read_bytes())
-        await self.adopt(Clone(file=ImageFile.at(str(path)), shared=False))
+        await self.adopt(ImageFile.at(str(path)))
 
     async def _cure(self) -> None:
         self._meanwhile(len(self.clones))
@@ -124,13 +123,13 @@ async def test_a_clone_from_before_a_crash_is_taken_only_while_the_image_stood_s
     monkeypatch.setattr(ve_control, "is_running", lambda _: False)
     monkeypatch.setattr(ve_control, "wait_released", released)
     context = Context()
-    path = Path(clone.free_path(image, "x1"))
+    path = Path(swap.free_name(clone.clone_path(image, "x1", "clone")))
     path.write_bytes(b"proven")
     made = ImageFile.at(str(path))
     await context.journal(
-        image=describe_file(image),
+        image=image.describe(),
         ve=str(VE.ve_id),
-        clone=describe_file(made),
+        clone=made.describe(),
         stopping=True,
         fresh=True,
         stamp=image.stamp(),

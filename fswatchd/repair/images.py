@@ -1,0 +1,103 @@
+"""Image files as what volumes lie in: `clone` makes the copies, `swap` exchanges them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fswatchd.repair import clone, swap
+from fswatchd.repair.progress import OnProgress
+from fswatchd.repair.volume import ImageFile, Volume
+from fswatchd.steps import ActionSettings
+
+
+class Images:
+    """See `storage.Storage`."""
+
+    live = True
+
+    def __init__(self, image: ImageFile, settings: ActionSettings) -> None:
+        self._image = image
+        self._settings = settings
+
+    @property
+    def place(self) -> str:
+        """The directory."""
+        return self._image.directory
+
+    async def prepare(self) -> None:
+        """Nothing: whether there is room is asked when it is known whether blocks are shared."""
+
+    async def wake(self, *paths: str | None) -> None:
+        """Nothing: a file is always there."""
+
+    async def mend(self, away: str | None) -> None:
+        """Nothing: an exchange is one rename."""
+
+    async def check_room(self, *, shared: bool) -> None:
+        """See Storage."""
+        await clone.check_room(self._image, self._settings, shared=shared)
+
+    async def room(self) -> int:
+        """See Storage. Raises TimeoutError where the filesystem does not answer."""
+        return await asyncio.to_thread(clone.room, self.place, self._settings)
+
+    def bytes_to_copy(self) -> int:
+        """See Storage."""
+        return os.stat(self._image.path).st_blocks * 512
+
+    async def free_name(self, path: str) -> str:
+        """See Storage."""
+        return swap.free_name(path)
+
+    async def share(self, path: str) -> ImageFile:
+        """See Storage."""
+        return (await clone.share(self._image, path)).file
+
+    async def make(self, path: str, begin: Callable[[], OnProgress]) -> ImageFile:
+        """See Storage."""
+        try:
+            await self.check_room(shared=True)
+            return await self.share(path)
+        except clone.NotShareableError:
+            await self.check_room(shared=False)
+            return (await clone.copy(self._image, path, begin())).file
+
+    @asynccontextmanager
+    async def at_work(self, made: Volume) -> AsyncIterator[str]:
+        """The file itself."""
+        yield made.path
+
+    async def sync(self, made: Volume) -> None:
+        """See Storage."""
+        await asyncio.to_thread(clone.sync, made.path)
+
+    async def discard(self, made: Volume) -> None:
+        """See Storage."""
+        await asyncio.to_thread(clone.discard, _file(made))
+
+    async def discard_unfinished(self, path: str) -> None:
+        """See Storage."""
+        await asyncio.to_thread(clone.discard_unfinished, path)
+
+    async def delete(self) -> None:
+        """See Storage."""
+        await asyncio.to_thread(os.unlink, self._image.path)
+
+    async def exchange(self, made: Volume, kept: str) -> None:
+        """See Storage: the volume is where the clone was."""
+        await asyncio.to_thread(swap.exchange, self._image, _file(made))
+
+    async def keep(self, beside: str, kept: str) -> str:
+        """See Storage."""
+        if not self._image.is_at(kept):
+            await asyncio.to_thread(swap.rename, beside, kept)
+        return kept
+
+
+def _file(volume: Volume) -> ImageFile:
+    if not isinstance(volume, ImageFile):
+        raise TypeError(f"not an image file: {volume}")
+    return volume

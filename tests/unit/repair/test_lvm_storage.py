@@ -1,0 +1,451 @@
+"""Thin volumes: cloned, exchanged, kept and deleted by what they are, wherever it is cut off."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fswatchd import process
+from fswatchd.engine.retention import delete_original
+from fswatchd.repair import clone, lvm, lvm_storage, resume, rollback, scope, storage, ve_control
+from fswatchd.repair.clone_repair import CloneRepair
+from fswatchd.repair.logical_volume import LogicalVolume
+from fswatchd.repair.scope import Target
+from fswatchd.repair.swap import SwapError
+from fswatchd.rules.model import FsckStep
+from fswatchd.steps import ActionSettings, Next, StepEnded, StepResult
+from tests.unit import builders
+from tests.unit.repair.lvm_node import KilledError, LvmNode, hold
+from tests.unit.repair.test_outage import VE
+
+SETTINGS = ActionSettings()
+INCIDENT = builders.incident().incident_id
+CLONE = f"thin.fswatchd-clone-{INCIDENT}"
+DAMAGED = f"thin.damaged-{INCIDENT}"
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> LvmNode:
+    made = LvmNode(monkeypatch)
+    monkeypatch.setattr(lvm_storage, "_hold", hold(made))
+    made.add("thin", "pve-vm-101")
+    return made
+
+
+def volume(node: LvmNode, name: str = "thin") -> LogicalVolume:
+    return LogicalVolume(path=f"/dev/vg/{name}", uuid=node.device_uuid(name))
+
+
+async def cloned(node: LvmNode) -> LogicalVolume:
+    await storage.of(volume(node), SETTINGS).share(f"/dev/vg/{CLONE}")
+    return volume(node, CLONE)
+
+
+def test_what_lvs_of_a_repaired_volume_said_is_read() -> None:
+    """Recorded on Debian 13 after a repair: the original is kept beside it."""
+    text = Path(__file__).with_name("lvs.json").read_text()
+    found = {row.name: row for row in lvm.rows(f"  WARNING: what LVM says before.\n{text}")}
+    assert found.keys() == {
+        *("lvol0_pmspare", "plain", "pool", "pool_tdata", "pool_tmeta"),
+        *("thin", "thin.damaged-20261122-rjenu"),
+    }
+    thin = found["thin"]
+    assert (thin.group, thin.pool, thin.tags, thin.unfit) == ("vg", "pool", ("pve-vm-101",), None)
+    assert thin.device_uuid == (
+        "LVM-CYv0XRqYGtF2fL8aAnR0Tv21U1tQ665mWT2XoVfzuMhjRSFCzC6fqGLgdVzvPaUH"
+    )
+    assert thin.is_(LogicalVolume(path="/dev/vg/thin", uuid=thin.device_uuid))
+    for name in ("plain", "pool", "pool_tdata"):
+        assert found[name].unfit
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"log": []}', '{"report": [{"lv": [{}]}]}'])
+async def test_what_is_no_report_is_an_error_and_not_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    async def run(argv: Any, **_: object) -> process.Completed:
+        return process.Completed(argv=argv, returncode=0, output=text, duration_s=0.0)
+
+    monkeypatch.setattr(process, "run", run)
+    with pytest.raises(OSError, match="LVM does not say"):
+        await lvm.show("/dev/vg/thin")
+
+
+# --- whether it can be ------------------------------------------------------------------------
+
+
+async def test_a_thin_volume_in_a_pool_with_room_can_be_cloned(node: LvmNode) -> None:
+    await storage.of(volume(node), SETTINGS).prepare()
+    assert storage.of(volume(node), SETTINGS).place == "vg/pool"
+
+
+@pytest.mark.parametrize(
+    ("group", "volume_attr", "segtype", "why"),
+    [
+        ("wz--nc", "Vwi-aotz--", "thin", "shared"),
+        ("wz--ns", "Vwi-aotz--", "thin", "shared"),
+        ("wzx-n-", "Vwi-aotz--", "thin", "exported"),
+        ("wz-pn-", "Vwi-aotz--", "thin", "missing"),
+        ("rz--n-", "Vwi-aotz--", "thin", "read-only"),
+        ("wz--n-", "Vri-aotz--", "thin", "read-only"),
+        ("wz--n-", "Vwi-aotzD-", "thin", "'D'"),
+        ("wz--n-", "Owi-aotz--", "thin", "merged"),
+        ("wz--n-", "-wi-ao----", "linear", "linear"),
+        ("wz--n-", "Cwi-aoC---", "cache", "cache"),
+        ("wz--n-", "rwi-aor---", "raid1", "raid1"),
+        ("wz--n-", "owi-aos---", "linear", "linear"),
+    ],
+)
+async def test_what_is_not_simply_thin_is_refused_with_the_reason(
+    node: LvmNode, group: str, volume_attr: str, segtype: str, why: str
+) -> None:
+    node.group_attr = group
+    node.volumes["thin"].attr, node.volumes["thin"].segtype = volume_attr, segtype
+    with pytest.raises(StepEnded, match=why) as ended:
+        await storage.of(volume(node), SETTINGS).prepare()
+    assert ended.value.result.result == "refused"
+    assert why in ended.value.result.detail
+
+
+@pytest.mark.parametrize(
+    "use", ["100/4096 158000/163840", "4050/4096 1000/163840"], ids=["data", "metadata"]
+)
+async def test_no_room_is_said_as_that(node: LvmNode, use: str) -> None:
+    node.pool_status = node.pool_status.replace("100/4096 1000/163840", use)
+    with pytest.raises(StepEnded) as ended:
+        await storage.of(volume(node), SETTINGS).prepare()
+    assert ended.value.result.result == "no room"
+    assert "vg/pool" in ended.value.result.detail
+
+
+async def test_a_pool_that_does_not_write_takes_no_clone(node: LvmNode) -> None:
+    node.pool_status = node.pool_status.replace("- rw", "- ro")
+    with pytest.raises(OSError, match="in mode ro"):
+        await storage.of(volume(node), SETTINGS).prepare()
+
+
+async def test_a_name_that_leaves_no_room_for_a_clones_is_refused(node: LvmNode) -> None:
+    node.volumes["x" * 90] = node.volumes.pop("thin")
+    with pytest.raises(StepEnded, match="name"):
+        await storage.of(volume(node, "x" * 90), SETTINGS).prepare()
+
+
+@pytest.mark.parametrize(("fstype", "may"), [("ext4", True), ("xfs", False), ("btrfs", False)])
+def test_of_volumes_only_ext_is_cloned(node: LvmNode, fstype: str, *, may: bool) -> None:
+    filesystem = builders.filesystem(fstype=fstype)
+    target = Target.stopped(filesystem, VE, volume(node))
+    if may:
+        assert scope.require_volume(target) == volume(node)
+        return
+    with pytest.raises(StepEnded, match=fstype):
+        scope.require_volume(target)
+
+
+# --- clones -----------------------------------------------------------------------------------
+
+
+async def test_a_clone_has_the_tags_of_its_volume_and_ours(node: LvmNode) -> None:
+    await cloned(node)
+    assert node.volumes[CLONE].tags == [lvm_storage.TAG, "pve-vm-101"]
+
+
+async def test_what_lvm_cannot_freeze_has_no_clone_while_it_is_mounted(node: LvmNode) -> None:
+    node.refuses_snapshots = True
+    node.volumes["thin"].held = True
+    with pytest.raises(clone.NotShareableError, match="while it is mounted"):
+        await cloned(node)
+    node.volumes["thin"].held = False
+    with pytest.raises(OSError, match="suspend"):
+        await cloned(node)
+
+
+async def test_only_the_very_clone_is_deleted(node: LvmNode) -> None:
+    made, lies_in = await cloned(node), storage.of(volume(node), SETTINGS)
+    other = replace(made, uuid="LVM-" + "z" * 64)
+    await lies_in.discard(other)
+    await lies_in.discard(volume(node))
+    assert set(node.volumes) == {"thin", CLONE}
+    await lies_in.discard(made)
+    await lies_in.discard(made)
+    assert set(node.volumes) == {"thin"}
+
+
+async def test_of_what_was_not_written_down_only_what_has_our_tag_is_deleted(node: LvmNode) -> None:
+    await cloned(node)
+    node.add(f"{CLONE}-2", "somebody")
+    lies_in = storage.of(volume(node), SETTINGS)
+    for name in (CLONE, f"{CLONE}-2", "never-made", "thin"):
+        await lies_in.discard_unfinished(f"/dev/vg/{name}")
+    assert set(node.volumes) == {"thin", f"{CLONE}-2"}
+
+
+async def test_a_name_that_is_taken_gets_a_number(node: LvmNode) -> None:
+    node.add(CLONE)
+    found = await storage.of(volume(node), SETTINGS).free_name(f"/dev/vg/{CLONE}")
+    assert found == f"/dev/vg/{CLONE}-2"
+
+
+async def test_a_write_changes_the_stamp_and_another_name_has_none(node: LvmNode) -> None:
+    one = volume(node)
+    before = one.stamp()
+    assert one.is_unchanged(before)
+    node.volumes["thin"].written += 8
+    assert not one.is_unchanged(before)
+    node.volumes["thin"].active = False
+    assert one.stamp() is None
+    assert not one.is_unchanged(None)
+
+
+# --- exchanging -------------------------------------------------------------------------------
+
+
+async def test_an_exchange_gives_each_the_other_place(node: LvmNode) -> None:
+    before, made = volume(node), await cloned(node)
+    await storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}")
+    assert made.is_at("/dev/vg/thin")
+    assert before.is_at(f"/dev/vg/{DAMAGED}")
+    assert node.volumes["thin"].tags == ["pve-vm-101"]
+
+
+@pytest.mark.parametrize("who", ["thin", CLONE])
+async def test_what_somebody_has_open_is_not_exchanged(node: LvmNode, who: str) -> None:
+    before, made = volume(node), await cloned(node)
+    node.volumes[who].held = True
+    names = node.names()
+    with pytest.raises(SwapError):
+        await storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}")
+    assert node.names() == names
+
+
+async def test_a_deadline_between_the_renames_waits_for_the_second(
+    monkeypatch: pytest.MonkeyPatch, node: LvmNode
+) -> None:
+    before, made = volume(node), await cloned(node)
+    between, go_on = asyncio.Event(), asyncio.Event()
+    real = lvm.rename
+
+    async def rename(old: str, new: str) -> None:
+        if new == "/dev/vg/thin":
+            between.set()
+            await go_on.wait()
+        await real(old, new)
+
+    monkeypatch.setattr(lvm, "rename", rename)
+    task = asyncio.create_task(storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}"))
+    await between.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not made.is_at("/dev/vg/thin")
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert made.is_at("/dev/vg/thin")
+    assert before.is_at(f"/dev/vg/{DAMAGED}")
+
+
+async def test_where_the_second_rename_fails_the_first_is_taken_back(node: LvmNode) -> None:
+    before, made = volume(node), await cloned(node)
+    real, failed = node._lvrename, []
+
+    def rename(words: list[str]) -> tuple[int, str]:
+        if words[-1] == "vg/thin" and not failed:
+            failed.append(1)
+            return 5, "  it does not like that\n"
+        return real(words)
+
+    node._lvrename = rename  # type: ignore[method-assign]
+    with pytest.raises(SwapError, match="does not like"):
+        await storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}")
+    assert before.is_at("/dev/vg/thin")
+
+
+# --- a whole repair, cut off ------------------------------------------------------------------
+
+
+class Context:
+    """A step with its journal, on a node where the VE was stopped by us."""
+
+    def __init__(self, node: LvmNode, **facts: Any) -> None:
+        self.settings = SETTINGS
+        self.incident = builders.incident(**facts)
+        self.record = SimpleNamespace(journal={})
+        self.inventory = SimpleNamespace(
+            view=SimpleNamespace(ves={VE.ve_id: VE}), refresh=self._refresh
+        )
+        self.node = node
+
+    async def _refresh(self) -> None: ...
+
+    async def lock_ve(self, ve: Any) -> Any:
+        return ve
+
+    async def about_to_start(self, _: object) -> None: ...
+
+    async def about_to_stop(self, _: object) -> None: ...
+
+    def note(self, _: str) -> None: ...
+
+    def progress(self, *_: object) -> None: ...
+
+    async def journal(self, **facts: Any) -> None:
+        self.record.journal |= facts
+
+
+class Repair(CloneRepair):
+    """All but the tools of the filesystem, and the VE."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context, FsckStep(do="fsck"))
+        self.started_on = ""
+
+    async def _cure(self) -> None: ...
+
+    async def _prove(self) -> None: ...
+
+    async def start(self, target: Target) -> StepResult:
+        self.started_on = self._context.node.volumes["thin"].uuid  # type: ignore[attr-defined]
+        return StepResult(next=Next.CONTINUE, result="repaired", detail="")
+
+    async def run(self) -> StepResult:
+        raise AssertionError("it was begun anew although the VE is stopped")
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Starts of the VE, on what its volume was then."""
+    starts: list[str] = []
+
+    async def released(*_: object) -> None: ...
+
+    async def running(*_: object) -> Any:
+        return VE if starts else None
+
+    async def start(_ve: object, _settings: object, found: LogicalVolume) -> str:
+        assert found.is_at("/dev/vg/thin")
+        starts.append(found.uuid)
+        return "exit code 0"
+
+    monkeypatch.setattr(ve_control, "is_running", lambda _: False)
+    monkeypatch.setattr(ve_control, "wait_released", released)
+    monkeypatch.setattr(ve_control, "wait_running", running)
+    monkeypatch.setattr(ve_control, "start", start)
+    return starts
+
+
+POINTS = [
+    (when, program, count)
+    for program, times in (("lvcreate", 1), ("lvchange", 1), ("lvrename", 2))
+    for count in range(1, times + 1)
+    for when in ("before", "after")
+]
+
+
+@pytest.mark.parametrize("put_away", [False, True], ids=["active", "after a boot"])
+@pytest.mark.parametrize("point", [None, *POINTS])
+@pytest.mark.usefixtures("stopped")
+async def test_wherever_it_is_killed_the_ve_starts_on_the_repaired_volume(
+    node: LvmNode, point: tuple[str, str, int] | None, *, put_away: bool
+) -> None:
+    context, before = Context(node), volume(node)
+    await context.journal(image=before.describe(), ve=str(VE.ve_id), stopping=True)
+    target = Target.stopped(builders.filesystem(), VE, before)
+    node.killed = point
+    if point is not None:
+        with pytest.raises(KilledError):
+            await Repair(context).finish(target, fresh=False)
+    node.killed = None
+    for one in node.volumes.values():
+        one.active = not put_away
+    repair = Repair(context)
+    ended = await resume.resume(repair, context)  # type: ignore[arg-type]
+    assert ended.result == "repaired"
+    assert node.volumes.keys() == {"thin", DAMAGED}
+    assert before.is_at(f"/dev/vg/{DAMAGED}")
+    assert repair.started_on == node.volumes["thin"].uuid != node.volumes[DAMAGED].uuid
+    assert node.volumes["thin"].tags == ["pve-vm-101"]
+
+
+@pytest.mark.parametrize(
+    "point", [None, *((when, "lvrename", n) for when in ("before", "after") for n in (1, 2))]
+)
+async def test_a_rollback_that_is_killed_ends_with_the_original_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+    node: LvmNode,
+    stopped: list[str],
+    point: tuple[str, str, int] | None,
+) -> None:
+    original = volume(node)
+    repaired = await cloned(node)
+    await storage.of(original, SETTINGS).exchange(repaired, f"/dev/vg/{DAMAGED}")
+    node.commands.clear()
+    undo = {
+        "image": "/dev/vg/thin",
+        "original": f"/dev/vg/{DAMAGED}",
+        "original_file": original.describe(),
+        "ve": str(VE.ve_id),
+    }
+    context: Any = Context(node, undo=undo)
+    rollback.check(context.incident, discard_newer=True)
+    node.killed = point
+    if point is not None:
+        with monkeypatch.context() as patch:
+
+            async def nothing(*_: object) -> None: ...
+
+            patch.setattr(rollback.Outage, "__aexit__", nothing)
+            with pytest.raises(KilledError):
+                await rollback.run(context)
+    node.killed = None
+    ended = await rollback.run(context)
+    assert ended.result == "rolled back"
+    kept = f"thin.repaired-{INCIDENT}"
+    assert node.volumes.keys() == {"thin", kept}
+    assert original.is_at("/dev/vg/thin")
+    assert repaired.is_at(f"/dev/vg/{kept}")
+    assert stopped == [original.uuid]
+
+
+# --- what is kept -----------------------------------------------------------------------------
+
+
+async def test_a_kept_original_is_deleted_by_what_it_is(node: LvmNode) -> None:
+    node.volumes[DAMAGED] = node.volumes.pop("thin")
+    original, path = volume(node, DAMAGED), f"/dev/vg/{DAMAGED}"
+    node.volumes[DAMAGED].held = True
+    gone, story = await delete_original(path, original.describe())
+    assert (gone, "in use" in story) == (False, True)
+    node.volumes[DAMAGED].held = False
+    node.volumes[DAMAGED].active = False
+    gone, story = await delete_original(path, original.describe())
+    assert (gone, "was deleted" in story, node.names()) == (True, True, {})
+
+
+async def test_another_volume_under_the_originals_name_stays(node: LvmNode) -> None:
+    node.volumes[DAMAGED] = node.volumes.pop("thin")
+    other = replace(volume(node, DAMAGED), uuid="LVM-" + "z" * 64)
+    await delete_original(f"/dev/vg/{DAMAGED}", other.describe())
+    assert set(node.volumes) == {DAMAGED}
+
+
+def test_the_rule_of_udev_names_what_is_ours() -> None:
+    """The device's name has its hyphens doubled."""
+    import fnmatch
+    import re
+
+    rule = Path("data/systemd/fswatchd.rules").read_text()
+    found = re.search(r'ATTR\{dm/name\}=="([^"]+)"', rule)
+    assert found is not None
+    patterns = found[1].split("|")
+
+    def hidden(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    for suffix in ("fswatchd-clone-", "fswatchd-preview-", "damaged-", "repaired-"):
+        assert hidden(f"vg-thin.{suffix}20261121-abcde".replace("-", "--").replace("--", "-", 1))
+    for name in ("vg-thin", "vg-vm--101--disk--0", "vg-fswatchd", "vg-x.damaged--by--me"):
+        assert not hidden(name)

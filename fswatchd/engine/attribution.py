@@ -48,9 +48,10 @@ def attribute(event: FsEvent, view: NodeView) -> Attribution:
             through=view.dependents(superblock.devno).ves,
             superblock=superblock,
         )
+    known = view.devices.get(devno) if devno else None
     filesystem = Filesystem(
         devno=devno,
-        device=event.device,
+        device=known.name if known is not None else event.device,
         fstype=event.fstype,
         disk_sequence=block.disk_sequence(devno) if devno else None,
     )

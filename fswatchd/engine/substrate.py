@@ -31,6 +31,7 @@ _STATFS_TIMEOUT_S = 3.0
 _POOL_KNOWN_S = 2.0
 _PROJECT_QUOTA = frozenset({"ext4", "xfs", "f2fs"})
 _NONE = Devno(0, 0)
+_THIN_POOL = "dm-thin"  # as the kernel's lines about it are read: rules find both by the same name
 _MEASURED_S = 1.0
 # What `device/state` says of a disk that does its work (drivers/scsi/scsi_sysfs.c, nvme/host).
 _RUNNING = frozenset({"running", "live", ""})
@@ -114,15 +115,22 @@ class Substrate:
         """
         klass = fault_of_device(layer)
         known = layer.full_incident if klass is EventClass.SPACE else layer.incident
-        if klass is None or known is not None or len(layer.ves) < 2:
+        if klass is None or self._is_confirmed(known) or len(layer.ves) < 2:
             return layer
         view = self._inventory.view
         if view.superblock_on(device.devno) is superblock:
             return layer
         if klass is EventClass.READONLY and not _is_written(view, device.devno):
             return layer
-        self._state.report_device(device, klass, unwell(layer) or "", _ERRNO.get(klass))
+        _, pool = self._pools.get(device.devno, (0.0, None))
+        target = _THIN_POOL if pool is not None else None
+        self._state.report_device(device, klass, unwell(layer) or "", _ERRNO.get(klass), target)
         return self._with_incidents(device, layer)
+
+    def _is_confirmed(self, incident_id: str | None) -> bool:
+        """Whether that incident rests on more than what a log line says."""
+        incident = self._book.get(incident_id) if incident_id is not None else None
+        return incident is not None and incident.confirmed
 
     def _with_incidents(self, device: BlockDevice, layer: Layer) -> Layer:
         """The layer with what incidents say of it, or of the filesystem that lies on it."""

@@ -18,6 +18,7 @@ BLKGETDISKSEQ = 0x80081280
 _PAGE = 4096
 _MAX_LINKS = 40  # as the kernel (path_resolution(7))
 _NAME = re.compile(r"[A-Za-z0-9!._:-]{1,64}")
+_NUMBERS = re.compile(r"\d{1,4}:\d{1,7}")
 
 
 def name_of(devno: Devno) -> str | None:
@@ -32,8 +33,10 @@ def devno_of(name: str, sysfs: Path = SYSFS) -> Devno | None:
     """The device number behind a name from a kernel message, None when it names no device.
 
     The name comes from text: it is held to the characters of device names, so that it cannot
-    lead out of /sys/class/block.
+    lead out of /sys/class/block. Some messages of device-mapper give the numbers for a name.
     """
+    if _NUMBERS.fullmatch(name):
+        return Devno.parse(name) if (sysfs / "dev/block" / name).exists() else None
     if not _NAME.fullmatch(name) or name in {".", ".."}:
         return None
     try:

@@ -168,10 +168,24 @@ class StateSource(Source):
         self._report(superblock, [Finding(klass=klass, text=text, errno=number)])
 
     def report_device(
-        self, device: BlockDevice, klass: EventClass, text: str, number: int | None
+        self,
+        device: BlockDevice,
+        klass: EventClass,
+        text: str,
+        number: int | None,
+        target: str | None = None,
     ) -> None:
-        """The same of a block device that other things rest on."""
-        self._emit(klass, text, confirms=True, device=device.name, devno=device.devno, errno=number)
+        """The same of a block device that other things rest on; `target` is what drives it, as
+        kernel lines about it say (`dm-thin`)."""
+        self._emit(
+            klass,
+            text,
+            confirms=True,
+            device=device.name,
+            devno=device.devno,
+            fstype=target,
+            errno=number,
+        )
 
     def _probes_of(self, superblock: Superblock) -> list[Probe]:
         volume = describe(superblock).volume_key

@@ -168,6 +168,25 @@ async def test_a_full_pool_beneath_two_ves_is_one_incident_that_names_both(make)
     assert (told.filesystem.device, told.confirmed) == ("dm-9", True)
     assert set(told.ves) == {"lxc:ve101", "lxc:ve102"}
     assert told.device_errors == 0
+    assert told.filesystem.fstype == "dm-thin"
+
+
+async def test_what_the_kernel_says_of_the_pool_is_of_the_same_incident(make, monkeypatch) -> None:
+    monkeypatch.setattr(block, "devno_of", lambda name: Devno.parse(name))
+    node = make()
+    node.intake.event(
+        builders.event(
+            "kmsg", "space", device="253:9", devno=None, fstype="dm-thin", confirms=False
+        )
+    )
+    await node.intake.settle()
+    (of_line,) = node.told()
+    assert (of_line.filesystem.device, of_line.confirmed) == ("dm-9", False)
+    node.pool = FULL
+    await node.suffers()
+    (told,) = node.told()
+    assert (told.incident_id, told.confirmed) == (of_line.incident_id, True)
+    assert set(told.sources) == {"kmsg", "state"}
 
 
 async def test_it_ends_with_the_room_and_not_before(make) -> None:

@@ -49,6 +49,16 @@ def test_a_number_that_is_no_block_devices(sysfs: Path) -> None:
     assert block.beneath(Devno(0, 39), sysfs) == set()
 
 
+def test_a_device_by_what_a_message_calls_it(sysfs: Path) -> None:
+    (sysfs / "class/block").mkdir(parents=True)
+    (sysfs / "class/block/dm-0").symlink_to(sysfs / "block/dm-0")
+    assert block.devno_of("dm-0", sysfs) == Devno(253, 0)
+    assert block.devno_of("253:0", sysfs) == Devno(253, 0)
+    assert block.devno_of("253:1", sysfs) is None
+    assert block.devno_of("..", sysfs) is None
+    assert block.devno_of("8:0/../9:0", sysfs) is None
+
+
 def test_the_members_of_a_btrfs(sysfs: Path) -> None:
     assert block.btrfs_members("uuid", sysfs) == (Devno(8, 1),)
     assert block.btrfs_members("nobody", sysfs) == ()

@@ -74,6 +74,8 @@ class Closer:
             incidents = self._book.open_incidents()
             now = {(incident.incident_id, incident.attempts) for incident in incidents}
             self._verifying_since = {k: v for k, v in self._verifying_since.items() if k in now}
+            ids = {incident.incident_id for incident in incidents}
+            self._missing = {k: v for k, v in self._missing.items() if k in ids}
             for incident in incidents:
                 try:
                     await self._look_at(incident)

@@ -5,6 +5,7 @@ all architectures share from 424 on; older ones differ and are looked up by mach
 """
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_STATX_DONT_SYNC = 0x4000
 STATX_BTIME = 0x800
@@ -126,12 +128,26 @@ def open_tree_clone(fd: int) -> int:
 
     The copy keeps the superblock alive but not the mount it was made from, so the owner can
     unmount as if we were not there. It can never create a superblock, as mount(2) can.
+
+    A mount namespace with a user namespace of its own has got its mounts locked together
+    (mount_namespaces(7)): there only the whole tree below can be copied, and what is mounted
+    further down is kept alive too for as long as the copy is open.
     """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH
+    try:
+        return _open_tree(fd, flags)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return _open_tree(fd, flags | AT_RECURSIVE)
+
+
+def _open_tree(fd: int, flags: int) -> int:
     return syscall(
         _NR_OPEN_TREE,
         ctypes.c_int(fd),
         ctypes.c_char_p(b""),
-        ctypes.c_uint(OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH),
+        ctypes.c_uint(flags),
         what="open_tree",
     )
 

@@ -48,8 +48,8 @@ def devno_of(point: Path) -> Devno:
     return Devno.of(point.stat().st_dev)
 
 
-async def ask(helper: Helper, point: Path, devno: Devno) -> None:
-    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+async def ask(helper: Helper, point: Path, devno: Devno, within: str = "/proc/self/ns/mnt") -> None:
+    namespace = os.open(within, os.O_RDONLY)
     try:
         message = {"path": str(point), "devno": str(devno)}
         _, fds = await helper.request(message, (namespace,), timeout_s=5)
@@ -65,6 +65,28 @@ async def test_what_answers_is_opened(filesystem: Path) -> None:
         await ask(helper, filesystem, devno_of(filesystem))
     finally:
         await helper.close()
+
+
+async def test_a_user_namespace_that_has_locked_what_is_mounted_below_hides_nothing(
+    filesystem: Path,
+) -> None:
+    """As systemd-nspawn makes its containers, with users of their own (systemd-nspawn@.service)."""
+    (filesystem / "below").mkdir()
+    mount("none", str(filesystem / "below"), "tmpfs", 0, None)
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", "echo; read end"]
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    helper = Helper(_HELPER)
+    try:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()  # the namespace is there
+        await ask(helper, filesystem, devno_of(filesystem), f"/proc/{child.pid}/ns/mnt")
+    finally:
+        await helper.close()
+        child.stdin.close()
+        child.wait()
+        child.stdout.close()
+        subprocess.run(["umount", filesystem / "below"], check=True)
 
 
 async def test_what_does_not_answer_is_seen_to_be_another(

@@ -1,5 +1,6 @@
 """Processes as /proc shows them (proc(5))."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -100,6 +101,18 @@ def is_container_init(pid: int) -> bool:
         return False
     ids = rest.partition(b"\n")[0].split()
     return len(ids) == 2 and ids[1] == b"1"
+
+
+def is_of_the_node(pid: int) -> bool:
+    """Whether it is root's, in the user and process namespaces of this process."""
+    if user(pid) != 0:
+        return False
+    with contextlib.suppress(OSError):
+        return all(
+            os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
+            for kind in ("user", "pid")
+        )
+    return False
 
 
 def command_name(pid: int) -> str:

@@ -6,9 +6,7 @@ told by a clone that is clean, not by its word.
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import proc
@@ -51,7 +49,7 @@ def watching(superblock: Superblock) -> int | None:
     namespaces counts, with one of the filesystem's mount points as an argument.
     """
     for pid in proc.pids():
-        if proc.command_name(pid) != NAME or proc.user(pid) != 0 or not _is_of_the_node(pid):
+        if proc.command_name(pid) != NAME or not proc.is_of_the_node(pid):
             continue
         namespace = proc.mount_namespace_inode(pid)
         points = {
@@ -60,12 +58,3 @@ def watching(superblock: Superblock) -> int | None:
         if points & set(proc.arguments(pid)):
             return pid
     return None
-
-
-def _is_of_the_node(pid: int) -> bool:
-    with suppress(OSError):
-        return all(
-            os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
-            for kind in ("user", "pid")
-        )
-    return False

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from fswatchd.events import EventClass, printable
+from fswatchd.kernel import proc
 
 # Before each of its lines, in the detail of an event.
 HEALER = "xfs_healer: "
@@ -20,6 +21,11 @@ SLICE = "system-xfs_healer.slice"
 
 # The end of its last word about a filesystem that it cannot repair while it is mounted.
 GIVEN_UP = "offline repair required."
+
+# Its last word where somebody else has the monitor: it ends then, and nobody starts it again.
+_REFUSED = ": XFS health monitoring already running."
+# xfs_healer_start(8) starts one for each XFS that is mounted; a command name has 15 bytes.
+_STARTER = "xfs_healer_start"[:15]
 
 _UNIT = re.compile(r"xfs_healer@(.+)\.service")
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
@@ -35,12 +41,16 @@ _CLASSES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealerLine:
-    """What a line says of the XFS at `mountpoint`; `lost` events that the healer has missed."""
+    """What a line says of the XFS at `mountpoint`; `lost` events that the healer has missed.
+
+    `refused` is true where it could not have the monitor.
+    """
 
     mountpoint: str
     klass: EventClass
     detail: str
     lost: int = 0
+    refused: bool = False
 
 
 def read(unit: str, message: str) -> HealerLine | None:
@@ -53,6 +63,8 @@ def read(unit: str, message: str) -> HealerLine | None:
         return None
     said = message[len(mountpoint) :]
     detail = f"{HEALER}{printable(message)}"
+    if said == _REFUSED:
+        return HealerLine(mountpoint=mountpoint, klass=EventClass.NONE, detail=detail, refused=True)
     if (lost := _LOST.fullmatch(said)) is not None:
         klass, count = EventClass.LOST, min(int(lost[1]), 1 << 32)
         return HealerLine(mountpoint=mountpoint, klass=klass, detail=detail, lost=count)
@@ -62,6 +74,13 @@ def read(unit: str, message: str) -> HealerLine | None:
         if start >= 0 and pattern.fullmatch(said, start):
             return HealerLine(mountpoint=mountpoint, klass=klass, detail=detail)
     return None
+
+
+def is_started_for_all() -> bool:
+    """Whether each XFS that is mounted on the node gets a healer."""
+    return any(
+        proc.command_name(pid) == _STARTER and proc.is_of_the_node(pid) for pid in proc.pids()
+    )
 
 
 def _path_of(instance: str) -> str:

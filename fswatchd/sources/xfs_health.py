@@ -1,8 +1,8 @@
 """What XFS itself says of its health (Linux 7.0): one monitor a filesystem.
 
-There is one monitor a filesystem for all of the node. Where xfs_healer(8) has it, it stays
-there: a healer that repairs while the filesystem is in use is worth more than one witness more.
-Its journal is read then (`journal` hands its lines on), and the kernel log tells of the same
+There is one monitor a filesystem for all of the node. Where xfs_healer(8) has it or is going to, it
+is left to that: a healer that repairs while the filesystem is in use is worth more than one witness
+more. Its journal is read then (`journal` hands its lines on), and the kernel log tells of the same
 errors.
 
 A monitor does not keep the filesystem mounted, and ends with it.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -21,7 +22,11 @@ from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import proc, xfs_health
 from fswatchd.kernel.xfs_health import Type, XfsHealthEvent
 from fswatchd.sources import Sink, Source
-from fswatchd.sources.xfs_healer import HealerLine
+from fswatchd.sources.xfs_healer import HealerLine, is_started_for_all
+
+log = logging.getLogger(__name__)
+
+_KNOWN_S = 5.0
 
 _MEANING = {
     Type.SICK: (EventClass.CORRUPTION, errno.EUCLEAN, "damaged metadata was met"),
@@ -62,6 +67,7 @@ class XfsHealthSource(Source):
         self._running = False
         self._monitors: dict[tuple[int, int], _Monitor] = {}
         self._held: dict[tuple[int, int], _Held] = {}
+        self._asked, self._healed = -_KNOWN_S, False
 
     async def start(self) -> None:
         """See Source. Whether the kernel has it shows with the first XFS."""
@@ -81,6 +87,11 @@ class XfsHealthSource(Source):
         if not self._running or superblock.fstype != "xfs":
             return
         self.forget(superblock)
+        if self._is_healed(superblock):
+            reason = f"{superblock.device} is left to xfs_healer, whose journal is read"
+            self._held[superblock.devno] = _Held(superblock, reason)
+            self._describe()
+            return
         try:
             root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
@@ -109,13 +120,14 @@ class XfsHealthSource(Source):
     def healer_says(self, line: HealerLine) -> None:
         """A line of xfs_healer, which works in the node's own mount namespace."""
         node = proc.mount_namespace_inode("self")
+        if line.refused:
+            for monitor in list(self._monitors.values()):
+                if line.mountpoint in _points(monitor.superblock, node):
+                    self._step_aside(monitor)
+            return
         for held in self._held.values():
             superblock = held.superblock
-            if not any(
-                (place.namespace, place.mount.point, place.mount.root)
-                == (node, line.mountpoint, "/")
-                for place in superblock.mounts
-            ):
+            if line.mountpoint not in _points(superblock, node):
                 continue
             if line.klass is EventClass.LOST:
                 self._report_loss(f"{superblock.device}: {line.detail}", line.lost or None)
@@ -128,6 +140,23 @@ class XfsHealthSource(Source):
                 devno=superblock.devno,
                 fstype=superblock.fstype,
             )
+
+    def _is_healed(self, superblock: Superblock) -> bool:
+        """Whether it gets a healer: one that comes second cannot have the monitor, and ends."""
+        if not _points(superblock, proc.mount_namespace_inode("self")):
+            return False
+        now = time.monotonic()
+        if now - self._asked >= _KNOWN_S:
+            self._asked, self._healed = now, is_started_for_all()
+        return self._healed
+
+    def _step_aside(self, monitor: _Monitor) -> None:
+        superblock = monitor.superblock
+        self._close(monitor)
+        reason = f"{superblock.device} is left to xfs_healer: it found us there, start it again"
+        log.warning("%s", reason)
+        self._held[superblock.devno] = _Held(superblock, reason)
+        self._describe()
 
     def _close(self, monitor: _Monitor) -> None:
         asyncio.get_running_loop().remove_reader(monitor.fd)
@@ -200,3 +229,12 @@ class XfsHealthSource(Source):
     def _lost(self, monitor: _Monitor, reason: str, count: int | None) -> None:
         where = f"{monitor.superblock.device}: {reason}"
         self._report_loss(where, count, monitor.last_read_ns)
+
+
+def _points(superblock: Superblock, namespace: int | None) -> set[str]:
+    """Where all of it is mounted in a namespace: what xfs_healer can be started for."""
+    return {
+        place.mount.point
+        for place in superblock.mounts
+        if place.namespace == namespace and place.mount.root == "/"
+    }

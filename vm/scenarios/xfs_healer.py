@@ -114,7 +114,8 @@ def _taken_over(machine: Machine) -> str:
     machine.run(f"{_PROGRAM} start")
     node.writes(machine, _main_pid(machine))
     unit = f"xfs_healer@$(systemd-escape -p /srv/{_VE}).service"
-    machine.run(f"systemctl start {unit} && systemctl is-active {unit}")
+    machine.run(f"systemctl start {unit}", check=False)
+    machine.wait_for(f"systemctl start {unit} && systemctl is-active {unit}", "xfs_healer runs")
     machine.run(f"ls /srv/{_VE}/srv/files; ls /srv/{_VE}/srv/more", check=False)
     incident = node.wait_incident(machine, f"declared:{_VE}", "closed", "needs-operator")
     node.expect(incident["outcome"] == "repaired", f"{incident['state']}: {incident['summary']}")
@@ -135,7 +136,9 @@ def _mounted_with_healer(machine: Machine, name: str, damaged: str) -> str:
     machine.run(_MAKE.format(ves=node.VES, newer=NEWER, name=name, damaged=damaged))
     machine.run(f"mount {node.VES}/{name}.img /srv/{name}")
     unit = f"xfs_healer@$(systemd-escape -p /srv/{name}).service"
-    machine.run(f"systemctl start {unit} && systemctl is-active {unit}")
+    # It finds the daemon at the monitor, which steps aside then.
+    machine.run(f"systemctl start {unit}", check=False)
+    machine.wait_for(f"systemctl start {unit} && systemctl is-active {unit}", "xfs_healer runs")
     return machine.run(f"basename $(losetup -nO NAME -j {node.VES}/{name}.img)").output.strip()
 
 

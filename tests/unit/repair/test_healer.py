@@ -77,7 +77,7 @@ def test_not_a_process_of_a_tenant_by_that_name(
     monkeypatch.setattr(proc, "user", lambda _: 1000)
     assert healer.stand_back(context(), superblock()) is None
     monkeypatch.setattr(proc, "user", lambda _: 0)
-    monkeypatch.setattr(healer, "_is_of_the_node", lambda _: False)
+    monkeypatch.setattr(proc, "is_of_the_node", lambda _: False)
     assert healer.stand_back(context(), superblock()) is None
 
 

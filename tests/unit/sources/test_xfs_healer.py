@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fswatchd.events import EventClass
 from fswatchd.kernel import proc, xfs_health
 from fswatchd.sources import xfs_healer
+from fswatchd.sources import xfs_health as xfs_health_source
 from fswatchd.sources.xfs_health import XfsHealthSource
 from tests.collected import Collected
 from tests.unit.inventory.test_lookup import superblock
@@ -131,3 +132,60 @@ async def test_its_word_is_an_event_that_confirms_nothing(monkeypatch, tmp_path,
 async def test_a_mount_of_that_name_in_a_ve_is_not_meant(monkeypatch, tmp_path, here) -> None:
     sink = await heard(monkeypatch, tmp_path, errno.EEXIST, here + 1, "/srv/vz")
     assert sink.events == sink.losses == []
+
+
+async def test_who_finds_us_at_its_filesystem_gets_it(monkeypatch, tmp_path, here) -> None:
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    monkeypatch.setattr(xfs_health, "monitor", lambda _: reader)
+    monkeypatch.setattr(xfs_health_source, "is_started_for_all", lambda: False)
+    source = XfsHealthSource(Collected())
+    await source.start()
+    directory = os.open(tmp_path, os.O_PATH)
+    source.watch(replace(superblock(3, (here, "/srv/vz")), fstype="xfs"), directory)
+    os.close(directory)
+    for line, ours in (
+        ("/srv/other: XFS health monitoring already running.", True),
+        ("/srv/vz a/file: XFS health monitoring already running.", True),
+        ("/srv/vz: XFS health monitoring already running.", False),
+    ):
+        found = xfs_healer.read(UNIT.replace("vz", "other") if "other" in line else UNIT, line)
+        if found is not None:
+            source.healer_says(found)
+        assert source.status.detail.startswith("1 filesystems") is ours
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"x")  # the monitor is closed
+    assert "start it again" in source.status.detail
+    os.close(writer)
+    await source.stop()
+
+
+@pytest.mark.parametrize(("healed", "on_the_node"), [(True, True), (True, False), (False, True)])
+async def test_what_gets_a_healer_is_left_to_it(
+    monkeypatch, tmp_path, here, healed: bool, on_the_node: bool
+) -> None:
+    asked: list[int] = []
+
+    def monitor(root: int) -> int:
+        asked.append(root)
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(xfs_health, "monitor", monitor)
+    monkeypatch.setattr(xfs_health_source, "is_started_for_all", lambda: healed)
+    source = XfsHealthSource(Collected())
+    await source.start()
+    directory = os.open(tmp_path, os.O_PATH)
+    namespace = here if on_the_node else here + 1
+    source.watch(replace(superblock(3, (namespace, "/srv/vz")), fstype="xfs"), directory)
+    os.close(directory)
+    assert bool(asked) is not (healed and on_the_node)
+    assert ("left to xfs_healer" in source.status.detail) is (healed and on_the_node)
+    await source.stop()
+
+
+@pytest.mark.parametrize("of_the_node", [True, False])
+def test_a_starter_is_one_of_the_nodes_processes(monkeypatch, of_the_node: bool) -> None:
+    # The kernel keeps the first 15 bytes of a name (TASK_COMM_LEN).
+    monkeypatch.setattr(proc, "command_name", lambda pid: "xfs_healer_star" if pid == 7 else "sh")
+    monkeypatch.setattr(proc, "pids", lambda: iter([1, 7]))
+    monkeypatch.setattr(proc, "is_of_the_node", lambda pid: pid == 7 and of_the_node)
+    assert xfs_healer.is_started_for_all() is of_the_node

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fswatchd.cause import blame
+from fswatchd.events import Domain
 from fswatchd.incidents import Incident, Load
 from fswatchd.rules.model import Budget, Rule
 from fswatchd.rules.modes import MODES, Mode
@@ -151,8 +152,11 @@ def _guard_confirmed(
 
 
 def _guard_scope(
-    rule: Rule, _incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
+    rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
 ) -> GuardAnswer:
+    if _only_makes_room(rule, incident, scope):
+        names = _some([ve.ve_id for ve in scope.ves])
+        return _yes("scope", f"a program of the admin's makes room for {names}")
     refused = _never(scope)
     if refused is None and any(step.do in _ON_THE_VOLUME for step in rule.step):
         refused = _unrepairable(scope)
@@ -162,6 +166,23 @@ def _guard_scope(
     if busy is not None:
         return _later("scope", busy, _BUSY_RETRY_S)
     return _yes("scope", f"{scope.ves[0].ve_id} is the only user of the filesystem")
+
+
+def _only_makes_room(rule: Rule, incident: Incident, scope: Scope) -> bool:
+    """Whether the rule runs nothing but programs, where what several VEs rest on has no room.
+
+    Room is for all that share a pool; no volume of theirs is touched from here. A drill's, what is
+    the node's own, and what another node may own, stay what they are.
+    """
+    steps = {step.do for step in rule.step}
+    return (
+        incident.domain is Domain.SPACE
+        and "exec" in steps
+        and steps <= {"exec", "notify"}
+        and len(scope.ves) > 1
+        and not scope.foreign_users
+        and not any(ve.hands_off for ve in scope.ves)
+    )
 
 
 def _guard_elsewhere(

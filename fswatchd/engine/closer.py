@@ -147,18 +147,22 @@ class Closer:
     async def _verify(self, incident: Incident) -> None:
         if time.monotonic_ns() < self._verified_until_ns(incident):
             return
-        superblock = self._superblock(incident)
-        if superblock is None:
-            self._relapse(incident, "it is no longer mounted")
-            return
-        unwell = await verify.healthy(self._inventory, self._state, superblock)
+        superblock, device = self._superblock(incident), self._bare_device(incident)
+        well = "a write succeeds"
+        if superblock is not None:
+            unwell = await verify.healthy(self._inventory, self._state, superblock)
+        elif device is not None:
+            well = f"nothing is wrong with /dev/{device.name} any more"
+            unwell = await self._device_fault(device)
+        else:
+            unwell = "it is no longer mounted"
         current = self._book.get(incident.incident_id)
         if current is None or current.state is not State.VERIFYING:
             return
         if unwell is not None:
             self._relapse(current, unwell)
             return
-        text = f"healthy for {incident.healthy_s:.0f} s, and a write succeeds"
+        text = f"healthy for {incident.healthy_s:.0f} s, and {well}"
         self._book.close(current, Outcome.REPAIRED, text)
 
     def _relapse(self, incident: Incident, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fswatchd.cause import Layer, blame
-from fswatchd.events import Health
+from fswatchd.events import Domain, Health
 from fswatchd.guards import refused_scope
 from fswatchd.incidents import Load
 from fswatchd.policy import Decision, Verdict, decide, for_request
@@ -105,6 +106,39 @@ def test_a_filesystem_that_others_use_is_never_repaired(who: Any, why: str) -> N
     decision = ask(who=who)
     assert (decision.verdict, guard(decision)) == (Verdict.NOTIFY, "scope")
     assert why in decision.answers[-1].text
+
+
+SEVERAL = scope(ve_facts(), ve_facts(ve_id="lxc:ve102", name="ve102"))
+ROOM = """
+[[rule]]
+name = "room"
+match.class = ["space", "corruption"]
+mode = "auto"
+cooldown = "0s"
+[[rule.step]]
+do = "exec"
+run = ["/usr/local/sbin/extend"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "text", "klass", "acts"),
+    [
+        (SEVERAL, ROOM, "space", True),
+        (SEVERAL, ROOM, "corruption", False),
+        (SEVERAL, ROOM + '[[rule.step]]\ndo = "remount"\n', "space", False),
+        (replace(SEVERAL, foreign_users=("the node",)), ROOM, "space", False),
+        (scope(ve_facts(), ve_facts(hands_off=True)), ROOM, "space", False),
+        (replace(SEVERAL, shared_with="/dev/drbd0 is DRBD"), ROOM, "space", False),
+    ],
+)
+def test_room_is_made_for_all_that_share_it_by_a_program_and_by_nothing_else(
+    who: Any, text: str, klass: str, *, acts: bool
+) -> None:
+    found = incident(event("state", klass, device="dm-2", fstype="dm-thin"))
+    found = replace(found, domain=Domain.SPACE if klass == "space" else Domain.DAMAGE)
+    verdict = decide(rules(text), found, who, policy_state(), NOW_NS).verdict
+    assert (verdict is Verdict.ACT) is acts
 
 
 def test_what_may_not_be_repaired_here_is_told_and_nobody_is_asked_to_approve() -> None:

@@ -22,7 +22,7 @@ from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.engine.substrate import Substrate
 from fswatchd.events import Domain, EventClass, Health
-from fswatchd.incidents import Incident, Outcome
+from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.model import Backing, BlockDevice, Superblock
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
@@ -199,6 +199,20 @@ async def test_it_ends_with_the_room_and_not_before(make) -> None:
     node.pool = ROOM
     await node.sweep()
     assert node.told() == []
+
+
+@pytest.mark.parametrize(("status", "ends"), [(ROOM, True), (FULL, False)])
+async def test_room_that_a_program_was_to_make_is_looked_for(make, status: str, ends: bool) -> None:
+    node = make()
+    node.pool = FULL
+    await node.suffers()
+    (told,) = node.told()
+    node.book.put(replace(told, state=State.VERIFYING, healthy_s=0.0))
+    node.substrate._pools.clear()
+    node.pool = status
+    await node.sweep()  # from here on it is watched
+    await node.sweep()
+    assert [one.state for one in node.told()] == ([] if ends else [State.NEEDS_OPERATOR])
 
 
 @pytest.mark.parametrize(

@@ -213,17 +213,21 @@ def _every() -> list[str]:
     return ["*"]
 
 
+# How each table of a rule file is read.
+TABLE = ConfigDict(
+    extra="forbid",
+    frozen=True,
+    strict=True,
+    arbitrary_types_allowed=True,
+    # Built with the first rule that is read, and once only: not for each kind of step.
+    defer_build=True,
+)
+
+
 class Match(BaseModel):
     """What an incident must be for the rule to apply; every key given must agree."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        arbitrary_types_allowed=True,
-        # Built with the first rule that is read, and once only: not for each kind of step.
-        defer_build=True,
-    )
+    model_config = TABLE
 
     klass: ClassPatterns = Field(default_factory=_every, alias="class")
     severity: Annotated[SeverityRange, BeforeValidator(_severities)] = Field(

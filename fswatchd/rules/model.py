@@ -16,7 +16,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
@@ -27,6 +26,7 @@ from fswatchd.rules import hints
 from fswatchd.rules.index import RuleIndex
 from fswatchd.rules.match import (
     MAX_DEPTH,
+    TABLE,
     Match,
     Patterns,
     Window,
@@ -98,14 +98,7 @@ Size = Annotated[int, BeforeValidator(_size)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        arbitrary_types_allowed=True,
-        # Built with the first rule that is read, and once only: not for each kind of step.
-        defer_build=True,
-    )
+    model_config = TABLE
 
 
 class Budget(_Table):

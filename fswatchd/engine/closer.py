@@ -151,8 +151,9 @@ class Closer:
         well = "a write succeeds"
         if superblock is not None:
             unwell = await verify.healthy(self._inventory, self._state, superblock)
-        elif device is not None:
-            well = f"nothing is wrong with /dev/{device.name} any more"
+        elif device is not None and incident.domain is Domain.SPACE:
+            # Room can be read of a device; that it will not report another error cannot.
+            well = f"/dev/{device.name} has room again"
             unwell = await self._device_fault(device)
         else:
             unwell = "it is no longer mounted"

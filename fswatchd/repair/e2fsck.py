@@ -29,9 +29,11 @@ LIBRARY = 128
 _KNOWN = FIXED | REBOOT | UNCORRECTED | OPERATIONAL | USAGE | CANCELLED | LIBRARY
 
 # Of e2fsck's handlers of errors (e2fsck/ehandler.c), and of com_err(3) outside of them. Beyond the
-# end of the volume, or at a place that is none, nothing is unreadable: that number is damaged.
+# end of the volume, or at a place that is none, nothing is unreadable: that number is damaged. And
+# with -n it tries to write all the same, by a descriptor that does not permit it.
 _NOT_READ = re.compile(
-    r"Error (?:reading|writing) block \d+ \((?!Invalid argument|Attempt to )[^)\n]*\)"
+    r"Error (?:reading|writing) block \d+ "
+    r"\((?!Invalid argument|Bad file descriptor|Attempt to )[^)\n]*\)"
     r"|e2fsck: (?:Input/output error|No data available|Remote I/O error) while [^\n]*"
 )
 # The last line of a run that came to its end.

@@ -13,7 +13,13 @@ from tests.system import rules
 from tests.zoo import live
 from tests.zoo.damage import Damage
 
-FEW = {("ext4", "dir-noise"), ("ext4", "bitmap-free"), ("xfs", "dir-data"), ("btrfs", "fs-tree")}
+FEW = {
+    ("ext4", "gd-inode-bitmap"),
+    ("ext4", "dir-noise"),
+    ("ext4", "bitmap-free"),
+    ("xfs", "dir-data"),
+    ("btrfs", "fs-tree"),
+}
 
 
 @pytest.fixture
@@ -55,10 +61,9 @@ def test_damages_of_running_ves_are_repaired_as_previewed_and_never_worse(
 ) -> None:
     few = [(z, d) for z, d in live.DAMAGES if (z.FSTYPE, d.name) in FEW]
     ended = play_all(stage, host, few)
-    assert Counter(outcome.ending for outcome in ended.values()) == {
-        "repaired": 3,
-        "needs-operator": 1,
-    }
+    # Of this one btrfs check --repair can mend all or not, whatever lay in the block by chance.
+    assert ended.pop("btrfs-fs-tree").ending in {"repaired", "needs-operator"}
+    assert {outcome.ending for outcome in ended.values()} == {"repaired"}
 
 
 @pytest.mark.long

@@ -70,6 +70,7 @@ def test_what_cannot_be_read_is_not_damaged(code: int, said: str) -> None:
     "said",
     [
         "Error reading block 4294967000 (Invalid argument).  Ignore error? no\n",
+        "Error writing block 16385 (Bad file descriptor).  Ignore error? no\n",
         (
             "Error reading block 99999 (Attempt to read block from filesystem resulted in short "
             "read) while reading directory block.  Ignore error? no\n"

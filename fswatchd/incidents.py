@@ -91,6 +91,10 @@ class Filesystem:
         if self.devno is None:
             # By its path: the inode is another one after a repair has exchanged it.
             return f"name:{self.device or ''}:{self.fstype or ''}:{self.image or ''}"
+        if self.devno.major == 0:
+            # The kernel gives the number of a filesystem that lies on no single device (btrfs) to
+            # the next one at once, and counts no attachments of it.
+            return f"{self.devno}/{self.image or self.device or ''}"
         return f"{self.devno}/{self.disk_sequence or 0}"
 
     @property

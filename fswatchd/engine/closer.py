@@ -319,11 +319,7 @@ class Closer:
             self._poke(incident.incident_id)
 
     def _superblock(self, incident: Incident) -> Superblock | None:
-        devno = incident.filesystem.devno
-        found = self._inventory.view.superblocks.get(devno) if devno else None
-        if found is None or found.disk_sequence != incident.filesystem.disk_sequence:
-            return None
-        return found
+        return self._inventory.view.attached(incident.filesystem)
 
     def _successor(self, incident: Incident) -> Superblock | None:
         """The same volume, mounted again: the same image inode, or the same device and UUID."""

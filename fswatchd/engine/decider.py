@@ -219,9 +219,7 @@ class Decider:
         return self._is_mounted(incident) and blame(layers) is None
 
     def _is_mounted(self, incident: Incident) -> bool:
-        devno = incident.filesystem.devno
-        found = self._inventory.view.superblocks.get(devno) if devno else None
-        return found is not None and found.disk_sequence == incident.filesystem.disk_sequence
+        return self._inventory.view.attached(incident.filesystem) is not None
 
     def _as_of_now(self, incident: Incident) -> Incident:
         """With what rests on it and what it rests on now; who was concerned once stays named."""

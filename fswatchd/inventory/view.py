@@ -201,6 +201,12 @@ class NodeView:
             if devno in self.devices and self.devices[devno].backing.image == path
         )
 
+    def attached(self, filesystem: Filesystem) -> Superblock | None:
+        """What an incident remembers, where it is mounted still; None where its number went on to
+        another one."""
+        found = self.superblocks.get(filesystem.devno) if filesystem.devno is not None else None
+        return found if found is not None and self.describe(found).key == filesystem.key else None
+
     def describe(self, superblock: Superblock) -> Filesystem:
         """A superblock of this view as incidents remember it; worked out once."""
         known = self._described.get(superblock.devno)

@@ -46,7 +46,7 @@ _TOOLS: dict[str, tuple[str, ...]] = {
 async def collect(context: ActionContext) -> dict[str, Any]:
     """The document. Raises nothing: what is missing is in it."""
     incident, inventory = context.incident, context.inventory
-    found = _superblock(incident, inventory)
+    found = inventory.view.attached(incident.filesystem)
     problems: list[str] = []
     document: dict[str, Any] = {
         "incident": incident.incident_id,
@@ -100,16 +100,9 @@ def _write(document: dict[str, Any], directory: Path) -> tuple[Path, int]:
     return path, len(data)
 
 
-def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:
-    devno = incident.filesystem.devno
-    found = inventory.view.superblocks.get(devno) if devno is not None else None
-    same = found is not None and found.disk_sequence == incident.filesystem.disk_sequence
-    return found if same else None
-
-
 def _on_the_sick_one(context: ActionContext, directory: Path) -> str | None:
     """Whether what would be written would go to the filesystem itself, or rest on it."""
-    found = _superblock(context.incident, context.inventory)
+    found = context.inventory.view.attached(context.incident.filesystem)
     place = next(one for one in (directory, *directory.parents) if one.exists())
     devno = Devno.of(os.stat(place).st_dev)
     if found is not None and found.devno in {devno, *context.inventory.view.beneath(devno)}:

@@ -246,7 +246,7 @@ def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:
     # An XFS that is shut down tells a daemon that starts then no UUID: its disk's number does.
     tells = found.uuid is not None or not found.disk_sequence
     other = wanted.uuid and tells and found.uuid != wanted.uuid
-    if found.disk_sequence != wanted.disk_sequence or other:
+    if inventory.view.describe(found).key != wanted.key or other:
         text = f"{wanted.device} is another filesystem now than the one of this incident"
         raise refuse("cancelled", text, Next.CANCELLED)
     return found

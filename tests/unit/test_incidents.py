@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Severity, worst_class
 from fswatchd.incidents import RECENT_LIMIT
 from tests.unit.builders import NOW_NS, event, filesystem, incident
@@ -92,6 +93,16 @@ class TestKeys:
     def test_an_attached_volume_is_known_by_its_attachment(self) -> None:
         assert filesystem().key == filesystem(image=None, image_inode=None).key
         assert filesystem().key != filesystem(disk_sequence=43).key
+
+    def test_a_number_of_the_kernels_own_says_nothing_about_what_has_it(self) -> None:
+        """btrfs: the next one that is mounted gets the number of the one unmounted last."""
+        btrfs = {"devno": Devno(0, 45), "disk_sequence": None, "fstype": "btrfs"}
+        before = filesystem(**btrfs)
+        after = filesystem(**btrfs, image="/vz/ve102.raw", image_inode=("8:1", 78))
+        assert before.key != after.key
+        assert before.key == filesystem(**btrfs, mountpoints=("/elsewhere",)).key
+        disk = filesystem(**btrfs, image=None, image_inode=None, device="sdb")
+        assert disk.key != filesystem(**btrfs, image=None, image_inode=None, device="sdc").key
 
 
 def test_sources_that_take_turns_do_not_push_out_what_was_before() -> None:

@@ -92,8 +92,8 @@ def test_nothing_is_written_to_the_filesystem_that_is_sick(tmp_path, rests_on_it
     """Nor to one that rests on it: the sick one is what the directory is on, or beneath that."""
     here = Devno.of(tmp_path.stat().st_dev)
     sick = Devno(here.major, here.minor + 1) if rests_on_it else here
-    superblock = SimpleNamespace(devno=sick, disk_sequence=7)
-    view = SimpleNamespace(superblocks={sick: superblock}, beneath=lambda _: (sick,))
+    superblock = SimpleNamespace(devno=sick)
+    view = SimpleNamespace(attached=lambda _: superblock, beneath=lambda _: (sick,))
     filesystem = replace(incident().filesystem, devno=sick, disk_sequence=7)
     context = SimpleNamespace(
         incident=replace(incident(), filesystem=filesystem), inventory=SimpleNamespace(view=view)
@@ -101,7 +101,7 @@ def test_nothing_is_written_to_the_filesystem_that_is_sick(tmp_path, rests_on_it
     refused = evidence._on_the_sick_one(cast("Any", context), tmp_path / "evidence")
     assert refused is not None
     assert "sick" in refused
-    elsewhere = SimpleNamespace(superblocks={sick: superblock}, beneath=lambda _: ())
+    elsewhere = SimpleNamespace(attached=lambda _: superblock, beneath=lambda _: ())
     context.inventory.view = elsewhere
     other = evidence._on_the_sick_one(cast("Any", context), tmp_path / "evidence")
     assert (other is None) is rests_on_it

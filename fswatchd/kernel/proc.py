@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import signal
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -9,7 +11,10 @@ from pathlib import Path
 
 from fswatchd.kernel.pseudofile import read
 
+_PF_EXITING = 0x4  # include/linux/sched.h; `flags` of /proc/PID/stat
 
+
+@cache
 def boot_id() -> str:
     """The id of this boot (random(4)): process ids, DISKSEQ and the like mean nothing beyond it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -49,6 +54,24 @@ def is_alive(pid: int, started: int | None) -> bool:
     if len(fields) < 20 or fields[0] in {b"Z", b"X"}:
         return False
     return started is None or int(fields[19]) == started
+
+
+def is_dying(pid: int) -> bool:
+    """Whether `pid` is alive still, and has got a SIGKILL or is on its way through exit(2).
+
+    A task dies only once what it waits for in the kernel is over, as a thaw.
+    """
+    fields = _stat_fields(pid)
+    if len(fields) < 20 or fields[0] in {b"Z", b"X"}:
+        return False
+    if int(fields[6]) & _PF_EXITING:
+        return True
+    try:
+        status = read(f"/proc/{pid}/status")
+    except OSError:
+        return False
+    pending = re.findall(rb"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return any(int(found, 16) & 1 << (signal.SIGKILL - 1) for found in pending)
 
 
 def living_since(pid: int) -> int | None:

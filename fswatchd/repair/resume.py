@@ -9,6 +9,7 @@ nowhere, between the two renames of a logical volume; then the original gets its
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from fswatchd.incidents import StepRecord
 from fswatchd.repair import clone, storage, ve_control
@@ -16,7 +17,7 @@ from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S
 from fswatchd.repair.scope import Target
-from fswatchd.steps import ActionContext, ActionSettings, Next, StepResult, refuse
+from fswatchd.steps import ActionContext, ActionSettings, Next, StepEnded, StepResult, refuse
 
 
 async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
@@ -44,11 +45,22 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     if journal.swapping and made and made.is_at(image.path):
         await repair.keep_original(target)
         return await repair.start(target)
+    if journal.stopping:
+        # What we have killed does not run any more, although it may not be gone yet.
+        await ve_control.dead_are_gone(ve, RELEASE_TIMEOUT_S)
     if not journal.stopping or ve_control.is_running(ve):
         # It was not stopped by us, or it runs again: what was prepared is worth nothing.
         await discard_copy(journal, context.settings)
         await context.journal(stopping=False)
-        return await repair.run()
+        try:
+            return await repair.run()
+        except StepEnded as ended:
+            gone = ended.result.next is Next.CANCELLED and not ve_control.is_running(ve)
+            if not journal.stopping or not gone:
+                raise
+            # The stop that we had asked for has come to its end only now.
+            await context.journal(stopping=True, clone=None)
+            journal = replace(journal, fresh=False, clone=None, cloning=None)
     repair.resume_outage(target)
     # What the earlier run had killed may still be on its way out.
     holder = await ve_control.wait_released(None, image, RELEASE_TIMEOUT_S)

@@ -89,6 +89,11 @@ def is_running(ve: Ve) -> bool:
     return any(proc.is_alive(pid, None) for pid in tasks(ve))
 
 
+async def dead_are_gone(ve: Ve, timeout_s: float) -> bool:
+    """Wait for those of its processes that were killed already; False where they cannot die."""
+    return await _wait_until(lambda: not any(map(proc.is_dying, tasks(ve))), timeout_s)
+
+
 async def stop(ve: Ve, settings: ActionSettings) -> str:
     """Stop in the platform's way, kill when that takes too long; returns what happened.
 

@@ -13,8 +13,9 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
-from fswatchd.kernel import fs
+from fswatchd.kernel import fs, proc
 from fswatchd.repair import freeze
+from tests.system.conftest import wait_until
 
 
 @pytest.fixture
@@ -56,3 +57,18 @@ async def test_another_disk_of_that_number_stays_frozen(
     for marked in (earlier, another_boot, str(superblock.devno), None):
         assert await freeze.thaw_marked(inventory, marked) is None
         assert fs.is_frozen(directory)
+
+
+def test_who_was_killed_while_it_waits_for_the_thaw_is_dying(
+    frozen: tuple[Inventory, Superblock, int], work: Path
+) -> None:
+    _, _, directory = frozen
+    with subprocess.Popen(["dd", "if=/dev/zero", f"of={work}/a/file", "bs=1", "count=1"]) as writer:
+        wait_until(lambda: Path(f"/proc/{writer.pid}/stat").read_text().split()[2] == "D")
+        assert not proc.is_dying(writer.pid)
+        writer.kill()
+        assert proc.is_dying(writer.pid)
+        assert proc.is_alive(writer.pid, None)
+        fs.thaw(directory)
+        writer.wait()
+    assert not proc.is_dying(writer.pid)

@@ -14,7 +14,7 @@ from fswatchd.repair import clone, resume, swap, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.scope import Target
 from fswatchd.repair.volume import ImageFile
-from fswatchd.steps import ActionSettings, Next, StepEnded
+from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
 
@@ -121,6 +121,7 @@ async def test_a_clone_from_before_a_crash_is_taken_only_while_the_image_stood_s
     async def released(*_: object) -> None: ...
 
     monkeypatch.setattr(ve_control, "is_running", lambda _: False)
+    monkeypatch.setattr(ve_control, "dead_are_gone", released)
     monkeypatch.setattr(ve_control, "wait_released", released)
     context = Context()
     path = Path(swap.free_name(clone.clone_path(image, "x1", "clone")))
@@ -140,6 +141,80 @@ async def test_a_clone_from_before_a_crash_is_taken_only_while_the_image_stood_s
     await resume.resume(repair, context)  # type: ignore[arg-type]
     assert repair.swapped == (b"after!" if ran_meanwhile else b"proven")
     assert len(repair.clones) == 1
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch, image: ImageFile) -> Context:
+    """The daemon has died while it stopped the VE."""
+
+    async def released(*_: object) -> None: ...
+
+    monkeypatch.setattr(ve_control, "wait_released", released)
+    context = Context()
+    context.record.journal = {
+        "image": image.describe(),
+        "ve": str(VE.ve_id),
+        "stopping": True,
+    }
+    return context
+
+
+async def test_a_ve_that_was_killed_and_dies_only_now_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch, stopping: Context
+) -> None:
+    running = [True]
+
+    async def gone(*_: object) -> None:
+        running.clear()
+
+    monkeypatch.setattr(ve_control, "is_running", lambda _: bool(running))
+    monkeypatch.setattr(ve_control, "dead_are_gone", gone)
+    repair = Repair(stopping, lambda _: None)
+    assert await resume.resume(repair, stopping) == "started"  # type: ignore[arg-type]
+    assert repair.swapped == b"before"
+
+
+class BegunAnew(Repair):
+    """It seems to run still; `down` says whether it has stopped when that is found out."""
+
+    down = True
+
+    async def run(self) -> Any:
+        await self._context.journal(stopping=False)
+        self.running = not self.down
+        raise refuse("cancelled", "loop1 is no longer mounted", Next.CANCELLED)
+
+
+@pytest.mark.parametrize("down", [True, False])
+async def test_a_ve_whose_stop_ends_only_now_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch, stopping: Context, *, down: bool
+) -> None:
+    async def gone(*_: object) -> None: ...
+
+    repair = BegunAnew(stopping, lambda _: None)
+    repair.running, repair.down = True, down
+    monkeypatch.setattr(ve_control, "is_running", lambda _: repair.running)
+    monkeypatch.setattr(ve_control, "dead_are_gone", gone)
+    if down:
+        assert await resume.resume(repair, stopping) == "started"  # type: ignore[arg-type]
+        assert repair.swapped == b"before"
+        assert stopping.record.journal["stopping"]
+    else:
+        with pytest.raises(StepEnded):
+            await resume.resume(repair, stopping)  # type: ignore[arg-type]
+        assert repair.swapped is None
+
+
+async def test_a_ve_that_somebody_else_has_stopped_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, stopping: Context
+) -> None:
+    stopping.record.journal["stopping"] = False
+    repair = BegunAnew(stopping, lambda _: None)
+    repair.running = True
+    monkeypatch.setattr(ve_control, "is_running", lambda _: repair.running)
+    with pytest.raises(StepEnded):
+        await resume.resume(repair, stopping)  # type: ignore[arg-type]
+    assert repair.swapped is None
 
 
 def test_a_stamp_that_is_not_known_is_never_the_same(image: ImageFile) -> None:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _RECORDS_KEPT = 8192
 _DIGEST_S = 0.002
+_IDLE_SHARE = 3.0  # after reading everything: so many times what that took
 
 
 class Intake:
@@ -125,12 +126,17 @@ class Intake:
         self._accept(event, attribute(event, self._inventory.view))
 
     async def _read_everything(self) -> None:
+        took_s = 0.0
         try:
             while self._lost_more:
+                # While a log is flooded more is lost all the time: not for that alone a processor.
+                await asyncio.sleep(_IDLE_SHARE * took_s)
                 self._lost_more = False
+                begin = time.monotonic()
                 await self._inventory.refresh(forget=True)
                 if self.state is not None:
                     self.state.check_all()
+                took_s = time.monotonic() - begin
         finally:
             self._reading_everything = False
 

@@ -40,7 +40,7 @@ def devno_of(name: str, sysfs: Path = SYSFS) -> Devno | None:
     if not _NAME.fullmatch(name) or name in {".", ".."}:
         return None
     try:
-        return Devno.parse((sysfs / "class/block" / name / "dev").read_text(encoding="ascii"))
+        return Devno.parse(read(f"{sysfs}/class/block/{name}/dev").decode("ascii"))
     except (OSError, ValueError):
         return None
 

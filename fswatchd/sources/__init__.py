@@ -1,13 +1,14 @@
 """Sources: each hears one channel of the kernel and yields `FsEvent` or `Lost`.
 
-A source never blocks the event loop: it takes at most `BATCH` items a wake-up and hands them on at
-once. It never swallows an overflow, a gap or a stale position: each becomes a `Lost`, and the
-daemon reads all states again.
+A source never blocks the event loop: it takes as many items a wake-up as `batch` permits and hands
+them on at once. It never swallows an overflow, a gap or a stale position: each becomes a `Lost`,
+and the daemon reads all states again.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,8 +23,20 @@ from fswatchd.events import (
     usual_severity,
 )
 
-BATCH = 256
+_BATCH = 256
+# A decision, or an answer to `fswatch status`, takes tens of wake-ups: between all of them a source
+# that is flooded may have its turn.
+_BATCH_S = 0.01
 _BLIND_KEPT = 16
+
+
+def batch() -> Iterator[None]:
+    """One turn for each item of a wake-up; the end is when others have to get theirs."""
+    until = time.monotonic() + _BATCH_S
+    for _ in range(_BATCH):
+        yield
+        if time.monotonic() > until:
+            return
 
 
 class Sink(Protocol):

@@ -22,7 +22,7 @@ from systemd import journal
 
 from fswatchd.events import SourceState
 from fswatchd.kernlog.grammar import Grammar
-from fswatchd.sources import BATCH, Cursor, Sink, xfs_healer
+from fswatchd.sources import Cursor, Sink, batch, xfs_healer
 from fswatchd.sources.kernel_lines import KernelLineSource
 from fswatchd.sources.xfs_healer import HealerLine
 
@@ -105,7 +105,7 @@ class JournalSource(KernelLineSource):
             return
         try:
             reader.process()
-            for _ in range(BATCH):
+            for _ in batch():
                 entry = reader.get_next()
                 if not entry:
                     self._last_read_ns = time.time_ns()

@@ -28,7 +28,7 @@ from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Severity, SourceState
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import block
-from fswatchd.sources import BATCH, Sink, Source
+from fswatchd.sources import Sink, Source, batch
 from fswatchd.sources.uevent_meaning import (
     SUBSYSTEMS,
     Meaning,
@@ -118,7 +118,7 @@ class UeventSource(Source):
                 f"the socket overflowed ({os.strerror(overflow)})", None, self._last_read_ns
             )
         try:
-            for _ in range(BATCH):
+            for _ in batch():
                 device = self._monitor.poll(0)
                 if device is None:
                     break

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from fswatchd.events import SourceState
 from fswatchd.kernel import vzevent
-from fswatchd.sources import BATCH, Sink, Source
+from fswatchd.sources import Sink, Source, batch
 
 
 class VzEventSource(Source):
@@ -55,7 +55,7 @@ class VzEventSource(Source):
     def _readable(self) -> None:
         if self._socket is None:
             return
-        for _ in range(BATCH):
+        for _ in batch():
             try:
                 data = vzevent.receive(self._socket)
             except BlockingIOError:

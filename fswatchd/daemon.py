@@ -209,6 +209,7 @@ class Daemon:
             self._decider,
             self._executor,
             self.arming,
+            self._closer,
             settings,
         )
         self.freezer = Freezer(

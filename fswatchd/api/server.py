@@ -228,7 +228,7 @@ class _Api:
         by, body = await change(request)
         reason = text_or_none(body, "reason") or ""
         incident = await self._daemon.operator.acknowledge(
-            request.match_info["id"], by.name, reason
+            request.match_info["id"], by.name, reason, recovered=body.get("recovered") is True
         )
         return web.json_response(views.incident(incident))
 

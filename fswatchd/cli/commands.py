@@ -214,7 +214,7 @@ def deny(arguments: argparse.Namespace, client: Client) -> int:
 
 def acknowledge(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch ack ID`"""
-    return _decide(arguments, client, "ack")
+    return _decide(arguments, client, "ack", recovered=arguments.recovered)
 
 
 def doctor(arguments: argparse.Namespace, client: Client) -> int:
@@ -265,9 +265,9 @@ def _follow(arguments: argparse.Namespace, client: Client, document: dict[str, A
     return follow.exit_code(document)
 
 
-def _decide(arguments: argparse.Namespace, client: Client, verb: str) -> int:
+def _decide(arguments: argparse.Namespace, client: Client, verb: str, **more: bool) -> int:
     path = f"/v1/incidents/{quoted(arguments.id)}/{verb}"
-    document = client.post(path, {"reason": arguments.reason})
+    document = client.post(path, {"reason": arguments.reason, **more})
     _print_json(document) if arguments.json else print(f"{document['id']}: {document['state']}")
     return Exit.OK
 

@@ -98,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
         answer = add(name, serve, text)
         answer.add_argument("id", metavar="ID")
         answer.add_argument("--reason", metavar="TEXT", default="")
+        if name == "ack":
+            answer.add_argument(
+                "--recovered",
+                action="store_true",
+                help="its device works again: what it has reported counts no more",
+            )
 
     events = add("events", commands.events, "what the sources have heard")
     events.add_argument(

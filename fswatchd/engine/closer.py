@@ -15,7 +15,15 @@ from dataclasses import replace
 from fswatchd import views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import boottime_ns
-from fswatchd.events import Domain, EventClass, Health, names_filesystem, printable
+from fswatchd.errors import ConflictError, RefusedError
+from fswatchd.events import (
+    DEVICE_CLASSES,
+    Domain,
+    EventClass,
+    Health,
+    names_filesystem,
+    printable,
+)
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, Superblock
@@ -31,6 +39,7 @@ _SWEEP_S = 2.0
 _MISSING_S = 5.0
 _DEVICE_QUIET_S = 600.0
 _READ_TIMEOUT_S = 10.0
+_BUSY = {State.ACTING, State.VERIFYING}
 NS = 1_000_000_000
 # Classes and sources of what is read of a device that a filesystem rests on.
 _OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
@@ -204,6 +213,59 @@ class Closer:
         current = self._book.get(incident.incident_id)
         if current is not None and current.recent == incident.recent:
             self._book.close(current, Outcome.RECOVERED, text)
+
+    async def device_recovered(self, incident: Incident, by: str, said: str) -> Incident:
+        """`by` says that the device of this incident works again, or is another one: what it
+        has reported until now counts no more.
+
+        The device is asked first. A filesystem on it that is well ends its incident with that; what
+        else is wrong is decided anew. Raises ConflictError, RefusedError with what the device says.
+        """
+        devices = self._own_devices(incident)
+        if not devices or not (incident.device_errors or incident.classes & DEVICE_CLASSES):
+            raise ConflictError(
+                f"{incident.incident_id} tells of no error of a device that is there",
+                hint=f"fswatch ack {incident.incident_id}, without --recovered",
+                code="FSW-CONFLICT-NO-DEVICE",
+            )
+        for device in devices:
+            fault = await self._device_fault(device)
+            if fault is None and not await _can_be_read(f"/dev/{device.name}"):
+                fault = "a read at its begin or end fails"
+            if fault is not None:
+                raise RefusedError(
+                    f"/dev/{device.name} has not recovered: {fault}",
+                    code="FSW-REFUSED-DEVICE",
+                )
+        superblock = self._superblock(incident)
+        unwell = superblock is not None and (
+            self._state.errors(superblock.devno)
+            or await verify.healthy(self._inventory, self._state, superblock)
+        )
+        current = self._book.get(incident.incident_id)
+        if current is None or current.state in _BUSY or current.recent != incident.recent:
+            raise ConflictError(
+                f"{incident.incident_id} goes on: another error, or a repair",
+                hint=f"fswatch incident {incident.incident_id}",
+                code="FSW-CONFLICT-GOES-ON",
+            )
+        current = replace(current, acknowledged_by=by)
+        if not unwell:
+            return self._book.close(current, Outcome.RECOVERED, said)
+        current = replace(current, state=State.OPEN, device_errors=0, device_since_ns=None)
+        current = current.noted(time.time_ns(), said)
+        self._book.put(current)
+        self._poke(current.incident_id)
+        return current
+
+    def _own_devices(self, incident: Incident) -> list[BlockDevice]:
+        """What the filesystem lies on, or the bare device; none where it is gone."""
+        superblock, bare = self._superblock(incident), self._bare_device(incident)
+        if superblock is None:
+            return [] if bare is None else [bare]
+        members = superblock.members or (superblock.devno,)
+        devices = self._inventory.view.devices
+        return [devices[one] for one in members if one in devices]
 
     async def _recovered_with_its_device(self, incident: Incident) -> bool:
         """Whether nothing was wrong with the filesystem but its device, and that is well again.

@@ -10,6 +10,7 @@ from typing import Any
 from fswatchd import guards, policy
 from fswatchd.book import IncidentBook
 from fswatchd.engine.arming import Arming
+from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
 from fswatchd.engine.history import boottime_ns
@@ -46,6 +47,7 @@ class Operator:
         decider: Decider,
         executor: Executor,
         arming: Arming,
+        closer: Closer,
         settings: ActionSettings,
     ) -> None:
         self._book = book
@@ -55,6 +57,7 @@ class Operator:
         self._decider = decider
         self._executor = executor
         self._arming = arming
+        self._closer = closer
         self._settings = settings
 
     async def find(self, text: str) -> Incident:
@@ -233,11 +236,19 @@ class Operator:
         self._decider.poke(incident.incident_id, 0.0)
         return incident
 
-    async def acknowledge(self, text: str, by: str, reason: str = "") -> Incident:
-        """Somebody has seen it; an incident that needs an operator ends with that, and a storm."""
+    async def acknowledge(
+        self, text: str, by: str, reason: str = "", *, recovered: bool = False
+    ) -> Incident:
+        """Somebody has seen it; an incident that needs an operator ends with that, and a storm.
+
+        With `recovered` also that of a device: see `Closer.device_recovered`.
+        """
         incident = await self.find(text)
         if incident.state is State.CLOSED:
             raise ConflictError(f"{incident.incident_id} is closed", code="FSW-CONFLICT-CLOSED")
+        if recovered:
+            said = _said(f"{by} says that its device has recovered, and it can be read", reason)
+            return await self._closer.device_recovered(incident, by, said)
         incident = replace(incident, acknowledged_by=by)
         said = _said(f"acknowledged by {by}", reason)
         if incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM:

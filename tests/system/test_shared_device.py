@@ -13,7 +13,7 @@ import pytest
 
 from fswatchd.drill.receiver import Receiver
 from tests.system import rules
-from tests.system.conftest import wait_until
+from tests.system.conftest import fswatch, wait_until
 from tests.system.test_host_fails import declared, run_telling, told
 from tests.system.test_stack import about, trigger
 
@@ -163,3 +163,36 @@ def test_what_one_ve_rests_on_alone_is_its_own_incident(
     ended = daemon.wait_for_incident("closed", ve="ve104")
     assert (ended["id"], ended["outcome"]) == (incident["id"], "recovered")
     assert "nothing is wrong with its device any more" in daemon.why(incident["id"])
+
+
+def test_an_operator_says_that_it_has_recovered(
+    daemon, work: Path, disk: Disk, receiver: Receiver
+) -> None:
+    """What it has reported itself is remembered for ten minutes, unless somebody knows better."""
+    run_telling(daemon, receiver, work, mode="observe", rules=rules.TELL)
+    daemon.wait_until_known("ve101", "ve102", "ve103")
+    heal = cut_short(disk)
+    last = f"skip={disk.size // 4096 - 1}"
+    argv = ["dd", f"if={disk.device}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct", last]
+    assert subprocess.run(argv, check=False, capture_output=True).returncode != 0
+    own = wait_until(
+        lambda: (i := about(daemon, disk.device)) and i["sources"] != ["state"] and i,
+        60,
+        "an incident of the disk by what it has reported",
+    )
+    part = os.path.basename(disk.partition(1))
+    trigger(part)
+    wait_until(lambda: (i := about(daemon, part)) and i["part_of"] == own["id"], 60, part)
+
+    refused = fswatch(daemon, "ack", own["id"], "--recovered")
+    assert refused.returncode != 0
+    assert "4 KiB shorter than the device" in refused.stderr
+    assert about(daemon, disk.device)["acknowledged_by"] is None
+
+    heal()
+    done = fswatch(daemon, "ack", own["id"], "--recovered", "--reason", "its image is whole again")
+    assert done.returncode == 0, done.stderr
+    ended = about(daemon, disk.device)
+    assert (ended["id"], ended["state"], ended["outcome"]) == (own["id"], "closed", "recovered")
+    assert "its image is whole again" in daemon.why(own["id"])
+    wait_until(lambda: about(daemon, part)["waiting_for"] != "cause", 60, "to be decided anew")

@@ -12,7 +12,8 @@ from fswatchd.devno import Devno
 from fswatchd.engine import closer
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.history import boottime_ns
-from fswatchd.incidents import Incident
+from fswatchd.errors import ConflictError, RefusedError
+from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.model import BlockDevice
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
@@ -31,8 +32,13 @@ class Book:
     def get(self, _: str) -> Incident:
         return self.incident
 
-    def close(self, incident: Incident, *_: object) -> None:
-        self.closed.append(incident.incident_id)
+    def put(self, incident: Incident) -> None:
+        self.incident = incident
+
+    def close(self, incident: Incident, outcome: Outcome, text: str) -> Incident:
+        self.closed.append(text)
+        self.incident = replace(incident, state=State.CLOSED, outcome=outcome)
+        return self.incident
 
 
 async def no_fault(_: object) -> None:
@@ -68,3 +74,93 @@ async def test_it_is_over_after_long_quiet_and_reads_that_succeed(
     )
     await under_test._look_at(incident)
     assert bool(book.closed) is over
+
+
+class Disk:
+    """A disk with an incident of its own, 60 s after its last error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fault: str | None = None
+        self.readable = True
+        monkeypatch.setattr(block, "read_ends", self._read_ends)
+        filesystem = builders.filesystem(devno=SDA, device="sda", fstype="block", disk_sequence=7)
+        event = builders.event("kmsg", "io_error", fstype="block")
+        self.book = Book(builders.incident(event, filesystem=filesystem))
+        disk = BlockDevice(devno=SDA, name="sda", kind="disk", disk_sequence=7)
+        self.view = NodeView(devices={SDA: disk})
+        self.closer = Closer(
+            cast("Any", self.book),
+            cast("Any", SimpleNamespace(view=self.view)),
+            cast("Any", SimpleNamespace()),
+            forget_volume=lambda _: None,
+            poke=lambda _: None,
+            has_room=cast("Any", None),
+            device_fault=self._fault,
+        )
+
+    def _read_ends(self, _: str) -> None:
+        if not self.readable:
+            raise OSError(5, "Input/output error")
+
+    async def _fault(self, _: object) -> str | None:
+        return self.fault
+
+    async def recovered(self) -> Incident:
+        return await self.closer.device_recovered(self.book.incident, "root", "root says so")
+
+
+async def test_somebody_says_that_it_has_recovered_and_it_can_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = Disk(monkeypatch)
+    found = await disk.recovered()
+    assert (found.state, found.outcome) == (State.CLOSED, Outcome.RECOVERED)
+    assert disk.book.closed == ["root says so"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "readable", "text"),
+    [
+        ("it is offline", True, "/dev/sda has not recovered: it is offline"),
+        (None, False, "/dev/sda has not recovered: a read at its begin or end fails"),
+    ],
+)
+async def test_it_says_otherwise_itself(
+    monkeypatch: pytest.MonkeyPatch, *, fault: str | None, readable: bool, text: str
+) -> None:
+    disk = Disk(monkeypatch)
+    disk.fault, disk.readable = fault, readable
+    before = disk.book.incident
+    with pytest.raises(RefusedError) as refused:
+        await disk.recovered()
+    assert (str(refused.value), refused.value.code) == (text, "FSW-REFUSED-DEVICE")
+    assert disk.book.incident == before
+
+
+async def test_another_error_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    asked = disk.book.incident
+    disk.book.incident = asked.joined(builders.event("kmsg", "io_error", fstype="block"), 1)
+    with pytest.raises(ConflictError) as refused:
+        await disk.closer.device_recovered(asked, "root", "root says so")
+    assert refused.value.code == "FSW-CONFLICT-GOES-ON"
+    assert not disk.book.closed
+
+
+async def test_what_is_no_fault_of_a_device_is_not_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = Disk(monkeypatch)
+    event = builders.event("kmsg", "corruption", fstype="ext4")
+    disk.book.incident = builders.incident(event, filesystem=disk.book.incident.filesystem)
+    with pytest.raises(ConflictError) as refused:
+        await disk.recovered()
+    assert refused.value.code == "FSW-CONFLICT-NO-DEVICE"
+
+
+async def test_a_device_that_is_another_one_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    disk.view.devices[SDA] = BlockDevice(devno=SDA, name="sda", kind="disk", disk_sequence=8)
+    with pytest.raises(ConflictError):
+        await disk.recovered()
+    assert not disk.book.closed

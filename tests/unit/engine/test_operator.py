@@ -79,7 +79,7 @@ class Database:
 
 def operator(book: Book, database: Database) -> Operator:
     rest: dict[str, Any] = dict.fromkeys(
-        ("inventory", "state", "decider", "executor", "arming", "settings")
+        ("inventory", "state", "decider", "executor", "arming", "closer", "settings")
     )
     return Operator(book=cast("Any", book), store=cast("Any", database), **rest)
 

@@ -26,8 +26,9 @@ _POLL_S = 0.25
 _POLL_MAX_S = 2.0  # each question is a line in the guest's journal
 _ENVIRONMENT = "LC_ALL=C HOME=/root PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 # panic=1 and -no-reboot: a kernel that dies ends QEMU, and nobody waits for it.
+# Dumps of what is damaged stay in the kernel's log: through TCG's serial line they stop everything.
 # Nobody attacks this one through its processor: what the kernel does against that costs TCG much.
-_CONSOLE = "console=ttyS0 panic=1 loglevel=4 systemd.show_status=0 mitigations=off"
+_CONSOLE = "console=ttyS0 panic=1 loglevel=1 systemd.show_status=0 mitigations=off"
 
 
 class MachineError(Exception):
@@ -71,6 +72,7 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._buffer = b""
+        self._closed = False
         work.mkdir(parents=True, exist_ok=True)
         self.log = (work / "commands.log").open("a", encoding="utf-8")
         form = "raw" if disks.root.suffix == ".img" else "qcow2"
@@ -116,6 +118,8 @@ class Machine:
 
     def _start(self, incoming: str | None) -> float:
         started = time.monotonic()
+        if self._closed:
+            raise MachineError("it was closed")
         self._socket_path.unlink(missing_ok=True)
         (self.work / "monitor.sock").unlink(missing_ok=True)
         argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "q35"]
@@ -187,7 +191,8 @@ class Machine:
         return Disks(root=place / "root.qcow2", data=place / "data.img", memory=place / "memory")
 
     def close(self) -> None:
-        """End the machine and remove its disks; what it has left in `work` stays."""
+        """End the machine for good and remove its disks; what it has left in `work` stays."""
+        self._closed = True
         self.power_cut()
         self.log.close()
         for name in ("root.qcow2", "data.img", "spare.img", "agent.sock", "monitor.sock"):

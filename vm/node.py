@@ -285,6 +285,12 @@ def acknowledge(machine: Machine, incident_id: str) -> None:
     machine.run(f"curl -sSf --max-time 60 --unix-socket {API} -X POST {body} {url}", check=False)
 
 
+def device_recovered(machine: Machine, incident_id: str) -> bool:
+    """Say that the device of an incident works again; whether that was believed."""
+    command = f"fswatch ack {incident_id} --recovered --reason 'another disk'"
+    return machine.run(command, check=False).code == 0
+
+
 def wait_incident(
     machine: Machine, ve: str, *states: str, timeout_s: float = 240.0, known: Collection[str] = ()
 ) -> dict[str, Any]:
@@ -341,6 +347,7 @@ def collect(machine: Machine) -> None:
     for name, command in (
         ("journal.txt", "journalctl -b -o short-precise --no-pager -n 3000"),
         ("boot.txt", "systemd-analyze; systemd-analyze blame --no-pager | head -40"),
+        ("processes.txt", "top -b -n 1 -w 160 | head -40"),
         ("status.json", f"curl -sS --max-time 60 --unix-socket {API} http://node/v1/status"),
         ("incidents.json", f"curl -sS --unix-socket {API} 'http://node/v1/incidents?all=1'"),
     ):

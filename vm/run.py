@@ -1,6 +1,6 @@
-"""`make test-vm`: run scenarios on whole machines, one machine at a time, and say what was seen.
+"""`make test-vm`: run scenarios on whole machines, one a core, and say what was seen.
 
-vm/run.py [--scenario NAME]... [--kernel VERSION]
+vm/run.py [--scenario NAME]... [--kernel VERSION] [--jobs N]
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ import argparse
 import hashlib
 import importlib
 import json
+import os
 import pkgutil
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,106 +76,161 @@ def contents(package: Path) -> str:
         return digest.hexdigest()
 
 
-def installed(prepared: guest.Guest, payload: Path) -> Path:
-    """Where the disks of a node with this package installed are kept, until it changes."""
-    recipe = payload.with_name("payload.sum").read_text() + guest.INSTALL + node.CONFIGURATION
-    recipe += (PROJECT / "vm" / "machine.py").read_text()  # a kept memory fits its devices only
-    key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    nodes = prepared.disk.parent / "nodes"
-    place = nodes / key
-    if not place.exists():
-        shutil.rmtree(nodes, ignore_errors=True)
-        print("installing the package on a node for all scenarios", flush=True)
-        (package,) = payload.with_name("payload").glob("dist/*.deb")
-        making = nodes / f"{key}.new"
-        guest.install(prepared, package, making, ves=node.VES, configuration=node.CONFIGURATION)
-        making.rename(place)
-    return place
+class Nodes:
+    """Nodes with the package installed, kept until it changes; several threads may ask."""
+
+    def __init__(self, prepared: guest.Guest, payload: Path) -> None:
+        self._prepared = prepared
+        self._payload = payload
+        self._making = threading.Lock()
+
+    def bare(self) -> Disks:
+        """A guest without the package."""
+        return Disks(root=self._prepared.disk)
+
+    def booted(self, kernel: guest.Kernel) -> Disks:
+        """A node that was booted once with this kernel, and kept while it runs."""
+        with self._making:
+            place = self._installed()
+            kept = place / f"booted-{kernel[0].split('+')[0]}"
+            disks = Disks(root=place / "root.img", data=place / "data.img")
+            if not kept.exists():
+                print(f"booting the node with {kernel[0]} for all scenarios", flush=True)
+                with on(Machine(place / "booting", disks, kernel, self._payload)) as machine:
+                    machine.power_on()
+                    node.wait_daemon(machine)
+                    machine.keep_running(kept)
+        return Disks(root=kept / "root.qcow2", data=kept / "data.img", memory=kept / "memory")
+
+    def _installed(self) -> Path:
+        recipe = self._payload.with_name("payload.sum").read_text() + guest.INSTALL
+        recipe += node.CONFIGURATION
+        # A kept memory fits its devices only.
+        recipe += (PROJECT / "vm" / "machine.py").read_text()
+        key = hashlib.sha256(recipe.encode()).hexdigest()[:12]
+        nodes = self._prepared.disk.parent / "nodes"
+        place = nodes / key
+        if not place.exists():
+            shutil.rmtree(nodes, ignore_errors=True)
+            print("installing the package on a node for all scenarios", flush=True)
+            (package,) = self._payload.with_name("payload").glob("dist/*.deb")
+            making = nodes / f"{key}.new"
+            guest.install(
+                self._prepared, package, making, ves=node.VES, configuration=node.CONFIGURATION
+            )
+            making.rename(place)
+        return place
 
 
-def booted(place: Path, kernel: guest.Kernel, payload: Path) -> Disks:
-    """Such a node, booted once with this kernel, and kept while it runs."""
-    kept = place / f"booted-{kernel[0].split('+')[0]}"
-    disks = Disks(root=place / "root.img", data=place / "data.img")
-    if not kept.exists():
-        print(f"booting the node with {kernel[0]} for all scenarios", flush=True)
-        machine = Machine(place / "booting", disks, kernel, payload)
-        try:
-            machine.power_on()
-            node.wait_daemon(machine)
-            machine.keep_running(kept)
-        finally:
-            machine.close()
-    return Disks(root=kept / "root.qcow2", data=kept / "data.img", memory=kept / "memory")
+@contextmanager
+def on(machine: Machine) -> Iterator[Machine]:
+    """The machine, ended afterwards; all that are on end when this program is told to."""
+    _ON.append(machine)
+    try:
+        yield machine
+    finally:
+        _ON.remove(machine)
+        machine.close()
+
+
+_ON: list[Machine] = []
 
 
 def run_one(
-    scenario: ModuleType, kernel: guest.Kernel, disks: Disks, payload: Path
+    scenario: ModuleType, kernel: guest.Kernel, nodes: Nodes, payload: Path
 ) -> dict[str, Any]:
     """One scenario on one kernel, with a machine of its own."""
     place = RESULTS / f"{scenario.NAME}-{kernel[0].split('+')[0]}"
     shutil.rmtree(place, ignore_errors=True)
-    started = time.monotonic()
-    machine = Machine(place, disks, kernel, payload)
     result: dict[str, Any] = {"scenario": scenario.NAME, "kernel": kernel[0]}
+    started = time.monotonic()
     try:
-        result["boot_s"] = round(machine.power_on(), 1)
-        result["seen"] = scenario.run(machine)
-        result["passed"] = True
+        disks = nodes.bare() if _is_bare(scenario) else nodes.booted(kernel)
+        started = time.monotonic()
+        with on(Machine(place, disks, kernel, payload)) as machine:
+            try:
+                result["boot_s"] = round(machine.power_on(), 1)
+                result["seen"] = scenario.run(machine)
+                result["passed"] = True
+            finally:
+                _collect(machine)
     except (MachineError, OSError, KeyError, IndexError, ValueError) as error:
         result["passed"], result["why"] = False, f"{type(error).__name__}: {error}"
-    finally:
-        try:
-            node.collect(machine)
-        except (MachineError, OSError, ValueError) as error:
-            print(f"  nothing could be brought back: {error}", flush=True)
-        finally:
-            machine.close()
     result["took_s"] = round(time.monotonic() - started)
     return result
 
 
+def _is_bare(scenario: ModuleType) -> bool:
+    return bool(getattr(scenario, "BARE", False))
+
+
+def _collect(machine: Machine) -> None:
+    try:
+        node.collect(machine)
+    except (MachineError, OSError, ValueError) as error:
+        print(f"  nothing could be brought back: {error}", flush=True)
+
+
 def main() -> int:
     """Exit code 1 where a scenario has failed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no machine outlives its scenario
     known = all_scenarios()
     parser = argparse.ArgumentParser()
     parser.add_argument("--scenario", action="append", choices=sorted(known))
     parser.add_argument("--kernel", help="only kernels that begin so")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="machines at once (default: one a core)"
+    )
     arguments = parser.parse_args()
     prepared = guest.prepare()
     kernels = [k for k in prepared.kernels if k[0].startswith(arguments.kernel or "")]
-    results = []
-    names = arguments.scenario or list(known)
-    bare = {name for name in names if getattr(known[name], "BARE", False)}
+    wanted = [known[name] for name in arguments.scenario or known]
+    wanted.sort(key=lambda scenario: -getattr(scenario, "ABOUT_S", 100))  # the longest begin
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fswatchd-vm-") as directory:
-        payload = make_payload(Path(directory), upgrade=bool(bare))
-        for name in names:
-            scenario = known[name]
+        payload = make_payload(Path(directory), upgrade=any(map(_is_bare, wanted)))
+        nodes = Nodes(prepared, payload)
+        with ThreadPoolExecutor(arguments.jobs) as pool, _ended_with(pool):
             chosen = {"all": kernels, "oldest": kernels[:1], "newest": kernels[-1:]}
-            for kernel in chosen[scenario.KERNELS]:
-                print(f"{name} on {kernel[0]}: {scenario.TEXT}", flush=True)
-                if name in bare:
-                    disks = Disks(root=prepared.disk)
-                else:
-                    disks = booted(installed(prepared, payload), kernel, payload)
-                result = run_one(scenario, kernel, disks, payload)
-                results.append(result)
-                show(result)
+            running = [
+                pool.submit(run_one, scenario, kernel, nodes, payload)
+                for scenario in wanted
+                for kernel in chosen[scenario.KERNELS]
+            ]
+            results = []
+            for done in as_completed(running):
+                results.append(done.result())
+                show(results[-1], known)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     failed = [result for result in results if not result["passed"]]
-    print(f"{len(results) - len(failed)} passed, {len(failed)} failed; details in {RESULTS}")
+    took = f"{time.monotonic() - began:.0f} s"
+    passed = len(results) - len(failed)
+    print(f"{passed} passed, {len(failed)} failed in {took}; details in {RESULTS}")
     return 1 if failed or not results else 0
 
 
-def show(result: dict[str, Any]) -> None:
+@contextmanager
+def _ended_with(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Told to end, or interrupted, no machine outlives this program."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for machine in tuple(_ON):
+            machine.close()
+        raise
+
+
+def show(result: dict[str, Any], known: dict[str, ModuleType]) -> None:
     """One result, for people."""
-    for name, value in result.get("seen", {}).items():
-        print(f"  {name}: {value}")
-    print(f"  {'passed' if result['passed'] else 'FAILED'} in {result['took_s']} s", flush=True)
+    name = result["scenario"]
+    lines = [f"{name} on {result['kernel']}: {known[name].TEXT}"]
+    lines += [f"  {what}: {value}" for what, value in result.get("seen", {}).items()]
+    lines.append(f"  {'passed' if result['passed'] else 'FAILED'} in {result['took_s']} s")
     if not result["passed"]:
-        print(f"  {result['why']}", flush=True)
+        lines.append(f"  {result['why']}")
+    print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vm.machine import Machine
 NAME = "device-error"
 TEXT = "dm-error beneath one of three images: the device is blamed, no fsck; healed: repaired"
 KERNELS = "newest"
+ABOUT_S = 200
 
 # Who runs e2fsck is seen here, whatever the daemon says of itself: it comes by one of these. Its
 # configuration is shown to every tool.
@@ -48,9 +49,11 @@ def run(machine: Machine) -> dict[str, Any]:
     node.expect(not wrong, f"nobody blames the others: {wrong}")
     machine.run("! cat /run/e2fsck-was-run")
     machine.wait_for(f"test -s {node.RECEIVED}", "somebody is told")
-    cause = next((one["cause"] for one in found if one["cause"]), None)
-    node.expect(cause is not None, f"a cause is named: {[one['summary'] for one in found]}")
-    repaired = _healed(machine)
+    blamed = {one["cause"]["incident"] for one in found if one["cause"]} - {None}
+    node.expect(len(blamed) == 1, f"one device is blamed: {[one['summary'] for one in found]}")
+    device = blamed.pop()
+    node.expect(not node.device_recovered(machine, device), "a device that fails has not recovered")
+    repaired = _healed(machine, device)
     return {
         "incidents": len(found),
         "healed": repaired,
@@ -65,7 +68,7 @@ def _exchange(machine: Machine, target: str) -> None:
     )
 
 
-def _healed(machine: Machine) -> str:
+def _healed(machine: Machine, incident_id: str) -> str:
     """The device works again, what it carries is mounted anew; then its VE is damaged."""
     machine.run("lxc-stop -k -n on-bad; umount /srv/bad", check=False)
     _exchange(machine, "linear /dev/vdc 0")
@@ -73,6 +76,7 @@ def _healed(machine: Machine) -> str:
     machine.run("lxc-wait -n on-bad -s RUNNING -t 60")
     pid = node.lxc_pid(machine, "on-bad")
     node.writes(machine, pid)
+    node.expect(node.device_recovered(machine, incident_id), "the device has recovered")
     for one in node.incidents(machine):
         if one["state"] != "closed":
             node.acknowledge(machine, one["id"])

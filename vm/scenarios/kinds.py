@@ -17,6 +17,7 @@ from vm.machine import Machine, MachineError
 NAME = "kinds"
 TEXT = "LXC on an image, on a plain and a thin LV and a subvolume, nspawn of machined: damaged"
 KERNELS = "oldest"
+ABOUT_S = 500
 _TAG = "pve-vm-101"
 
 

@@ -12,6 +12,7 @@ from vm.machine import Machine
 NAME = "power-cut"
 TEXT = "QEMU is killed at several points of a repair, then booted"
 KERNELS = "newest"
+ABOUT_S = 900
 
 _SETTLED_S = 240.0
 _HEARD_S = 20.0

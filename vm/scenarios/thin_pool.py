@@ -10,6 +10,7 @@ from vm.machine import Machine
 NAME = "thin-pool"
 TEXT = "a thin pool fills up: space is the cause, a rule's exec extends it, the VEs recover"
 KERNELS = "oldest"
+ABOUT_S = 180
 
 _EXTEND = "/usr/local/sbin/extend-pool"
 # What an admin would write: only the pool that the incident names, and only so far.

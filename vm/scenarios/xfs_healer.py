@@ -14,6 +14,7 @@ from vm.machine import Machine
 NAME = "xfs-healer"
 TEXT = "xfs_healer beside the daemon: one damaged directory is healed, two are left to a clone"
 KERNELS = "newest"
+ABOUT_S = 250
 
 _INSTALL = f"""set -e
 mkdir -p /usr/libexec/xfsprogs
@@ -100,6 +101,8 @@ def run(machine: Machine) -> dict[str, Any]:
         "journalctl -b -u 'xfs_healer@*' -o cat --no-pager | grep -c 'offline repair'"
     )
     seen["two directories"] = f"{_left_alone(machine, incident)}; offline repair: {said.output}"
+    # It asks for an offline repair, and goes on to find and report the same for ever.
+    machine.run("systemctl stop 'xfs_healer@*' 'xfs_scrub@*'; umount /srv/given-up")
     seen["two directories of a VE"] = _taken_over(machine)
     return seen
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from errno import ENXIO
 from pathlib import Path
 
 from fswatchd.devno import Devno
@@ -114,12 +115,13 @@ class StackReader:
         try:
             status = self._asked.get((devno, sequence))
             status = status or loop.status(f"/dev/{name}", _PATIENCE_S)
-        except TimeoutError:
-            # Its server is lost; what was known of this attachment still holds.
+        except OSError as error:
+            # Its server is lost, or the filesystem of its image has stopped (EIO): what was known
+            # of this attachment still holds. Without that nobody would find the one to blame.
             before = self._forgotten.get((devno, sequence))
-            return before.backing if before is not None else Backing(kind="loop")
-        except OSError:
-            return Backing(kind="loop")
+            if before is None or error.errno == ENXIO:  # nothing is attached
+                return Backing(kind="loop")
+            return before.backing
         return Backing(
             kind="loop",
             image_devno=status.backing_devno,

@@ -6,15 +6,18 @@ import errno
 import itertools
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.drill.receiver import Receiver
+from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import fs
 from tests.system import rules
-from tests.system.conftest import fswatch, wait_until
+from tests.system.conftest import fswatch, make_host, wait_until
 from tests.system.test_stack import about, device_of, fill, nested_host, run
 from tests.system.ves import MiniVe
 
@@ -237,3 +240,24 @@ def stop_for_good(ve: MiniVe) -> None:
         return answer[-1].get("errno") in {errno.EROFS, errno.EIO}
 
     wait_until(stopped, 120, "ext4 to stop")
+
+
+async def test_what_rests_on_a_host_that_has_shut_down_is_known_still(work: Path) -> None:
+    """The loop driver asks the host for the image's inode, and gets EIO then."""
+    host, image, point = make_host(work), work / "host-xfs" / "a.img", work / "a"
+    with image.open("xb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True, capture_output=True)
+    point.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    above, below = (Devno.of(os.stat(one).st_dev) for one in (point, host))
+    inventory = Inventory([])
+    try:
+        await inventory.refresh()
+        assert below in inventory.view.beneath(above)
+        shut_down(host)
+        for _ in range(2):
+            await inventory.refresh(forget=True)
+            assert below in inventory.view.beneath(above)
+    finally:
+        await inventory.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EIO, ENXIO
+
 import pytest
 
 from fswatchd.devno import Devno
@@ -27,6 +29,7 @@ class Kernel:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.exchanged: int | None = None
         self.silent: set[int] = set()
+        self.failure: OSError = TimeoutError()
         self.together: list[int] = []
         self.alone: list[int] = []
         monkeypatch.setattr(
@@ -50,7 +53,7 @@ class Kernel:
         number = int(device.removeprefix("/dev/loop"))
         self.alone.append(number)
         if number in self.silent:
-            raise TimeoutError
+            raise self.failure
         return status(number, 2000 + number)
 
 
@@ -85,3 +88,19 @@ def test_one_that_does_not_answer_holds_up_no_other(kernel: Kernel) -> None:
     assert found.pop(3) is None
     assert len(found) == 19
     assert None not in found.values()
+
+
+@pytest.mark.parametrize(
+    ("failure", "kept"),
+    [(TimeoutError(), True), (OSError(EIO, "I/O error"), True), (OSError(ENXIO, "none"), False)],
+)
+def test_what_was_known_of_an_attachment_holds_while_its_host_fails(
+    kernel: Kernel, failure: OSError, *, kept: bool
+) -> None:
+    """However often everything is read anew meanwhile."""
+    reader = StackReader()
+    read(reader)
+    kernel.silent, kernel.failure = set(range(20)), failure
+    for _ in range(3):
+        reader.forget()
+        assert read(reader)[3] == (1003 if kept else None)

@@ -67,7 +67,7 @@ mkdir /srv/{_VE}; mount -o loop {node.VES}/{_VE}.img /srv/{_VE}"""
 _DAMAGE_TWO = f"""set -e
 inodes=$(stat -c %i /srv/{_VE}/srv/files /srv/{_VE}/srv/more); umount /srv/{_VE}
 for inode in $inodes; do
-    {NEWER}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -3 -n 8 -z" \\
+    {NEWER}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -2 -x 64 -n 8 -z" \\
         {node.VES}/{_VE}.img
 done"""
 # Parent pointers and the reverse map are what the kernel mends a directory from.
@@ -79,7 +79,8 @@ for n in $(seq 300); do touch /srv/{name}/one/file-with-a-long-name-$n \\
     /srv/{name}/two/file-with-a-long-name-$n; done
 inodes=$(cd /srv/{name}; stat -c %i {damaged}); umount /srv/{name}
 for inode in $inodes; do
-    {newer}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -3 -n 8 -z" {name}.img
+    {newer}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -2 -x 64 -n 8 -z" \\
+        {name}.img
 done"""
 
 

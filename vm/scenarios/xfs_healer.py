@@ -60,7 +60,7 @@ start = ["{_PROGRAM}", "start"]
 stop = ["{_PROGRAM}", "stop"]
 kill = ["{_PROGRAM}", "kill"]
 END
-fswatch reload
+systemctl reload fswatchd
 truncate -s 500M {node.VES}/{_VE}.img
 mkfs.xfs -q -m rmapbt=1 -n parent=1 {node.VES}/{_VE}.img
 mkdir /srv/{_VE}; mount -o loop {node.VES}/{_VE}.img /srv/{_VE}"""

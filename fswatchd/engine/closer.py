@@ -376,6 +376,9 @@ class Closer:
             self._book.close(incident, Outcome.RECOVERED, text)
         else:
             moved = replace(incident, filesystem=describe(successor))
+            if successor.backing.kind == "loop":
+                # Its errors came from beneath, where they are remembered; this is another one.
+                moved = replace(moved, device_errors=0, device_since_ns=None)
             text = f"the volume was mounted again as {successor.device}, with its error record"
             self._book.put(moved.noted(time.time_ns(), text))
             self._poke(incident.incident_id)

@@ -13,6 +13,8 @@ from fswatchd.engine.closer import NS, Closer
 from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Health
 from fswatchd.incidents import Incident
+from fswatchd.inventory.model import Backing, Superblock
+from fswatchd.inventory.view import NodeView
 from tests.unit import builders
 
 
@@ -77,3 +79,34 @@ def test_nothing_is_a_false_alarm_on_the_word_of_an_old_look(
 ) -> None:
     """The kernel writes that it shuts a filesystem down before it does."""
     assert look(unconfirmed(), health) is closes
+
+
+@pytest.mark.parametrize(("kind", "errors"), [("loop", 0), ("device", 5)])
+def test_errors_of_an_attachment_are_no_errors_of_the_next_one(kind: str, errors: int) -> None:
+    """What a loop device reports came from beneath it; a disk that is back is the same disk."""
+    inode = (Devno(8, 1), 77) if kind == "loop" else (None, None)
+    again = Superblock(
+        devno=builders.LOOP3,
+        fstype="ext4",
+        device="loop3",
+        disk_sequence=43,
+        mounts=(),
+        backing=Backing(kind=kind, image_devno=inode[0], image_inode=inode[1]),
+        uuid=builders.filesystem().uuid,
+    )
+    known = {} if kind == "loop" else {"image": None, "image_inode": None}
+    before = builders.incident(filesystem=builders.filesystem(**known), device_errors=5)
+    put: list[Incident] = []
+    closer = Closer(
+        cast("Any", SimpleNamespace(put=put.append)),
+        cast("Any", SimpleNamespace(view=NodeView(superblocks={again.devno: again}))),
+        cast("Any", State(Health.OK)),
+        forget_volume=lambda _: None,
+        poke=lambda _: None,
+        has_room=cast("Any", None),
+        device_fault=cast("Any", None),
+    )
+    closer._state._now = Health.DAMAGED  # type: ignore[attr-defined]
+    closer._look_for_recovery(before)
+    (moved,) = put
+    assert (moved.filesystem.disk_sequence, moved.device_errors) == (43, errors)

@@ -89,8 +89,18 @@ class NotShareableError(OSError):
 
 
 async def share(image: ImageFile, path: str) -> Clone:
-    """Clone by sharing all blocks. Raises NotShareableError, or OSError; leaves nothing then."""
-    return await asyncio.to_thread(_share, image, path)
+    """Clone by sharing all blocks. Raises NotShareableError, or OSError.
+
+    Leaves nothing then, and where it is cancelled.
+    """
+    sharing = asyncio.create_task(asyncio.to_thread(_share, image, path))
+    try:
+        return await asyncio.shield(sharing)
+    except asyncio.CancelledError:
+        await asyncio.wait({sharing})
+        if sharing.exception() is None:
+            sharing.result().remove()
+        raise
 
 
 async def copy(
@@ -117,7 +127,12 @@ async def copy(
             await asyncio.wait({watching})
         if not done.succeeded:
             raise OSError(errno.EIO, done.describe(), path)
-        await asyncio.to_thread(_settle, source, target)
+        settling = asyncio.create_task(asyncio.to_thread(_settle, source, target))
+        try:
+            await asyncio.shield(settling)
+        finally:
+            # Who is cancelled does not end the thread: it needs its descriptors until it is done.
+            await asyncio.wait({settling})
         return _finished(target, path, shared=False)
 
 

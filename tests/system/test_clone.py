@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
+from fswatchd.kernel import fs
 from fswatchd.repair import clone, swap
 from fswatchd.repair.volume import ImageFile
 
@@ -66,4 +69,28 @@ async def test_what_cannot_be_kept_makes_no_clone(
     path = clone.clone_path(image, "x1", "clone")
     with pytest.raises(OSError, match="cannot keep"):
         await clone.share(image, path)
+    assert not os.path.exists(path)
+
+
+async def test_a_clone_that_is_given_up_is_not_left_behind(
+    image: ImageFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that makes it does not end when nobody waits for it any more."""
+    path = f"{image.path}.fswatchd-preview-x"
+    begun, goes_on = threading.Event(), threading.Event()
+    reflink = fs.reflink
+
+    def slow(source: int, target: int) -> None:
+        begun.set()
+        assert goes_on.wait(10)
+        reflink(source, target)
+
+    monkeypatch.setattr(fs, "reflink", slow)
+    sharing = asyncio.create_task(clone.share(image, path))
+    await asyncio.to_thread(begun.wait)
+    assert os.path.exists(path)
+    sharing.cancel()
+    asyncio.get_running_loop().call_later(0.05, goes_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await sharing
     assert not os.path.exists(path)

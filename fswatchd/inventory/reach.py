@@ -75,9 +75,10 @@ def unreached(
 def goes_with(mount: Mount, other: Mount) -> bool:
     """Whether `mount` is unmounted with `other`, of which it is a copy in another namespace.
 
-    That follows from what they are mounted on (fs/pnode.c, `propagate_umount`).
+    That follows from what they are mounted on (fs/pnode.c, `propagate_umount`). One that somebody
+    works in is not: then neither of them is unmounted (EBUSY), or both are and the filesystem
+    stays.
     """
-    _, master = mount.parent_peers
     peer_group, _ = other.parent_peers
     same_place = (mount.devno, mount.root, mount.point) == (other.devno, other.root, other.point)
-    return master != 0 and master == peer_group and same_place
+    return peer_group != 0 and peer_group in mount.parent_peers and same_place

@@ -219,10 +219,10 @@ class MountinfoScanner:
                         on_namespace(key, fd)
                     finally:
                         os.close(fd)
-                found = mountinfo.read(pid)
+                found = {mount.mount_id: mount for mount in mountinfo.read(pid)}
                 table[key] = [
-                    NamespaceMount(namespace=key, mount=mount)
-                    for mount in found
+                    NamespaceMount(namespace=key, mount=_with_parent(mount, found))
+                    for mount in found.values()
                     if _is_watched(mount)
                 ]
                 pids[key] = pid

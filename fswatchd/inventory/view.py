@@ -21,6 +21,8 @@ from fswatchd.inventory.model import (
     Ve,
     VeId,
 )
+from fswatchd.inventory.reach import goes_with
+from fswatchd.kernel.mounts import Mount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,8 +278,11 @@ class NodeView:
     ) -> Users:
         ves: dict[VeId, None] = {}
         foreign: dict[str, None] = {}
+        by_node: list[Mount] = []
         if declared is not None:
             ves[declared] = None
+            if self.ves[declared].node_mounts:
+                by_node = [one.mount for one in places if one.namespace == self.node_namespace]
         for place in places:
             owner = self.owners.get(place.namespace)
             if owner is None:
@@ -286,11 +291,8 @@ class NodeView:
                 foreign[f"{owner} (a mount that it cannot reach, left from when it started)"] = None
             elif VeId(owner) in self.ves:
                 ves[VeId(owner)] = None
-            elif not (
-                place.namespace == self.node_namespace
-                and declared is not None
-                and self.ves[declared].node_mounts
-            ):
+            elif not any(one is place.mount or goes_with(place.mount, one) for one in by_node):
+                # Services of systemd have mount namespaces with copies of all that the node mounts.
                 foreign[owner] = None
         return Users(ves=tuple(ves), foreign=tuple(foreign))
 

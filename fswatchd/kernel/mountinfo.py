@@ -29,6 +29,7 @@ def parse_line(line: str) -> Mount:
     except ValueError:
         raise MountinfoError(f"not a mountinfo line: {line!r}") from None
     options = rest[2].split(",")
+    peers = dict(field.split(":", 1) for field in fields[6:] if ":" in field)
     return Mount(
         mount_id=mount_id,
         devno=devno,
@@ -40,7 +41,13 @@ def parse_line(line: str) -> Mount:
         superblock_readonly=options[0] == "ro",
         readonly="ro" in fields[5].split(","),
         parent_id=parent_id,
+        peer_group=_number(peers.get("shared")),
+        master=_number(peers.get("master")),
     )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def read(pid: int | str) -> list[Mount]:

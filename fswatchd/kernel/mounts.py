@@ -60,7 +60,7 @@ class Mount:
     `parent_id` is the mount that it is mounted on. What is mounted on one of a `peer_group` is
     mounted on all of them, and on those whose `master` the group is, and unmounted so
     (mount_namespaces(7)); 0 is none. `parent_peers` are the two of the parent, where somebody has
-    looked. With mountinfo all of these are 0.
+    looked.
     """
 
     mount_id: int

@@ -144,6 +144,9 @@ def _with_path(device: BlockDevice, images: Images, key_of: Callable[[str], Key 
     remembered = Path(f"/sys/block/{device.name}/loop/backing_file")
     with suppress(OSError):
         path = remembered.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
-        if key_of(path) == key:
+        found = key_of(path)
+        # The kernel follows a rename, and says when a file was deleted. What cannot be looked up
+        # because its filesystem has stopped is where it was.
+        if found == key or (found is None and path == backing.image):
             return replace(backing, image=path)
     return replace(backing, image=None)

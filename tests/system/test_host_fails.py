@@ -259,5 +259,6 @@ async def test_what_rests_on_a_host_that_has_shut_down_is_known_still(work: Path
         for _ in range(2):
             await inventory.refresh(forget=True)
             assert below in inventory.view.beneath(above)
+            assert inventory.view.superblocks[above].backing.image == str(image)
     finally:
         await inventory.close()

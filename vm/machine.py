@@ -232,7 +232,7 @@ class Machine:
                 return answer
             if time.monotonic() > deadline:
                 raise MachineError(f"not within {timeout_s:.0f} s: {what}\n{answer.output}")
-            time.sleep(1.0)
+            time.sleep(_POLL_MAX_S)
 
     def bring_back(self, *paths: str) -> None:
         """Copy text files of the guest to `work`, as far as they are there."""

@@ -18,6 +18,7 @@ from vm.machine import Machine, MachineError
 PAYLOAD = "/media/payload"
 VES = "/srv/ves"
 API = "/run/fswatchd/api.sock"
+LOOK_EVERY_S = 3.0  # each look is a shell, curl and a page of JSON for a processor that is emulated
 README = Path(__file__).parents[1] / "README.md"
 
 # A busybox that is the whole of a VE: it appends a line to /log each second, durably.
@@ -163,7 +164,7 @@ def save_rule(machine: Machine, name: str, text: str) -> None:
             return
         if time.monotonic() > deadline:
             raise MachineError(f"{name} is not in force: {found}")
-        time.sleep(1.0)
+        time.sleep(LOOK_EVERY_S)
 
 
 def make_tree(machine: Machine, tree: str) -> None:
@@ -200,7 +201,7 @@ def mount_seen(machine: Machine, command: str, *, timeout_s: float = 60.0) -> No
     while _watched(machine) <= before:
         if time.monotonic() > deadline:
             raise MachineError(f"the daemon does not watch what was mounted by: {command}")
-        time.sleep(1.0)
+        time.sleep(LOOK_EVERY_S)
 
 
 def _watched(machine: Machine) -> int:
@@ -308,7 +309,7 @@ def wait_incident(
             there = "; ".join(f"{one['id']} {one['state']}: {one['summary']}" for one in found)
             wanted = " or ".join(states)
             raise MachineError(f"no incident of {ve} is {wanted}; there is: {there or 'none'}")
-        time.sleep(1.0)
+        time.sleep(LOOK_EVERY_S)
 
 
 def wait_class(
@@ -333,7 +334,7 @@ def wait_class(
                 for one in found
             )
             raise MachineError(f"no incident of class {klass} about {device}: {there or 'none'}")
-        time.sleep(1.0)
+        time.sleep(LOOK_EVERY_S)
 
 
 def expect(condition: bool, what: str) -> None:

@@ -79,7 +79,7 @@ def _repaired(machine: Machine) -> dict[str, Any]:
                 return dict(one)
         there = "; ".join(f"{one['state']}: {one['summary']}" for one in found)
         node.expect(time.monotonic() < deadline, f"repaired once the device is well: {there}")
-        time.sleep(1.0)
+        time.sleep(node.LOOK_EVERY_S)
 
 
 def _healed(machine: Machine, incident_id: str) -> str:

@@ -26,6 +26,9 @@ cat > /etc/systemd/system/xfs_healer@.service.d/repair.conf <<'END'
 ExecStart=
 ExecStart=/usr/libexec/xfsprogs/xfs_healer --repair --everything %f
 END
+# What it cannot mend it finds again and again, and has all of it scrubbed for that.
+for unit in xfs_healer xfs_scrub; do mkdir -p /etc/systemd/system/$unit@.service.d
+    printf '[Service]\\nCPUQuota=40%%\\n' > /etc/systemd/system/$unit@.service.d/slow.conf; done
 systemctl daemon-reload"""
 _GIVEN_UP = "journalctl -b -u {} -o cat --no-pager | grep -q 'offline repair required'"
 # A VE that no platform has: the node mounts its image, and a service runs in it.
@@ -75,14 +78,11 @@ done"""
 _MAKE = """set -e
 cd {ves}; truncate -s 500M {name}.img
 {newer}/usr/sbin/mkfs.xfs -q -m rmapbt=1 -n parent=1 {name}.img; mkdir /srv/{name}
-mount {name}.img /srv/{name}; mkdir /srv/{name}/one /srv/{name}/two
-for n in $(seq 300); do touch /srv/{name}/one/file-with-a-long-name-$n \\
-    /srv/{name}/two/file-with-a-long-name-$n; done
-inodes=$(cd /srv/{name}; stat -c %i {damaged}); umount /srv/{name}
-for inode in $inodes; do
-    {newer}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -2 -x 64 -n 8 -z" \\
-        {name}.img
-done"""
+mount {name}.img /srv/{name}; mkdir /srv/{name}/one
+for n in $(seq 300); do touch /srv/{name}/one/file-with-a-long-name-$n; done
+inode=$(stat -c %i /srv/{name}/one); umount /srv/{name}
+{newer}/usr/sbin/xfs_db -x -c "inode $inode" -c "dblock 0" -c "blocktrash -2 -x 64 -n 8 -z" \\
+    {name}.img"""
 
 
 def run(machine: Machine) -> dict[str, Any]:
@@ -91,18 +91,11 @@ def run(machine: Machine) -> dict[str, Any]:
     node.start_receiver(machine)
     machine.run(_INSTALL)
     seen = {}
-    device = _mounted_with_healer(machine, "healed", "one")
+    device = _mounted_with_healer(machine, "healed")
     machine.run("ls /srv/healed/one", check=False)
     machine.wait_for("test $(ls /srv/healed/one | wc -l) = 300", "xfs_healer mends the directory")
     incident = node.wait_class(machine, device, "corruption")
     seen["one directory"] = _left_alone(machine, incident)
-    device = _mounted_with_healer(machine, "given-up", "one two")
-    machine.run("ls /srv/given-up/one; ls /srv/given-up/two", check=False)
-    incident = node.wait_class(machine, device, "corruption")
-    seen["two directories"] = _left_alone(machine, incident)
-    machine.wait_for(_GIVEN_UP.format("'xfs_healer@*'"), "xfs_healer gives up")
-    # It asks for an offline repair, and goes on to find and report the same for ever.
-    machine.run("systemctl stop 'xfs_healer@*' 'xfs_scrub@*'; umount /srv/given-up")
     seen["two directories of a VE"] = _taken_over(machine)
     return seen
 
@@ -120,7 +113,9 @@ def _taken_over(machine: Machine) -> str:
     machine.run(f"systemctl start {unit}", check=False)
     machine.wait_for(f"systemctl start {unit} && systemctl is-active {unit}", "xfs_healer runs")
     machine.run(f"ls /srv/{_VE}/srv/files; ls /srv/{_VE}/srv/more", check=False)
-    incident = node.wait_incident(machine, f"declared:{_VE}", "closed", "needs-operator")
+    incident = node.wait_incident(
+        machine, f"declared:{_VE}", "closed", "needs-operator", timeout_s=400
+    )
     node.expect(incident["outcome"] == "repaired", f"{incident['state']}: {incident['summary']}")
     machine.run(_GIVEN_UP.format(unit))
     pid = _main_pid(machine)
@@ -134,9 +129,9 @@ def _main_pid(machine: Machine) -> str:
     return machine.run(f"systemctl show -P MainPID {_VE}").output.strip()
 
 
-def _mounted_with_healer(machine: Machine, name: str, damaged: str) -> str:
+def _mounted_with_healer(machine: Machine, name: str) -> str:
     """Returns the loop device."""
-    machine.run(_MAKE.format(ves=node.VES, newer=NEWER, name=name, damaged=damaged))
+    machine.run(_MAKE.format(ves=node.VES, newer=NEWER, name=name))
     machine.run(f"mount {node.VES}/{name}.img /srv/{name}")
     unit = f"xfs_healer@$(systemd-escape -p /srv/{name}).service"
     # It finds the daemon at the monitor, which steps aside then.

@@ -47,8 +47,8 @@ SHUT_IN = (
     "ProtectControlGroups=yes",
     "ProtectClock=yes",
     "ProtectHostname=yes",
-    # getrlimit(3) is prlimit(2), without which xfs_repair 6.13 gives up. It reaches the processes of
-    # who has the same user *and* group (kernel/sys.c, `check_prlimit_permission`): nobody here.
+    # getrlimit(3) is prlimit(2), without which xfs_repair 6.13 gives up. That reaches processes of
+    # the same user *and* group (kernel/sys.c, `check_prlimit_permission`): there are none.
     "Group=65534",
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",

@@ -133,6 +133,14 @@ async def test_time_ends_it(work) -> None:
     assert not by_cpu.succeeded
 
 
+async def test_a_program_may_ask_what_its_limits_are(work) -> None:
+    """xfs_repair gives up where it cannot (6.13, for RLIMIT_FSIZE)."""
+    own, _ = images(work)
+    ask = "import resource; resource.getrlimit(resource.RLIMIT_FSIZE)"
+    argv = ("/usr/bin/python3", "-I", "-c", ask)
+    assert (await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own))).succeeded
+
+
 async def test_what_is_only_to_be_read_cannot_be_written(work) -> None:
     own, _ = images(work)
     argv = ("/usr/bin/python3", "-I", "-c", f"open({own!r}, 'r+b')")

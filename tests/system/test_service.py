@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def test_the_sandbox_of_a_service_holds_what_the_other_one_holds(node: Booted) -
     tests = (
         "test_a_hostile_program_reaches_its_own_device_and_nothing_else",
         "test_time_ends_it",
+        "test_a_program_may_ask_what_its_limits_are",
         "test_what_is_only_to_be_read_cannot_be_written",
         "test_a_sandbox_that_cannot_be_built_is_no_answer_of_the_program",
     )
@@ -117,3 +119,20 @@ def test_systemd_finds_little_exposed(work: Path, what: str, most: float) -> Non
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
     assert found, said
     assert float(found[1]) <= most, said
+
+
+@pytest.mark.parametrize("shut_in", [True, False])
+def test_the_limits_of_others_are_out_of_reach_for_a_tool_of_a_unit(*, shut_in: bool) -> None:
+    """It is user 0, without capabilities; but for its group it could take their files from them."""
+    (group,) = (one.removeprefix("Group=") for one in unit.SHUT_IN if one.startswith("Group="))
+    weak = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    if shut_in:
+        weak += [f"--regid={group}", "--clear-groups"]
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            argv = [*weak, "prlimit", f"--pid={other.pid}", "--nofile=77:77"]
+            done = subprocess.run(argv, capture_output=True, check=False)
+            limit, _ = resource.prlimit(other.pid, resource.RLIMIT_NOFILE)
+        finally:
+            other.kill()
+    assert (done.returncode == 0, limit == 77) == (not shut_in, not shut_in)

@@ -65,6 +65,37 @@ def test_a_repair_of_xfs_that_failed(code: int) -> None:
     assert not xfs.interpret_repair(ended(0, timed_out=True)).usable
 
 
+LINKS = "resetting inode 262272 nlinks from 2 to 1\ndone\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "runs", "usable"),
+    [
+        (ended(4, LINKS), ended(4, LINKS), 2, True),
+        (ended(4, LINKS), ended(0, "done\n"), 2, True),
+        (ended(4, LINKS), ended(1, "xfs_repair: cannot open /x\n"), 2, False),
+        (ended(4, "done\n"), None, 1, True),
+        (ended(0, "done\n"), None, 1, True),
+        (ended(139, LINKS), None, 1, False),
+    ],
+)
+async def test_links_that_were_counted_are_counted_once_more(
+    monkeypatch: pytest.MonkeyPatch, first: Completed, second: Completed, runs: int, usable: bool
+) -> None:
+    """What the first run has done is what is told."""
+    left = [first, second]
+    done: list[tuple[str, ...]] = []
+
+    async def run(options: tuple[str, ...], *_: object) -> Completed:
+        done.append(options)
+        return left.pop(0)
+
+    monkeypatch.setattr(xfs, "_run", run)
+    found = await xfs.repair("/x", 60.0)
+    assert (len(done), found.usable) == (runs, usable)
+    assert not usable or found.output == first.output
+
+
 def test_a_dirty_log_is_said_to_be_for_a_person() -> None:
     assert "for a person to decide" in xfs.interpret_repair(ended(2)).what
 

@@ -20,7 +20,7 @@ _INSTALL = f"""set -e
 mkdir -p /usr/libexec/xfsprogs
 ln -s {NEWER}/usr/libexec/xfsprogs/xfs_healer* /usr/libexec/xfsprogs/
 cp {NEWER}/usr/lib/systemd/system/*xfs_healer* /etc/systemd/system/
-# All of the package that it comes with: xfs_repair 6.13 has crashed over that damage.
+# All of the package that it comes with.
 for program in repair logprint db; do cp {NEWER}/usr/sbin/xfs_$program /usr/sbin/; done
 mkdir /etc/systemd/system/xfs_healer@.service.d
 cat > /etc/systemd/system/xfs_healer@.service.d/repair.conf <<'END'

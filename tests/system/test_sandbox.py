@@ -141,6 +141,14 @@ async def test_a_program_may_ask_what_its_limits_are(work) -> None:
     assert (await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own))).succeeded
 
 
+async def test_a_program_of_several_threads_may_have_files_in_memory(work) -> None:
+    """xfs_repair has (of newer versions), and dies where it cannot."""
+    own, _ = images(work)
+    argv = ("/usr/bin/python3", "-I", "-c", "import os; os.memfd_create('x')")
+    place = Sandbox(device=own, threads=True)
+    assert (await process.run(argv, timeout_s=60, sandbox=place)).succeeded
+
+
 async def test_what_is_only_to_be_read_cannot_be_written(work) -> None:
     own, _ = images(work)
     argv = ("/usr/bin/python3", "-I", "-c", f"open({own!r}, 'r+b')")

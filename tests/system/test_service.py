@@ -76,6 +76,7 @@ def test_the_sandbox_of_a_service_holds_what_the_other_one_holds(node: Booted) -
         "test_a_hostile_program_reaches_its_own_device_and_nothing_else",
         "test_time_ends_it",
         "test_a_program_may_ask_what_its_limits_are",
+        "test_a_program_of_several_threads_may_have_files_in_memory",
         "test_what_is_only_to_be_read_cannot_be_written",
         "test_a_sandbox_that_cannot_be_built_is_no_answer_of_the_program",
     )

@@ -50,7 +50,7 @@ def main() -> int:
     }
     results: dict[str, object] = {"machine": machine()}
     texts = []
-    # The soak takes an hour, and is run when it is asked for.
+    # The soak takes long, and is run when it is asked for.
     for name in arguments.names or [name for name in benchmarks if name != "soak"]:
         print(f"{name} …", flush=True)
         results[name], text = benchmarks[name]()

@@ -78,6 +78,11 @@ class Mount:
     master: int = 0
     parent_peers: tuple[int, int] = (0, 0)
 
+    @property
+    def proc_id(self) -> int:
+        """The id that /proc knows it by: the first field of mountinfo, `mnt_id` of fdinfo."""
+        return self.old_id or self.mount_id
+
 
 def namespace_id(fd: int) -> int:
     """The 64-bit id of the mount namespace behind the nsfs descriptor `fd`."""

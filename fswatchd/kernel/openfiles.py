@@ -1,7 +1,8 @@
-"""Which files of one filesystem processes hold open, without asking that filesystem anything.
+"""Which files of a filesystem processes hold open, and who keeps a mount from being unmounted.
 
-/proc/PID/fdinfo names the mount and the inode of each descriptor (proc_pid_fdinfo(5), `ino` since
-Linux 5.14), and the link in /proc/PID/fd its path: neither waits for a filesystem that has stopped.
+The filesystem itself is asked nothing. /proc/PID/fdinfo names the mount and the inode of each
+descriptor (proc_pid_fdinfo(5), `ino` since Linux 5.14), and the link in /proc/PID/fd its path:
+neither waits for a filesystem that has stopped.
 """
 
 import os
@@ -15,6 +16,7 @@ from . import mountinfo, proc
 from .mounts import Mount
 
 _DELETED = " (deleted)"
+_PLACES = ("cwd", "root", "exe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +35,47 @@ class OpenFile:
     deleted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What keeps a mount busy: where a process stands (`cwd`, `root`, `exe`) or a descriptor.
+
+    `path` is as seen in the mount namespace that it was opened in.
+    """
+
+    pid: int
+    by: str
+    path: str
+
+
 def held(devno: Devno, namespaces: Collection[int]) -> Iterator[OpenFile]:
     """Descriptors on the filesystem of processes in these mount namespaces (inode numbers)."""
     for pid in proc.pids():
         if proc.mount_namespace_inode(pid) in namespaces:
             with suppress(OSError, mountinfo.MountinfoError):
                 yield from _of(pid, devno)
+
+
+def holds(pid: int, mount_ids: Collection[int], points: Collection[str]) -> Iterator[Hold]:
+    """By what a process keeps these mounts busy (`proc_id`), mounted there in its namespace.
+
+    A descriptor may be on a mount of another namespace; of `_PLACES` only the path is known, as
+    asking for their mount would be asking the filesystem. Files that are only mapped are not seen.
+    """
+    for place in _PLACES:
+        with suppress(OSError):
+            path = os.readlink(f"/proc/{pid}/{place}").removesuffix(_DELETED)
+            if any(_is_below(path, point) for point in points):
+                yield Hold(pid, place, path)
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError, ValueError):
+                path = os.readlink(f"/proc/{pid}/fd/{name}").removesuffix(_DELETED)
+                if path.startswith("/") and _facts(pid, name).get("mnt_id") in mount_ids:
+                    yield Hold(pid, name, path)
+
+
+def _is_below(path: str, point: str) -> bool:
+    return path == point or path.startswith(f"{point.rstrip('/')}/")
 
 
 def _of(pid: int, devno: Devno) -> Iterator[OpenFile]:

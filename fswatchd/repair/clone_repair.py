@@ -25,6 +25,7 @@ from fswatchd.repair import (
     condition,
     consent,
     first_look,
+    outsiders,
     progress,
     salvage,
     scope,
@@ -95,6 +96,7 @@ class CloneRepair:
         if not target.ve.commands.start:
             text = f"{target.ve.ve_id} has no start command: it could not be started again"
             raise refuse("refused", text)
+        await outsiders.require_none(self._context, target.ve)
         await lies_in.prepare()
         await self._context.journal(
             image=image.describe(),
@@ -168,6 +170,7 @@ class CloneRepair:
         if stop_first:
             await self._stop(target, gently=True)
             return Condition.STOPPED
+        await outsiders.require_none(self._context, target.ve)
         superblock = scope.mounted(target)
         deadline_s = self._step.max_write_pause + _FREEZE_MARGIN_S
         if consent.approved(self._context):
@@ -244,6 +247,8 @@ class CloneRepair:
         frozen = self._freeze.held
         if frozen and not await self._freeze.still_held():
             raise refuse("stale", "somebody thawed the filesystem: the clone is stale")
+        if not frozen:
+            await outsiders.require_none(self._context, target.ve)
         await self._context.about_to_stop(target.ve.ve_id)
         self._outage.begin(target.ve, superblock, image)
         fresh = self._clone is not None and self._nothing_written(target)

@@ -20,7 +20,7 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import block, loop
-from fswatchd.repair import progress, scope, scratch, swap, ve_control, verify
+from fswatchd.repair import outsiders, progress, scope, scratch, swap, ve_control, verify
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.journal import read_file
@@ -223,6 +223,7 @@ async def _stop(context: ActionContext, target: Target, outage: Outage) -> None:
     if different := scope.still_the_same(target, context.inventory):
         raise refuse("cancelled", different, Next.CANCELLED)
     if ve_control.is_running(target.ve):
+        await outsiders.require_none(context, target.ve)
         context.progress(None, f"stopping {target.ve.ve_id}")
         await context.about_to_stop(target.ve.ve_id)
         outage.begin(target.ve, target.superblock, target.image)

@@ -10,7 +10,7 @@ from typing import Any
 from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident
 from fswatchd.inventory.model import Ve
-from fswatchd.repair import scope, storage, ve_control
+from fswatchd.repair import outsiders, scope, storage, ve_control
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
@@ -86,6 +86,7 @@ async def run(context: ActionContext) -> StepResult:
 
 async def _stop(context: ActionContext, ve: Ve, way: _Way, outage: Outage) -> None:
     if ve_control.is_running(ve):
+        await outsiders.require_none(context, ve)
         context.progress(None, f"stopping {ve.ve_id}")
         await context.about_to_stop(ve.ve_id)
         outage.begin(ve, None, way.repaired)

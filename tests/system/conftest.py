@@ -27,7 +27,7 @@ from fswatchd.devno import Devno
 from fswatchd.drill.receiver import Receiver
 from fswatchd.kernel import cgroup, loop
 from tests.conftest import can_do_everything
-from tests.system.ves import MiniVe
+from tests.system.ves import MiniVe, mount_new_ext4
 
 PREFIX = "fswatchd-test-"
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{8}}")
@@ -147,6 +147,25 @@ def make_ve(work: Path, host: Path) -> Iterator[Callable[..., MiniVe]]:
     yield make
     for ve in made:
         ve.close()
+
+
+@pytest.fixture
+def node_mounted(work: Path) -> Path:
+    """Where the node has mounted the image of a declared VE, below what is shared as systemd does.
+
+    `work` is in its cgroup's name, and `ve.d` of it the directory to read.
+    """
+    image, shared = work / "ve101.img", work / "vz"
+    (work / "ve.d").mkdir()
+    (work / "ve.d" / "ve101.toml").write_text(
+        f'[[ve]]\nname = "ve101"\ncgroup = "/{work.name}"\n'
+        f'volume = [{{ image = "{image}", mountpoint = "/" }}]\n'
+    )
+    shared.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "vz", shared], check=True)
+    subprocess.run(["mount", "--make-shared", shared], check=True)
+    mount_new_ext4(image, shared / "ve101")
+    return shared / "ve101"
 
 
 class DaemonUnderTest:

@@ -17,6 +17,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import namespaces
 from fswatchd.kernel.syscalls import mount
+from tests.system.ves import mount_new_ext4
 
 _HELPER = "fswatchd.helpers.mounts"
 
@@ -24,13 +25,8 @@ _HELPER = "fswatchd.helpers.mounts"
 @pytest.fixture
 def filesystem(work: Path) -> Path:
     """An ext4, mounted."""
-    image, point = work / "a.img", work / "a"
-    with image.open("xb") as file:
-        file.truncate(16 << 20)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True, capture_output=True)
-    point.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, point], check=True)
-    return point
+    mount_new_ext4(work / "a.img", work / "a")
+    return work / "a"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 from fswatchd.devno import Devno
@@ -49,8 +50,26 @@ def test_what_e2fsck_cannot_cure_is_put_back_bit_by_bit(daemon, make_ve) -> None
     assert [path.name for path in ve.image.parent.iterdir()] == [ve.image.name]
 
 
+def test_a_ve_is_not_stopped_while_its_volume_could_not_be_unmounted(daemon, make_ve) -> None:
+    """Somebody outside the VE holds a file of it open: the superblock would outlive the VE."""
+    ve = make_ve()
+    start(daemon, ve)
+    before = ve.inode
+    (init, *_) = cgroup.pids(ve.cgroup)
+    with open(f"/proc/{init}/root/data/000/file-000000", "rb"):
+        ve.damage_directory()
+        incident = daemon.wait_for_incident("waiting")
+        assert f"(pid {os.getpid()}) has /data/000/file-000000 open" in daemon.why(incident["id"])
+        assert ve.wait_for_write()
+        assert init in cgroup.pids(ve.cgroup)
+    incident = daemon.wait_for_incident("closed", "needs-operator", timeout_s=90)
+    assert incident["outcome"] == "repaired", daemon.why(incident["id"])
+    assert ve.inode == before
+    assert ve.lost() == ([], [])
+
+
 def test_a_volume_that_stays_in_use_after_the_stop_is_not_checked(daemon, make_ve) -> None:
-    """Somebody outside the VE holds a file of it open: the superblock outlives the VE.
+    """What holds a file of it is nobody's whom one could see: the superblock outlives the VE.
 
     The VE is not started beside it: its image would be mounted a second time.
     """
@@ -58,14 +77,14 @@ def test_a_volume_that_stays_in_use_after_the_stop_is_not_checked(daemon, make_v
     start(daemon, ve)
     before = ve.inode
     (init, *_) = cgroup.pids(ve.cgroup)
-    held = os.open(f"/proc/{init}/root/data/000/file-000000", os.O_RDONLY)
-    try:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with open(f"/proc/{init}/root/data/000/file-000000", "rb") as held:
+            socket.send_fds(ours, [b"x"], [held.fileno()])  # on its way, in no process
         ve.damage_directory()
         incident = daemon.wait_for_incident("needs-operator", timeout_s=90)
         assert len(loop.holders(*before)) == 1
         assert cgroup.pids(ve.cgroup) == []
-    finally:
-        os.close(held)
     assert "still mounted" in incident["steps"][0]["detail"]
     assert "left stopped" in incident["steps"][0]["detail"]
     assert ve.inode == before

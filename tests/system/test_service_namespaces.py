@@ -19,31 +19,6 @@ from fswatchd.kernel import loop, mounts
 from fswatchd.platforms.declared import DeclaredPlatform
 from tests.system.conftest import wait_until
 
-VE = """
-[[ve]]
-name = "ve101"
-cgroup = "/{0.name}"
-volume = [{{ image = "{1}", mountpoint = "/" }}]
-"""
-
-
-@pytest.fixture
-def mounted(work: Path) -> Path:
-    """Where the node has mounted a VE's image, below what is shared as systemd shares all."""
-    image, shared = work / "ve101.img", work / "vz"
-    with image.open("xb") as file:
-        file.truncate(16 << 20)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True, capture_output=True)
-    (work / "ve.d").mkdir()
-    (work / "ve.d" / "ve101.toml").write_text(VE.format(work, image))
-    shared.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "vz", shared], check=True)
-    subprocess.run(["mount", "--make-shared", shared], check=True)
-    point = shared / "ve101"
-    point.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, point], check=True)
-    return point
-
 
 @contextmanager
 def service(propagation: str, script: str) -> Iterator[None]:
@@ -82,7 +57,7 @@ async def users(work: Path, point: Path, scanner: type) -> Users:
 )
 async def test_a_copy_that_goes_with_the_nodes_mount_is_nobodys_use(
     work: Path,
-    mounted: Path,
+    node_mounted: Path,
     monkeypatch: pytest.MonkeyPatch,
     scanner: type,
     propagation: str,
@@ -93,12 +68,12 @@ async def test_a_copy_that_goes_with_the_nodes_mount_is_nobodys_use(
     if scanner is StatmountScanner and not mounts.supported():
         pytest.skip("needs statmount (Linux 6.8)")
     monkeypatch.setattr(inventories, "best_scanner", scanner)
-    with service(propagation, after.format(mounted)):
-        found = await users(work, mounted, scanner)
+    with service(propagation, after.format(node_mounted)):
+        found = await users(work, node_mounted, scanner)
         assert found.ves == ("declared:ve101",)
         assert (found.foreign == ()) is own
         # What is claimed of the kernel here.
-        subprocess.run(["umount", mounted], check=True)
+        subprocess.run(["umount", node_mounted], check=True)
         if own:
             wait_until(lambda: not attached(work), 10, "the image is released")
         else:

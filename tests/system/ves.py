@@ -17,6 +17,15 @@ from fswatchd.drill.control import ControlServer, Record
 from fswatchd.kernel import block, loop
 
 
+def mount_new_ext4(image: Path, point: Path) -> None:
+    """Make a small ext4 in a new image, and mount it at a new directory of the node."""
+    with image.open("xb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True, capture_output=True)
+    point.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+
+
 class MiniVe:
     """A container on an image: writes, reads, and does as it is told; a `quiet` one only obeys.
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fswatchd.errors import RefusedError
+from fswatchd.inventory.view import NodeView
 from fswatchd.repair import rollback, swap, ve_control
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
@@ -40,9 +41,7 @@ class Context:
         self.disarmed = False
         self.incident = builders.incident(undo=undo)
         self.record = SimpleNamespace(journal={})
-        self.inventory = SimpleNamespace(
-            view=SimpleNamespace(ves={VE.ve_id: VE}), refresh=self._refresh
-        )
+        self.inventory = SimpleNamespace(view=NodeView(ves={VE.ve_id: VE}), refresh=self._refresh)
 
     async def _refresh(self) -> None: ...
 

@@ -269,7 +269,9 @@ def _only_user(
     if superblock is not None and (found := bases.children(view, superblock.devno)):
         raise refuse("refused", _base_of(found))
     if foreign:
-        raise refuse("refused", f"the filesystem is also used by {', '.join(foreign)}")
+        # The guard did not see them: they came since (a scrub on a mount of its own), and may go.
+        text = f"the filesystem is also used by {', '.join(foreign)}"
+        raise refuse("in use", text, Next.WAIT)
     if len(ves) != 1:
         names = ", ".join(ves) or "no VE"
         raise refuse("refused", f"exactly one VE must use the filesystem, not {names}")

@@ -36,6 +36,8 @@ _LINES = 400
 _FILES = 500
 _AROUND_US = 10_000_000
 _MAX_COUNTER = 4096
+_LOG = "/dev/kmsg"
+_LOG_S = 3.0
 _TOOLS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ext2", "ext3", "ext4"), ("dumpe2fs", "-h")),
     "xfs": ("xfs_db", "-r", "-c", "sb 0", "-c", "print"),
@@ -44,11 +46,15 @@ _TOOLS: dict[str, tuple[str, ...]] = {
 
 
 async def collect(context: ActionContext) -> dict[str, Any]:
-    """The document. Raises nothing: what is missing is in it."""
+    """The document, within some seconds. Raises nothing: what is missing is in it."""
     incident, inventory = context.incident, context.inventory
     found = inventory.view.attached(incident.filesystem)
     problems: list[str] = []
-    document: dict[str, Any] = {
+    superblock, read = await asyncio.gather(
+        _superblock_dump(incident, found, problems),
+        asyncio.to_thread(_read, incident, inventory, found, problems),
+    )
+    return {
         "incident": incident.incident_id,
         "node": incident.node,
         "taken_ns": time.time_ns(),
@@ -61,11 +67,10 @@ async def collect(context: ActionContext) -> dict[str, Any]:
         "uuid": incident.filesystem.uuid,
         "image": incident.filesystem.image,
         "options": list(inventory.current_options(found) or ()) if found else None,
-        "superblock": await _superblock_dump(incident, found, problems),
+        "superblock": superblock,
+        **read,
+        "problems": problems,
     }
-    document |= await asyncio.to_thread(_read, incident, inventory, found, problems)
-    document["problems"] = problems
-    return document
 
 
 async def keep(context: ActionContext, directory: Path) -> tuple[Path, int]:
@@ -155,18 +160,25 @@ def _read(
 
 
 def _kernel_lines(incident: Incident, problems: list[str]) -> list[str]:
-    """What the kernel said of the device, and all that it said around the fault."""
+    """What the kernel said of the device, and all that it said around the fault.
+
+    A log that is written faster than it can be read here has no end.
+    """
     device = incident.filesystem.device
     named = re.compile(rf"(?<![\w!-]){re.escape(device)}(?!\w)") if device else None
     detected_us = incident.timeline.get("detected", 0) // 1000
     lines: list[str] = []
     try:
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         problems.append(f"no kernel lines: {error}")
         return []
+    deadline = time.monotonic() + _LOG_S
     with os.fdopen(fd, "rb", buffering=0) as log:
         while True:
+            if time.monotonic() > deadline:
+                problems.append(f"kernel lines: what could be read in {_LOG_S:.0f} s, oldest first")
+                break
             try:
                 raw = os.read(log.fileno(), 8192)
                 record = kmsg.parse(raw)

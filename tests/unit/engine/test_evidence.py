@@ -42,6 +42,21 @@ def test_what_fits_is_whole(tmp_path) -> None:
     assert json.loads(path.read_text()) == document(files=3)
 
 
+def test_a_log_without_an_end_is_read_for_some_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xfs_healer that finds the same damage for ever writes faster than anybody reads."""
+    monkeypatch.setattr(evidence, "_LOG", os.devnull)
+    monkeypatch.setattr(evidence, "_LOG_S", 0.05)
+    flooded = incident()
+    text = f"XFS ({flooded.filesystem.device}): Metadata corruption detected"
+    monkeypatch.setattr(os, "read", lambda *_: f"3,1,1,-;{text}\n".encode())
+    problems: list[str] = []
+    lines = evidence._kernel_lines(flooded, problems)
+    assert lines
+    assert all(text in line for line in lines)
+    (problem,) = problems
+    assert "oldest first" in problem
+
+
 class Store:
     def __init__(self, *found) -> None:
         self.found, self.saved = list(found), []

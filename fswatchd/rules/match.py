@@ -314,7 +314,9 @@ def tokens_of(ve: VeNames) -> list[Token]:
 
 
 def _called(ve: VeNames) -> tuple[str, ...]:
-    return (ve.ve_id, ve.name, *ve.aliases)
+    """Its name and ids, with and without the platform before them."""
+    ids = (ve.ve_id, *ve.aliases)
+    return tuple(dict.fromkeys((ve.name, *ids, *(one.partition(":")[2] or one for one in ids))))
 
 
 def _name_tokens(patterns: list[str]) -> list[Token] | None:

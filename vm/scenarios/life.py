@@ -10,7 +10,7 @@ from vm.machine import Machine
 NAME = "life"
 TEXT = "install, start, drill, reboot into the newest kernel, upgrade while a VE runs, purge"
 KERNELS = "oldest"
-ABOUT_S = 450
+ABOUT_S = 800
 BARE = True  # it installs the package itself
 
 _LEFT = "find / -xdev -iname '*fswatch*' -not -path '/tmp/*' -not -path '/var/log/*' -print"

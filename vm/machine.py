@@ -254,6 +254,8 @@ class Machine:
         return console.read_text(errors="replace") if console.exists() else ""
 
     def _require_on(self) -> None:
+        if self._closed:
+            raise MachineError("it was closed")
         if self._process is not None and self._process.poll() is not None:
             raise MachineError(f"QEMU has ended: {(self.work / 'qemu.log').read_text()}")
 

@@ -127,6 +127,8 @@ def on(machine: Machine) -> Iterator[Machine]:
     """The machine, ended afterwards; all that are on end when this program is told to."""
     _ON.append(machine)
     try:
+        if _ENDING.is_set():
+            raise MachineError("this program was told to end")
         yield machine
     finally:
         _ON.remove(machine)
@@ -134,6 +136,7 @@ def on(machine: Machine) -> Iterator[Machine]:
 
 
 _ON: list[Machine] = []
+_ENDING = threading.Event()
 
 
 def run_one(
@@ -217,6 +220,7 @@ def _ended_with(pool: ThreadPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        _ENDING.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for machine in tuple(_ON):
             machine.close()

@@ -212,7 +212,7 @@ class CloneRepair:
         await self._cure()
 
     async def _salvage(self, target: Target) -> None:
-        if not self._tools.salvages:
+        if not self._tools.salvages or target.image is None:
             self._context.note(_NOT_SALVAGED)
             return
         self._context.progress(None, "looking for files that never reached the disk")

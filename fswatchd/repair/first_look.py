@@ -35,7 +35,7 @@ async def running(
         if (left_to_it := healer.stand_back(context, target.superblock)) is not None:
             raise left_to_it from None
         size = lies_in.bytes_to_copy()
-        text = f"the host filesystem cannot share blocks: {show_size(size)} to copy"
+        text = f"{lies_in.place} cannot share blocks: {show_size(size)} to copy"
         context.note(f"no preview, {text}" if size else f"no preview: {error}")
         return size / _COPY_BYTES_PER_S, None
     except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fswatchd import process
@@ -19,6 +19,8 @@ from fswatchd.repair.logical_volume import LogicalVolume
 
 _LOOK_TIMEOUT_S = 60.0
 _CHANGE_TIMEOUT_S = 180.0
+# Of what a clone can be had, and the first letter that lvs(8) has for it where it is nothing else.
+_KINDS = {"thin": "V", "linear": "-"}
 _FIELDS = "vg_name,vg_uuid,vg_attr,lv_name,lv_uuid,lv_attr,segtype,pool_lv,lv_tags"  # see lvs(8)
 
 
@@ -46,6 +48,11 @@ class Row:
         return "LVM-" + f"{self.group_uuid}{self.uuid}".replace("-", "")
 
     @property
+    def is_thin(self) -> bool:
+        """Whether it shares its blocks with others of its pool."""
+        return self.segtype == "thin"
+
+    @property
     def unfit(self) -> str | None:
         """Why a clone of it must not take its place; None where it may."""
         flags = self.group_attr.ljust(6, "-")
@@ -54,8 +61,9 @@ class Row:
             f"a disk of the volume group {self.group} is missing": flags[3] == "p",
             f"the volume group {self.group} is shared with other nodes": flags[5] in "cs",
             f"the volume group {self.group} is read-only": flags[0] != "w",
-            f"{self.name} is {self.segtype}, not thin: it has no clone": self.segtype != "thin",
-            f"{self.name} is being merged": self.attr[:1] != "V",
+            f"{self.name} is {self.segtype}, and has no clone": self.segtype not in _KINDS,
+            f"{self.name} has snapshots, or is being merged": self.attr[:1]
+            != _KINDS.get(self.segtype, self.attr[:1]),
             f"{self.name} is read-only": self.attr[1:2] != "w",
             f"LVM calls the state of {self.name} {self.attr[8:9]!r}": self.attr[8:9] != "-",
         }
@@ -63,9 +71,14 @@ class Row:
 
 
 async def show(path: str) -> Row | None:
-    """What has the name `/dev/VG/LV`, None where nothing has. Raises OSError."""
+    """What has the name `/dev/VG/LV`, None where nothing has. Raises OSError.
+
+    LVM tells of each of its segments: of several kinds is what is of no single one.
+    """
     found = await _rows(logical_volume.full_name(path))
-    return next((row for row in found if row.name == logical_volume.name(path)), None)
+    rows = [row for row in found if row.name == logical_volume.name(path)]
+    segtype = " and ".join(dict.fromkeys(row.segtype for row in rows))
+    return replace(rows[0], segtype=segtype) if rows else None
 
 
 async def names(group: str) -> set[str]:
@@ -79,13 +92,35 @@ async def pool(name: str) -> ThinPool | None:
     return devmapper.thin_pool(done.output) if done.succeeded else None
 
 
+async def free_bytes(group: str) -> int:
+    """Room in a volume group that no volume has. Raises OSError."""
+    argv = ("vgs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options", "vg_free")
+    done = await _run((*argv, group), _LOOK_TIMEOUT_S)
+    try:
+        if done.succeeded:
+            (found,) = (vg for part in _report(done.output) for vg in part["vg"])
+            return int(found["vg_free"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise OSError(errno.EIO, f"LVM does not say how much room {group} has: {done.describe()}")
+
+
+async def create(path: str, size_bytes: int, tags: tuple[str, ...]) -> None:
+    """Make a plain volume, with whatever its disks hold there, and activate it. Raises OSError."""
+    options = ("--type", "linear", "--zero", "n", "--wipesignatures", "n", "--activate", "y")
+    await _change(
+        *("lvcreate", "--yes", *options, *_tagged(tags), "--size", f"{size_bytes}b"),
+        *("--name", logical_volume.name(path), path.split("/")[2]),
+    )
+
+
 async def snapshot(path: str, new: str, tags: tuple[str, ...]) -> None:
     """Make a thin snapshot of a thin volume in its pool, and activate it. Raises OSError."""
-    named = [word for tag in tags for word in ("--addtag", tag)]
     # Without --setactivationskip nobody but us could ever activate it.
     options = ("--setactivationskip", "n", "--activate", "y", "--name", logical_volume.name(new))
     await _change(
-        "lvcreate", "--yes", "--snapshot", *options, *named, logical_volume.full_name(path)
+        *("lvcreate", "--yes", "--snapshot", *options, *_tagged(tags)),
+        logical_volume.full_name(path),
     )
 
 
@@ -129,8 +164,15 @@ def rows(output: str) -> list[Row]:
 
     Raises ValueError.
     """
-    report = json.loads(output[output.index("{") : output.rindex("}") + 1])
-    return [_row(found) for part in report["report"] for found in part.get("lv", ())]
+    return [_row(found) for part in _report(output) for found in part.get("lv", ())]
+
+
+def _report(output: str) -> list[dict[str, Any]]:
+    return list(json.loads(output[output.index("{") : output.rindex("}") + 1])["report"])
+
+
+def _tagged(tags: tuple[str, ...]) -> list[str]:
+    return [word for tag in tags for word in ("--addtag", tag)]
 
 
 def _row(found: dict[str, Any]) -> Row:

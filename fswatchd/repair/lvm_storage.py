@@ -1,7 +1,11 @@
-"""Logical volumes of LVM as what volumes lie in: thin ones, whose snapshots share their blocks.
+"""Logical volumes of LVM as what volumes lie in.
 
-A snapshot freezes the filesystem that is mounted, which one that the kernel has aborted refuses:
-the clone that takes the volume's place is made when nothing has it mounted any more.
+Of a thin one the clone is a snapshot, which shares its blocks. A snapshot freezes the filesystem
+that is mounted, which one that the kernel has aborted refuses: the clone that takes the volume's
+place is made when nothing has it mounted any more.
+
+Of a plain one it is a copy: of what is on the disk, also while the filesystem is mounted, as long
+as nothing can write to it. It is read past the kernel's memory, which may hold more than that.
 
 LVM renames, it does not exchange. Between its two renames the volume's name leads nowhere: nobody
 can start the VE on either of them. Both are held open for that long (O_EXCL), so that nobody mounts
@@ -16,6 +20,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import block, dm
 from fswatchd.repair import logical_volume, lvm, scratch
@@ -34,20 +39,26 @@ _LONGEST_SUFFIX = len(".fswatchd--preview--20261122--abcdefgh--999")
 _NAMES_TRIED = 1000
 _EXCLUSIVE_TRIES = 50
 _PAUSE_S = 0.1
+_COPY_TIMEOUT_S = 24 * 3600.0
+_LOOK_EVERY_S = 0.5
+_NEVER_USED_UP = 1 << 62
 
 
 class LvmStorage:
     """See `storage.Storage`."""
-
-    live = False
 
     def __init__(self, volume: LogicalVolume, settings: ActionSettings) -> None:
         self._volume = volume
         self._settings = settings
 
     @property
+    def live(self) -> bool:
+        """See Storage."""
+        return self._volume.pool is None
+
+    @property
     def place(self) -> str:
-        """The thin pool, as LVM calls it."""
+        """The thin pool, as LVM calls it, or the volume group."""
         parts = dm.split(self._volume.pool or "")
         return "/".join((self._volume.group, *(part for part in parts[1:2] if part)))
 
@@ -59,7 +70,7 @@ class LvmStorage:
             raise refuse("refused", f"{volume.path} is another volume for LVM than for the kernel")
         if (unfit := row.unfit) is not None:
             raise refuse("refused", f"{unfit}; {_INSTEAD}")
-        if volume.pool is None:
+        if row.is_thin and volume.pool is None:
             text = f"{volume.path} rests on more than its thin pool; {_INSTEAD}"
             raise refuse("refused", text)
         if len(logical_volume.device_name(volume.path)) + _LONGEST_SUFFIX > dm.MAX_NAME:
@@ -70,7 +81,7 @@ class LvmStorage:
                 f"not be told; write 1 to /sys/block/{volume.node[5:]}/queue/iostats"
             )
             raise refuse("refused", text)
-        await self.check_room(shared=True)
+        await self.check_room(shared=row.is_thin)
 
     async def wake(self, *paths: str | None) -> None:
         """Activate them, and give a device the name that LVM has written down for it."""
@@ -94,9 +105,8 @@ class LvmStorage:
         await lvm.rename(away, volume.path)
 
     async def check_room(self, *, shared: bool) -> None:
-        """See Storage. `shared` is what every clone here is."""
-        del shared
-        if (room := await self.room()) < 0:
+        """See Storage."""
+        if shared and (room := await self.room()) < 0:
             share, least = self._settings.reserve_share, self._settings.reserve_bytes
             text = (
                 f"no room for a clone: the data or metadata of the thin pool {self.place} has "
@@ -104,11 +114,22 @@ class LvmStorage:
                 f"{show_size(least)})"
             )
             raise refuse("no room", text)
+        if not shared and (free := await lvm.free_bytes(self._volume.group)) < self._size():
+            text = (
+                f"no room for a clone: {show_size(free)} are free in the volume group "
+                f"{self._volume.group}, {show_size(self._size())} are needed"
+            )
+            raise refuse("no room", text)
 
     async def room(self) -> int:
-        """See Storage. Metadata counts by its share of the pool."""
+        """See Storage. Metadata of a pool counts by its share of it.
+
+        A plain volume has what it needs, and no reserve; LVM would be slow to ask again and again.
+        """
         name = self._volume.pool
-        pool = await lvm.pool(name) if name is not None else None
+        if name is None:
+            return _NEVER_USED_UP
+        pool = await lvm.pool(name)
         if pool is None or pool.broken or pool.mode != "rw":
             state = (pool.broken or f"in mode {pool.mode}") if pool else "not to be found"
             raise OSError(errno.EIO, f"the thin pool of {self._volume.path} is {state}")
@@ -120,8 +141,8 @@ class LvmStorage:
         return int(min(data, metadata))
 
     def bytes_to_copy(self) -> int:
-        """Nothing: a snapshot is all there is."""
-        return 0
+        """See Storage: of a snapshot nothing."""
+        return self._size() if self._volume.pool is None else 0
 
     async def free_name(self, path: str) -> str:
         """See Storage."""
@@ -131,9 +152,10 @@ class LvmStorage:
 
     async def share(self, path: str) -> LogicalVolume:
         """See Storage. Whose tags it has tells platforms whose it is: they are kept."""
-        row = await lvm.show(self._volume.path)
-        if row is None or not row.is_(self._volume):
-            raise OSError(errno.ESTALE, "it is another volume now", self._volume.path)
+        row = await self._row()
+        if not row.is_thin:
+            text = "a plain volume shares no blocks"
+            raise NotShareableError(errno.EOPNOTSUPP, text, self._volume.path)
         try:
             await lvm.snapshot(self._volume.path, path, (TAG, *row.tags))
         except OSError as error:
@@ -142,16 +164,41 @@ class LvmStorage:
                 raise
             text = f"LVM makes no snapshot of it while it is mounted: {error.strerror}"
             raise NotShareableError(errno.EBUSY, text, self._volume.path) from None
+        return self._made(path)
+
+    async def make(self, path: str, begin: Callable[[], OnProgress]) -> LogicalVolume:
+        """See Storage."""
+        row = await self._row()
+        await self.check_room(shared=row.is_thin)
+        if row.is_thin:
+            return await self.share(path)
+        await lvm.create(path, self._size(), (TAG, *row.tags))
+        made = self._made(path)
+        try:
+            await _copy(self._volume, made, begin())
+        except BaseException:
+            await self.discard(made)
+            raise
+        return made
+
+    def _made(self, path: str) -> LogicalVolume:
         made = LogicalVolume.at(path)
         if made is None or made.uuid == self._volume.uuid:
             raise OSError(errno.EIO, "LVM has made it, and it is not there", path)
         return made
 
-    async def make(self, path: str, begin: Callable[[], OnProgress]) -> LogicalVolume:
-        """See Storage."""
-        del begin
-        await self.check_room(shared=True)
-        return await self.share(path)
+    async def _row(self) -> lvm.Row:
+        row = await lvm.show(self._volume.path)
+        if row is None or not row.is_(self._volume):
+            raise OSError(errno.ESTALE, "it is another volume now", self._volume.path)
+        return row
+
+    def _size(self) -> int:
+        devno = self._volume.devno
+        sectors = block.sectors(devno) if devno is not None else None
+        if sectors is None:
+            raise FileNotFoundError(errno.ENOENT, "it is not active", self._volume.path)
+        return sectors * 512
 
     @asynccontextmanager
     async def at_work(self, made: Volume) -> AsyncIterator[str]:
@@ -242,6 +289,36 @@ def _logical(volume: Volume) -> LogicalVolume:
     return volume
 
 
+async def _copy(source: LogicalVolume, target: LogicalVolume, on_progress: OnProgress) -> None:
+    """Copy all of a volume to another one of its size. Raises OSError."""
+    fds = [_open(source, os.O_RDONLY)]
+    try:
+        fds.append(await _opened(target, os.O_WRONLY))
+        inner, outer = (f"/proc/self/fd/{fd}" for fd in fds)
+        argv = ("dd", f"if={inner}", f"of={outer}", "bs=4M", "iflag=direct", "oflag=direct")
+        watching = asyncio.create_task(_watch(source, target, on_progress))
+        try:
+            done = await process.run(argv, timeout_s=_COPY_TIMEOUT_S, heavy=True, pass_fds=fds)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+        if not done.succeeded:
+            raise OSError(errno.EIO, done.describe(), target.path)
+        await asyncio.to_thread(block.sync, target.node)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+async def _watch(source: LogicalVolume, target: LogicalVolume, on_progress: OnProgress) -> None:
+    """Tell how much of the volume the copy has: its device has got nothing else."""
+    whole, copy = source.devno, target.devno
+    size = block.sectors(whole) if whole is not None else None
+    while size and copy is not None:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        on_progress(min((block.sectors_written(copy) or 0) / size, 1.0))
+
+
 @contextmanager
 def _nobody_else(*volumes: LogicalVolume) -> Iterator[None]:
     """Hold them, so that nobody can mount one; raises OSError where somebody has."""
@@ -259,7 +336,11 @@ def _nobody_else(*volumes: LogicalVolume) -> Iterator[None]:
 
 def _hold(volume: LogicalVolume, flags: int) -> int:
     """Its device, open with O_EXCL, proven to be it. Raises OSError."""
-    fd = os.open(volume.node, flags | os.O_EXCL | os.O_CLOEXEC)
+    return _open(volume, flags | os.O_EXCL)
+
+
+def _open(volume: LogicalVolume, flags: int) -> int:
+    fd = os.open(volume.node, flags | os.O_CLOEXEC)
     found = block.attribute(Devno.of(os.fstat(fd).st_rdev), "dm/uuid")
     if found != volume.uuid:
         os.close(fd)

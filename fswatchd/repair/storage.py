@@ -26,8 +26,9 @@ _LOOK_EVERY_S = 0.5
 class Storage(Protocol):
     """Of one volume. Every method may raise OSError."""
 
-    live: bool
-    """Whether a clone can be made beside a filesystem that can no longer be written."""
+    @property
+    def live(self) -> bool:
+        """Whether a clone can be made beside a filesystem that can no longer be written."""
 
     @property
     def place(self) -> str:

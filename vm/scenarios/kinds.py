@@ -1,7 +1,7 @@
 """VEs of several kinds, each damaged: LXC on an image and on LVM and nspawn are repaired.
 
-Image and thin volume by a clone, the plain volume in place. The thin one is looked at while it is
-whole, and put back as it was before its repair.
+Image, thin and plain volume by a clone, another plain one in place. The thin one is looked at while
+it is whole, and put back as it was before its repair.
 
 A subvolume of a btrfs that the node has mounted is the node's: its VE is named, and nothing
 is repaired.
@@ -15,7 +15,7 @@ from vm import node
 from vm.machine import Machine, MachineError
 
 NAME = "kinds"
-TEXT = "LXC on an image, on a plain and a thin LV and a subvolume, nspawn of machined: damaged"
+TEXT = "LXC on an image, on plain and thin LVs and a subvolume, nspawn of machined: damaged"
 KERNELS = "oldest"
 ABOUT_S = 500
 _TAG = "pve-vm-101"
@@ -26,20 +26,21 @@ def run(machine: Machine) -> dict[str, Any]:
     node.wait_ready(machine)
     node.start_receiver(machine)
     machine.run(
-        "vgcreate -q vg /dev/vdc && lvcreate -qy -L 200M -n plain vg "
-        "&& lvcreate -qy -T -L 1800M vg/pool "
+        f"vgcreate -q vg /dev/vdc && lvcreate -qy -L 200M -n plain --addtag {_TAG} vg "
+        "&& lvcreate -qy -L 200M -n inplace vg && lvcreate -qy -T -L 1800M vg/pool "
         f"&& lvcreate -qy -T -V 200M -n thin --addtag {_TAG} vg/pool"
     )
     node.make_image(machine, f"{node.VES}/image.img")
     node.make_image(machine, "/dev/vg/plain")
+    node.make_image(machine, "/dev/vg/inplace")
     node.make_image(machine, "/dev/vg/thin")
     node.make_image(machine, f"{node.VES}/machines/nsp.raw")
     node.make_lxc(machine, "image", f"loop:{node.VES}/image.img")
     node.make_lxc(machine, "plain", "/dev/vg/plain")
+    node.make_lxc(machine, "inplace", "/dev/vg/inplace")
     node.make_lxc(machine, "thin", "/dev/vg/thin")
     machine.run(f"mount --bind {node.VES}/machines /var/lib/machines && machinectl start nsp")
-    # A plain volume has nothing that shares its blocks: it is repaired in place.
-    node.put_rule(machine, "05-lvm.toml", "auto", strategy="offline", ves='["lxc:plain"]')
+    node.put_rule(machine, "05-lvm.toml", "auto", strategy="offline", ves='["lxc:inplace"]')
     # One VE after the other is damaged here, which is no storm; the file replaces the shipped one.
     machine.run("printf '[storm]\\nves = 20\\n' > /etc/fswatchd/rules.d/00-storm.toml")
     node.set_mode(machine, "auto")
@@ -51,7 +52,8 @@ def run(machine: Machine) -> dict[str, Any]:
         ("thin, put back", _put_thin_back),
         ("image", lambda m: _damage_and_repair(m, "image")[1]),
         ("nsp", lambda m: _damage_and_repair(m, "nsp")[1]),
-        ("plain", lambda m: _damage_and_repair(m, "plain")[1]),
+        ("plain", _repair_plain),
+        ("plain, in place", lambda m: _damage_and_repair(m, "inplace")[1]),
         ("subvolume", _damage_subvolume),
     ):
         try:
@@ -68,9 +70,9 @@ def _pid(machine: Machine, name: str) -> str:
     return node.lxc_pid(machine, name)
 
 
-def _volumes(machine: Machine) -> dict[str, str]:
-    """The UUIDs of the thin volumes that there are, by their names."""
-    show = "lvs --noheadings -o lv_name,lv_uuid -S 'pool_lv=pool' vg"
+def _volumes(machine: Machine, which: str = "pool_lv=pool") -> dict[str, str]:
+    """The UUIDs of the thin volumes that there are, or of others, by their names."""
+    show = f"lvs --noheadings -o lv_name,lv_uuid -S '{which}' vg"
     return dict(line.split() for line in machine.run(show).output.splitlines())  # type: ignore[misc]
 
 
@@ -97,17 +99,26 @@ def _look_at_thin(machine: Machine) -> str:
 
 
 def _repair_thin(machine: Machine) -> str:
-    before = _volumes(machine)
-    incident, how = _damage_and_repair(machine, "thin")
-    after, damaged = _volumes(machine), f"thin.damaged-{incident}"
-    node.expect(after.keys() == {"thin", damaged}, f"original and repaired, not {after}")
-    node.expect(after[damaged] == before["thin"] != after["thin"], "the original is kept aside")
-    machine.run(f"lvs --noheadings -o lv_tags vg/thin | grep -wx ' *{_TAG}'")
-    _by_uuid(machine, node.lxc_pid(machine, "thin"))
+    how = _repair_volume(machine, "thin", "pool_lv=pool")
     machine.run(
         "lvs --reportformat json -a -o vg_name,vg_uuid,vg_attr,lv_name,lv_uuid,lv_attr,"
         "segtype,pool_lv,lv_tags vg; dmsetup status; dmsetup ls --tree"
     )
+    return how
+
+
+def _repair_plain(machine: Machine) -> str:
+    return _repair_volume(machine, "plain", "lv_name=~^plain")
+
+
+def _repair_volume(machine: Machine, name: str, which: str) -> str:
+    before = _volumes(machine, which)
+    incident, how = _damage_and_repair(machine, name)
+    after, damaged = _volumes(machine, which), f"{name}.damaged-{incident}"
+    node.expect(after.keys() == {name, damaged}, f"original and repaired, not {after}")
+    node.expect(after[damaged] == before[name] != after[name], "the original is kept aside")
+    machine.run(f"lvs --noheadings -o lv_tags vg/{name} | grep -wx ' *{_TAG}'")
+    _by_uuid(machine, node.lxc_pid(machine, name))
     return how
 
 

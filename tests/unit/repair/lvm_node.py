@@ -1,5 +1,7 @@
 """A node with a volume group and its thin pool, as LVM's programs and sysfs show it.
 
+Plain volumes are in the group too, with room for more of them.
+
 Programs are asked by `process.run`, and answer in the format of the real ones. `killed` is where
 the daemon, or the program, comes to its end.
 """
@@ -22,6 +24,8 @@ from fswatchd.process import Completed
 
 GROUP_UUID = "sbcYYd-yLIK-SsJb-wUCf-8Q2n-qRgs-7mJtGo"
 POOL = Devno(253, 2)
+DISK = Devno(8, 16)
+SECTORS = 409_600
 _OPTIONS = "rw discard_passdown queue_if_no_space - 1024"
 
 
@@ -31,7 +35,7 @@ class KilledError(BaseException):
 
 @dataclass(slots=True)
 class Volume:
-    """One thin volume; `written` counts what its device got."""
+    """One volume, thin unless said otherwise; `written` counts what its device got."""
 
     uuid: str
     devno: Devno
@@ -50,15 +54,20 @@ class LvmNode:
         self.volumes: dict[str, Volume] = {}
         self.commands: list[tuple[str, ...]] = []
         self.killed: tuple[str, str, int] | None = None
+        self._died: tuple[str, str, int] | None = None
         self.group_attr = "wz--n-"
         self.pool_status = f"0 20971520 thin-pool 3 100/4096 1000/163840 - {_OPTIONS}"
         self.refuses_snapshots = False
+        self.free_bytes = 1 << 30
+        self.copies: list[str] = []
+        self.copying_fails = False
         monkeypatch.setattr(process, "run", self._run)
         monkeypatch.setattr(dm, "find", self._find)
         monkeypatch.setattr(block, "attribute", self._attribute)
         monkeypatch.setattr(block, "name_of", lambda devno: f"dm-{devno.minor}")
         monkeypatch.setattr(block, "is_claimed", self._is_claimed)
-        monkeypatch.setattr(block, "lower_devices", lambda _: (POOL,))
+        monkeypatch.setattr(block, "lower_devices", self._lower)
+        monkeypatch.setattr(block, "sectors", lambda _: SECTORS)
         monkeypatch.setattr(block, "disk_sequence", lambda devno: 100 + devno.minor)
         monkeypatch.setattr(block, "sectors_written", lambda devno: self._at(devno).written)
         monkeypatch.setattr(block, "sync", lambda _: None)
@@ -71,6 +80,10 @@ class LvmNode:
         self.volumes[name] = Volume(uuid=uuid, devno=Devno(253, minor), tags=list(tags))
         return self.volumes[name]
 
+    def make_plain(self, name: str) -> None:
+        """As `lvcreate --type linear` would have made it."""
+        self.volumes[name].segtype, self.volumes[name].attr = "linear", "-wi-ao----"
+
     def names(self) -> dict[str, str]:
         """UUIDs by name."""
         return {name: one.uuid for name, one in self.volumes.items()}
@@ -82,6 +95,9 @@ class LvmNode:
     def _at(self, devno: Devno) -> Volume:
         return next(one for one in self.volumes.values() if one.devno == devno)
 
+    def _lower(self, devno: Devno) -> tuple[Devno, ...]:
+        return (POOL,) if self._at(devno).segtype == "thin" else (DISK,)
+
     def _find(self, attribute: str, value: str, *_: object) -> Devno | None:
         for name, one in self.volumes.items():
             shown = dm.join("vg", name) if attribute == "name" else self.device_uuid(name)
@@ -90,6 +106,8 @@ class LvmNode:
         return None
 
     def _attribute(self, devno: Devno, name: str, *_: object) -> str | None:
+        if devno == DISK:
+            return None
         if devno == POOL:
             return {"dm/uuid": "LVM-x-tpool", "dm/name": "vg-pool-tpool"}.get(name)
         for volume, one in self.volumes.items():
@@ -106,13 +124,17 @@ class LvmNode:
         return self._at(Devno(253, minor)).held
 
     async def _run(self, argv: Sequence[str], **_: object) -> Completed:
+        if self._died is not None and self._died == self.killed:
+            raise KilledError  # what is dead cleans nothing up
         self.commands.append(tuple(argv))
         program = os.path.basename(argv[0])
         count = sum(command[0] == program for command in self.commands)
         if self.killed == ("before", program, count):
+            self._died = self.killed
             raise KilledError
         code, output = getattr(self, f"_{program}")(list(argv[1:]))
         if self.killed == ("after", program, count):
+            self._died = self.killed
             raise KilledError
         return Completed(argv=tuple(argv), returncode=code, output=output, duration_s=0.0)
 
@@ -136,11 +158,25 @@ class LvmNode:
             "lv_uuid": one.uuid,
             "lv_attr": one.attr,
             "segtype": one.segtype,
-            "pool_lv": "pool",
+            "pool_lv": "pool" if one.segtype == "thin" else "",
             "lv_tags": ",".join(one.tags),
         }
 
+    def _vgs(self, words: list[str]) -> tuple[int, str]:
+        assert {"--units", "b", "--nosuffix", "vg_free"} < set(words)
+        report = {"report": [{"vg": [{"vg_free": str(self.free_bytes)}]}], "log": []}
+        return 0, json.dumps(report, indent=4)
+
+    def _dd(self, words: list[str]) -> tuple[int, str]:
+        assert {"iflag=direct", "oflag=direct"} < set(words)
+        if self.copying_fails:
+            return 1, "dd: error reading '/proc/self/fd/9': Input/output error\n"
+        self.copies.append(list(self.volumes)[-1])
+        return 0, "409600+0 records in\n"
+
     def _lvcreate(self, words: list[str]) -> tuple[int, str]:
+        if "linear" in words:
+            return self._create_plain(words)
         if self.refuses_snapshots:
             return 5, "  Failed to suspend thin snapshot origin vg/thin.\n"
         assert "--snapshot" in words
@@ -149,6 +185,17 @@ class LvmNode:
         tags = [words[at + 1] for at, word in enumerate(words) if word == "--addtag"]
         self.add(words[words.index("--name") + 1], *tags)
         return 0, ""
+
+    def _create_plain(self, words: list[str]) -> tuple[int, str]:
+        size = int(words[words.index("--size") + 1].removesuffix("b"))
+        assert words[-1] == "vg"
+        if size > self.free_bytes:
+            return 5, '  Volume group "vg" has insufficient free space\n'
+        self.free_bytes -= size
+        name = words[words.index("--name") + 1]
+        self.add(name, *(words[at + 1] for at, word in enumerate(words) if word == "--addtag"))
+        self.make_plain(name)
+        return 0, "  WARNING: Logical volume not zeroed.\n"
 
     def _lvrename(self, words: list[str]) -> tuple[int, str]:
         old, new = (word.removeprefix("vg/") for word in words[-2:])
@@ -183,9 +230,9 @@ class LvmNode:
 def hold(node: LvmNode) -> Any:
     """Opening a device with O_EXCL, which nobody else has then."""
 
-    def opened(volume: Any, _flags: int) -> int:
+    def opened(volume: Any, flags: int) -> int:
         name = next(name for name in node.volumes if node.device_uuid(name) == volume.uuid)
-        if node.volumes[name].held:
+        if node.volumes[name].held and flags & os.O_EXCL:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), volume.path)
         return os.open("/dev/null", os.O_RDONLY)
 

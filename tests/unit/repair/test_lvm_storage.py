@@ -1,8 +1,9 @@
-"""Thin volumes: cloned, exchanged, kept and deleted by what they are, wherever it is cut off."""
+"""Volumes of LVM: cloned, exchanged, kept and deleted by what they are, wherever it is cut off."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from fswatchd.repair.swap import SwapError
 from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionSettings, Next, StepEnded, StepResult
 from tests.unit import builders
-from tests.unit.repair.lvm_node import KilledError, LvmNode, hold
+from tests.unit.repair.lvm_node import SECTORS, KilledError, LvmNode, hold
 from tests.unit.repair.test_outage import VE
 
 SETTINGS = ActionSettings()
@@ -32,7 +33,7 @@ DAMAGED = f"thin.damaged-{INCIDENT}"
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> LvmNode:
     made = LvmNode(monkeypatch)
-    monkeypatch.setattr(lvm_storage, "_hold", hold(made))
+    monkeypatch.setattr(lvm_storage, "_open", hold(made))
     made.add("thin", "pve-vm-101")
     return made
 
@@ -60,7 +61,8 @@ def test_what_lvs_of_a_repaired_volume_said_is_read() -> None:
         "LVM-CYv0XRqYGtF2fL8aAnR0Tv21U1tQ665mWT2XoVfzuMhjRSFCzC6fqGLgdVzvPaUH"
     )
     assert thin.is_(LogicalVolume(path="/dev/vg/thin", uuid=thin.device_uuid))
-    for name in ("plain", "pool", "pool_tdata"):
+    assert (found["plain"].unfit, found["plain"].is_thin) == (None, False)
+    for name in ("pool", "pool_tdata", "lvol0_pmspare"):
         assert found[name].unfit
 
 
@@ -95,13 +97,14 @@ async def test_a_thin_volume_in_a_pool_with_room_can_be_cloned(node: LvmNode) ->
         ("wz--n-", "Vri-aotz--", "thin", "read-only"),
         ("wz--n-", "Vwi-aotzD-", "thin", "'D'"),
         ("wz--n-", "Owi-aotz--", "thin", "merged"),
-        ("wz--n-", "-wi-ao----", "linear", "linear"),
+        ("wz--n-", "-wi-ao----", "striped", "striped"),
         ("wz--n-", "Cwi-aoC---", "cache", "cache"),
         ("wz--n-", "rwi-aor---", "raid1", "raid1"),
-        ("wz--n-", "owi-aos---", "linear", "linear"),
+        ("wz--n-", "owi-aos---", "linear", "snapshots"),
+        ("wz--n-", "-wi-XX--X-", "linear", "'X'"),
     ],
 )
-async def test_what_is_not_simply_thin_is_refused_with_the_reason(
+async def test_what_is_not_simply_thin_or_plain_is_refused_with_the_reason(
     node: LvmNode, group: str, volume_attr: str, segtype: str, why: str
 ) -> None:
     node.group_attr = group
@@ -199,6 +202,76 @@ async def test_a_write_changes_the_stamp_and_another_name_has_none(node: LvmNode
     node.volumes["thin"].active = False
     assert one.stamp() is None
     assert not one.is_unchanged(None)
+
+
+# --- plain volumes ------------------------------------------------------------------------------
+
+
+def no_progress() -> Any:
+    return lambda _share: None
+
+
+async def test_a_plain_volume_with_room_beside_it_can_be_cloned_also_while_it_is_mounted(
+    node: LvmNode,
+) -> None:
+    node.make_plain("thin")
+    node.volumes["thin"].held = True
+    lies_in = storage.of(volume(node), SETTINGS)
+    await lies_in.prepare()
+    assert (lies_in.live, lies_in.place) == (True, "vg")
+    assert lies_in.bytes_to_copy() == SECTORS * 512
+    with pytest.raises(clone.NotShareableError):
+        await lies_in.share(f"/dev/vg/{CLONE}")
+    assert set(node.volumes) == {"thin"}
+    made = await lies_in.make(f"/dev/vg/{CLONE}", no_progress)
+    assert made == volume(node, CLONE)
+    assert node.copies == [CLONE]
+    assert node.volumes[CLONE].tags == [lvm_storage.TAG, "pve-vm-101"]
+
+
+async def test_a_snapshot_is_never_made_while_the_kernel_has_stopped_a_thin_one(
+    node: LvmNode,
+) -> None:
+    lies_in = storage.of(volume(node), SETTINGS)
+    assert (lies_in.live, lies_in.bytes_to_copy()) == (False, 0)
+
+
+async def test_a_group_without_room_for_all_of_it_is_said_as_that(node: LvmNode) -> None:
+    node.make_plain("thin")
+    node.free_bytes = SECTORS * 512 - 1
+    lies_in = storage.of(volume(node), SETTINGS)
+    with pytest.raises(StepEnded, match="volume group vg") as ended:
+        await lies_in.prepare()
+    assert ended.value.result.result == "no room"
+    with pytest.raises(StepEnded, match="volume group vg"):
+        await lies_in.make(f"/dev/vg/{CLONE}", no_progress)
+    assert set(node.volumes) == {"thin"}
+
+
+async def test_what_cannot_be_copied_leaves_nothing_behind(node: LvmNode) -> None:
+    node.make_plain("thin")
+    node.copying_fails = True
+    with pytest.raises(OSError, match="Input/output error"):
+        await storage.of(volume(node), SETTINGS).make(f"/dev/vg/{CLONE}", no_progress)
+    assert set(node.volumes) == {"thin"}
+
+
+async def test_segments_of_several_kinds_are_of_no_kind(
+    monkeypatch: pytest.MonkeyPatch, node: LvmNode
+) -> None:
+    node.make_plain("thin")
+    real = node._lvs
+
+    def lvs(words: list[str]) -> tuple[int, str]:
+        code, output = real(words)
+        report = json.loads(output[output.index("{") :])
+        (row,) = report["report"][0]["lv"]
+        report["report"][0]["lv"].append({**row, "segtype": "striped"})
+        return code, json.dumps(report)
+
+    monkeypatch.setattr(node, "_lvs", lvs)
+    with pytest.raises(StepEnded, match="linear and striped"):
+        await storage.of(volume(node), SETTINGS).prepare()
 
 
 # --- exchanging -------------------------------------------------------------------------------
@@ -339,18 +412,26 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 POINTS = [
     (when, program, count)
-    for program, times in (("lvcreate", 1), ("lvchange", 1), ("lvrename", 2))
+    for program, times in (("lvcreate", 1), ("dd", 1), ("lvchange", 1), ("lvrename", 2))
     for count in range(1, times + 1)
     for when in ("before", "after")
 ]
 
 
 @pytest.mark.parametrize("put_away", [False, True], ids=["active", "after a boot"])
-@pytest.mark.parametrize("point", [None, *POINTS])
+@pytest.mark.parametrize(
+    ("plain", "point"),
+    [
+        *((False, point) for point in (None, *POINTS) if point is None or point[1] != "dd"),
+        *((True, point) for point in (None, *POINTS)),
+    ],
+)
 @pytest.mark.usefixtures("stopped")
 async def test_wherever_it_is_killed_the_ve_starts_on_the_repaired_volume(
-    node: LvmNode, point: tuple[str, str, int] | None, *, put_away: bool
+    node: LvmNode, point: tuple[str, str, int] | None, *, plain: bool, put_away: bool
 ) -> None:
+    if plain:
+        node.make_plain("thin")
     context, before = Context(node), volume(node)
     await context.journal(image=before.describe(), ve=str(VE.ve_id), stopping=True)
     target = Target.stopped(builders.filesystem(), VE, before)

@@ -17,7 +17,7 @@ from fswatchd.cause import Cause, blame
 from fswatchd.guards import GUARDS, GuardAnswer, guard_cause, is_scratch, refused_scope
 from fswatchd.incidents import Incident
 from fswatchd.rules.match import Subject
-from fswatchd.rules.model import NotifyStep, PlainStep, Rule, RuleSet, Step
+from fswatchd.rules.model import NotifyStep, Rule, RuleSet, Step
 from fswatchd.situation import PolicyState, Scope
 
 
@@ -205,12 +205,7 @@ def _repairs(rule: Rule) -> bool:
 
 
 def _acting_steps(rule: Rule) -> list[Step]:
-    return [
-        step
-        for step in rule.step
-        if not isinstance(step, NotifyStep)
-        and not (isinstance(step, PlainStep) and step.do == "quarantine")
-    ]
+    return [step for step in rule.step if not isinstance(step, NotifyStep)]
 
 
 def _channels(matching: list[Rule]) -> tuple[str, ...]:

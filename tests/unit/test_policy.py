@@ -65,6 +65,24 @@ def test_a_confirmed_fault_in_one_ve_is_repaired() -> None:
     assert decision.channels == ("ops",)
 
 
+def test_a_rule_that_only_hands_over_to_a_person_does_that() -> None:
+    text = """
+[[rule]]
+name = "hands-off"
+match.class = "*"
+mode = "auto"
+[[rule.step]]
+do = "quarantine"
+[[rule.step]]
+do = "notify"
+to = ["*"]
+"""
+    decision = ask(text=text)
+    assert decision.verdict is Verdict.ACT
+    assert [step.do for step in decision.steps] == ["quarantine", "notify"]
+    assert ask(text=text, state=policy_state(mode="observe")).verdict is not Verdict.ACT
+
+
 def test_every_guard_that_was_asked_leaves_its_answer() -> None:
     asked = [answer.guard for answer in ask().answers]
     assert asked == [

@@ -33,10 +33,16 @@ def status(arguments: argparse.Namespace, client: Client) -> int:
     return status_code(document)
 
 
+def _is_without_rules(document: dict[str, Any]) -> bool:
+    """Then nothing is done, and nobody told."""
+    rules = document.get("rules", {})
+    return bool(rules.get("problems")) and rules.get("read") is None
+
+
 def status_code(document: dict[str, Any]) -> Exit:
     """0 fine, 1 an incident is open or waits, 2 a person or a source is missing."""
     states = {incident["state"] for incident in document["incidents"]}
-    if document.get("distrust"):
+    if document.get("distrust") or _is_without_rules(document):
         return Exit.CRITICAL
     if "needs-operator" in states or any(s["state"] in _DEAF for s in document["sources"]):
         return Exit.CRITICAL
@@ -300,7 +306,9 @@ def _show_status(document: dict[str, Any]) -> None:
     for doubt in document["distrust"]:
         since = render.clock(doubt["since"])
         print(f"  {printable(doubt['text'])} (since {since}; ends {doubt['ends']})")
-    if document["rules"]["problems"]:
+    if document["rules"]["problems"] and document["rules"]["read"] is None:
+        print("rules: files have mistakes, and none are in force [FSW-RULE-NONE]")
+    elif document["rules"]["problems"]:
         print("rules: files have mistakes, the last good ones stay [FSW-RULE-LAST-GOOD]")
     for problem in document["rules"]["problems"]:
         print(f"rules: {problem}")

@@ -21,13 +21,14 @@ from fswatchd.book import IncidentBook
 from fswatchd.engine.filewatch import FileWatch
 from fswatchd.incidents import Incident, State
 from fswatchd.rules import files, review
-from fswatchd.rules.model import RuleSet
+from fswatchd.rules.model import RuleSet, assemble
 from fswatchd.rules.problem import RuleProblem
 from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 
 _KEY = "rule:"
+_GOOD = "rules-in-force"
 # With the kernel's word for it, and without.
 _LOOK_EVERY_S = 60.0
 _LOOK_UNTOLD_S = 2.0
@@ -50,6 +51,7 @@ class RuleKeeper:
         self._store = store
         self._tell = tell
         self._uses: dict[str, dict[str, Any]] = {}
+        self._good: list[tuple[str, str]] = []
         self._read_ns = 0
         self._seen: object = None
         self._files = FileWatch(directories)
@@ -61,15 +63,20 @@ class RuleKeeper:
         book.subscribe(self._count)
 
     async def load(self) -> None:
-        """Read how often rules were used by earlier runs of the daemon."""
+        """Read how often rules were used by earlier runs of the daemon, and which they were."""
         stored = await self._store.facts(_KEY)
         self._uses = {key.removeprefix(_KEY): value for key, value in stored.items()}
+        good = (await self._store.facts(_GOOD)).get(_GOOD, [])
+        self._good = [(str(name), str(text)) for name, text in good]
 
     def read(self) -> None:
         """Read the files; where anything is wrong the last good set stays."""
         self._seen = signature(self.directories)
+        texts: list[tuple[str, str]] = []
         try:
-            rules, problems = files.load(self.directories)
+            texts, problems = files.read_all(self.directories)
+            rules, wrong = assemble(texts)
+            problems += wrong
         except Exception as error:  # a border: whatever a file holds, it must not end the daemon
             log.exception("the rule files cannot be read")
             rules, problems = RuleSet(), [_unexpected(error)]
@@ -77,10 +84,29 @@ class RuleKeeper:
         self.problems = problems
         now = [str(problem) for problem in problems]
         if problems:
-            log.error("the rules have errors, the last good ones stay:\n%s", "\n".join(now))
+            if not self._read_ns:
+                self._go_on_with_those_of_before()
+            what = "the last good ones stay" if self._read_ns else "none are in force"
+            log.error("the rules have errors, %s:\n%s", what, "\n".join(now))
             if now != before:
                 self._tell("rejected", {"problems": now[:_PROBLEMS_TOLD], "count": len(now)})
             return
+        self._take(rules)
+        if texts != self._good:
+            self._good = texts
+            self._store.set_fact(_GOOD, texts)
+        if before:
+            self._tell("accepted", {"problems": [], "count": len(rules.rules)})
+
+    def _go_on_with_those_of_before(self) -> None:
+        """A daemon that starts beside a mistake would know no rule, and tell nobody of anything."""
+        if not self._good:
+            return
+        rules, problems = assemble(self._good)
+        if not problems:  # an older version may have understood them
+            self._take(rules)
+
+    def _take(self, rules: RuleSet) -> None:
         self.current = rules
         self.warnings = review.warnings(rules)
         self._read_ns = time.time_ns()
@@ -88,8 +114,6 @@ class RuleKeeper:
         for warning in self.warnings:
             log.warning("rules: %s", warning)
         self.on_rules(rules)
-        if before:
-            self._tell("accepted", {"problems": [], "count": len(rules.rules)})
 
     async def watch(self) -> None:
         """For ever: read the files again when they have changed."""

@@ -28,6 +28,16 @@ def embedded_rules() -> Path:
 
 def load(directories: Iterable[Path]) -> tuple[RuleSet, list[RuleProblem]]:
     """The rules of all directories, and everything wrong with them."""
+    texts, problems = read_all(directories)
+    rules, wrong = assemble(texts)
+    problems += wrong
+    return (RuleSet() if problems else rules), problems
+
+
+def read_all(
+    directories: Iterable[Path],
+) -> tuple[list[tuple[str, str]], list[RuleProblem]]:
+    """The name and text of each file that applies, and those that cannot be had."""
     texts: list[tuple[str, str]] = []
     problems: list[RuleProblem] = []
     directories = list(directories)
@@ -39,9 +49,7 @@ def load(directories: Iterable[Path]) -> tuple[RuleSet, list[RuleProblem]]:
             problems.append(text)
         else:
             texts.append((str(path), text))
-    rules, wrong = assemble(texts)
-    problems += wrong
-    return (RuleSet() if problems else rules), problems
+    return texts, problems
 
 
 def unreadable(directory: Path) -> RuleProblem | None:

@@ -85,10 +85,37 @@ async def test_whatever_goes_wrong_while_they_are_read_the_last_good_rules_stay(
     def breaks(_: object) -> None:
         raise OverflowError("nobody has thought of that")
 
-    monkeypatch.setattr(files, "load", breaks)
+    monkeypatch.setattr(files, "read_all", breaks)
     kept.keeper.read()
     assert kept.names() == ["one"]
     assert "nobody has thought of that" in kept.keeper.status()["problems"][0]
+
+
+async def test_a_daemon_that_starts_beside_a_bad_file_goes_on_with_the_rules_of_before(
+    kept: Kept, store: Store
+) -> None:
+    kept.write(RULE.replace("NAME", "one"))
+    kept.keeper.read()
+    kept.write("[[rule]]\nnonsense = 1\n", "b.toml")
+    later = Kept(kept.directory, store)
+    await later.keeper.load()
+    later.keeper.read()
+    assert later.taken == [["one"]]
+    status = later.keeper.status()
+    assert status["problems"]
+    assert (status["count"], status["read"] is None) == (1, False)
+
+
+async def test_where_there_were_no_rules_before_none_are_in_force_and_it_says_so(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.write("[[rule]]\nnonsense = 1\n")
+    await kept.keeper.load()
+    kept.keeper.read()
+    assert kept.taken == []
+    assert kept.keeper.status()["read"] is None
+    assert "none are in force" in caplog.text
+    assert "last good" not in caplog.text
 
 
 async def test_good_rules_are_not_told(kept: Kept) -> None:

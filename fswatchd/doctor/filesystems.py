@@ -9,6 +9,8 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 
 _EXT = {"ext2", "ext3", "ext4"}
+# Of btrfs, and of vfat, exfat, f2fs, gfs2, jfs, nilfs2 and ocfs2: there by mount options only.
+_PANICS = frozenset({"fatal_errors=panic", "errors=panic"})
 
 
 def examine(inventory: Inventory) -> list[Finding]:
@@ -23,6 +25,8 @@ def examine(inventory: Inventory) -> list[Finding]:
             by_uuid.setdefault(superblock.uuid, []).append(superblock.device)
         if superblock.fstype in _EXT:
             findings += _on_error(inventory, superblock, errors_option(superblock))
+        elif panics := _PANICS.intersection(superblock.options):
+            findings.append(_panics(superblock, min(panics)))
     for uuid, devices in by_uuid.items():
         if len(devices) > 1:
             text = f"{', '.join(sorted(devices))} share the UUID {uuid} (copies of one image)"
@@ -38,6 +42,12 @@ def _not_reached(device: str) -> Finding:
         "it cannot be reached: fanotify does not hear its errors, the kernel log does",
         "the log of fswatchd says why: a mount over it, or a sandbox that is too tight",
     )
+
+
+def _panics(superblock: Superblock, option: str) -> Finding:
+    text = f"{option}: an error in it takes the whole node down"
+    remedy = f"mount /dev/{superblock.device} without that option"
+    return critical("FSW-DOCTOR-PANIC", f"filesystem {superblock.device}", text, remedy)
 
 
 def _on_error(inventory: Inventory, superblock: Superblock, errors: str | None) -> list[Finding]:

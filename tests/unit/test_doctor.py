@@ -8,12 +8,23 @@ from typing import Any
 import pytest
 
 from fswatchd.config import RepairTable
+from fswatchd.devno import Devno
 from fswatchd.doctor import filesystems, images, node
 from fswatchd.doctor.node import source as _source
 from fswatchd.doctor.ves import examine as _ves
 from fswatchd.events import SourceState, VeState
-from fswatchd.inventory.model import Commands, Ve, VeId, Volume
+from fswatchd.inventory.model import (
+    Backing,
+    Commands,
+    NamespaceKey,
+    NamespaceMount,
+    Superblock,
+    Ve,
+    VeId,
+    Volume,
+)
 from fswatchd.inventory.view import NodeView
+from fswatchd.kernel.mounts import Mount
 from fswatchd.sources import SourceStatus
 
 
@@ -35,6 +46,47 @@ def test_a_source_that_cannot_work_matters_where_it_should(name, switch, level) 
 
 def inventory(*ves: Ve) -> Any:
     return SimpleNamespace(view=NodeView(ves={ve.ve_id: ve for ve in ves}), problems={})
+
+
+@pytest.mark.parametrize(
+    ("fstype", "options", "found"),
+    [
+        ("btrfs", ("rw", "fatal_errors=panic"), 1),
+        ("vfat", ("rw", "errors=panic"), 1),
+        ("f2fs", ("rw", "errors=continue"), 0),
+        ("btrfs", ("rw", "ssd"), 0),
+    ],
+)
+def test_an_option_that_takes_the_node_down_is_found_on_any_filesystem(
+    fstype: str, options: tuple[str, ...], found: int
+) -> None:
+    mount = Mount(
+        mount_id=1,
+        devno=Devno(0, 40),
+        fstype=fstype,
+        root="/",
+        point="/srv",
+        source="/dev/sdb",
+        superblock_options=options,
+        superblock_readonly=False,
+        readonly=False,
+    )
+    superblock = Superblock(
+        devno=Devno(0, 40),
+        device="sdb",
+        fstype=fstype,
+        uuid=None,
+        disk_sequence=None,
+        backing=Backing(kind="disk"),
+        mounts=(NamespaceMount(namespace=NamespaceKey(1), mount=mount),),
+    )
+    seen: Any = SimpleNamespace(
+        view=SimpleNamespace(superblocks={superblock.devno: superblock}),
+        scanner=SimpleNamespace(name="mountinfo"),
+        unreached=list,
+    )
+    codes = [one.code for one in filesystems.examine(seen)]
+    assert codes.count("FSW-DOCTOR-PANIC") == found
 
 
 def ve(program: str, *volumes: Volume) -> Ve:

@@ -53,7 +53,7 @@ class Notices:
         wanted = incident.channels if channels is None else channels
         names = self._resolve(incident, wanted)
         ves = incident.direct_ves
-        subject = ves[0] if ves else (incident.filesystem.device or "")
+        subject = ves[0] if ves else (incident.filesystem.device or incident.node)
         for name in names:
             data = views.incident(incident)
             self._outbox.send(name, kind, incident.incident_id, subject, data)

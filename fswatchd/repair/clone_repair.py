@@ -165,7 +165,7 @@ class CloneRepair:
             stop_first = stop_first or self._step.on_long_pause == "offline"
             # Where no clone can be made beside it the VE is down for as long.
             asks = not stop_first or (not live and self._step.on_long_pause != "offline")
-            if asks and not consent.approved(self._context):
+            if asks and not consent.may_hold_writers(self._context):
                 raise consent.long_pause(self._step, target, pause_s)
         if stop_first:
             await self._stop(target, gently=True)
@@ -173,7 +173,7 @@ class CloneRepair:
         await outsiders.require_none(self._context, target.ve)
         superblock = scope.mounted(target)
         deadline_s = self._step.max_write_pause + _FREEZE_MARGIN_S
-        if consent.approved(self._context):
+        if consent.may_hold_writers(self._context):
             deadline_s = self._timeout_s
         await self._freeze.prepare()
         await self._context.journal(frozen=freeze_mark(superblock))

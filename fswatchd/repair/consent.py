@@ -19,6 +19,12 @@ def approved(context: ActionContext) -> bool:
     return journal.asked and context.incident.approved_by is not None
 
 
+def may_hold_writers(context: ActionContext) -> bool:
+    """Whether writers may wait longer than the rule lets them: somebody said so to the question, or
+    root has asked for the repair itself."""
+    return approved(context) or context.incident.requested_by is not None
+
+
 def long_pause(step: FsckStep, target: Target, pause_s: float) -> StepEnded:
     """The question whether writers may wait so long."""
     text = (

@@ -166,7 +166,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (disarm, arm):
         command.add_argument("ve", nargs="?", metavar="VE")
         command.add_argument("--label", metavar="KEY=VALUE", help="all VEs with this label")
-        command.add_argument("--node", action="store_true", help="the whole node")
+        command.add_argument("--node", action="store_true", help="the whole node (default)")
 
     add("doctor", commands.doctor, "is this node ready, and what to do about what is not")
 
@@ -189,7 +189,9 @@ def parser() -> argparse.ArgumentParser:
 
     drill = add("drill", commands.drill, "a real fault on a scratch VE, handled by the daemon")
     drill.add_argument("--fs", default="ext4", choices=["ext4", "xfs", "btrfs"])
-    drill.add_argument("--fault", default="dir-block", metavar="NAME", help="see fswatch(1)")
+    drill.add_argument(
+        "--fault", metavar="NAME", help="see fswatch(1); default: dir-block, for btrfs data-csum"
+    )
     drill.add_argument("--private", action="store_true", help="with a daemon of its own")
     drill.add_argument("--keep", action="store_true", help="leave everything in place afterwards")
     drill.add_argument("--size", default="512M", help="size of the scratch VE's image")

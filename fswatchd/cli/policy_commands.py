@@ -139,9 +139,9 @@ def explain(arguments: argparse.Namespace, client: Client) -> int:
 
 
 def _whom(arguments: argparse.Namespace) -> dict[str, str | None]:
-    """A VE, all with a label, or the node: exactly one of them."""
-    if sum((arguments.ve is not None, arguments.label is not None, arguments.node)) != 1:
-        print("fswatch: name a VE, or --label KEY=VALUE, or --node", file=sys.stderr)
+    """A VE, all with a label, or the node, which is meant where nothing is named."""
+    if sum((arguments.ve is not None, arguments.label is not None, arguments.node)) > 1:
+        print("fswatch: a VE, or --label KEY=VALUE, or --node: only one of them", file=sys.stderr)
         raise SystemExit(Exit.USAGE)
     return {"target": arguments.ve, "label": arguments.label}
 

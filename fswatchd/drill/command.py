@@ -20,7 +20,7 @@ from fswatchd.client import Client, ClientError
 from fswatchd.drill import janitor, measure, scene, ve
 from fswatchd.drill.control import NS, ControlServer
 from fswatchd.drill.damage import Fault, Scene
-from fswatchd.drill.faults import FAULTS
+from fswatchd.drill.faults import FAULTS, USUAL
 from fswatchd.drill.measure import Verdict
 from fswatchd.drill.paths import ScenePaths
 from fswatchd.drill.private import PrivateDaemon
@@ -46,7 +46,7 @@ _OF_A_REPAIR = {"contained", "repaired", "verified"}
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch drill`: 0 when it passed, 2 when not, 64 for a fault that does not exist."""
-    fault = FAULTS[arguments.fs].get(arguments.fault)
+    fault = FAULTS[arguments.fs].get(arguments.fault or USUAL[arguments.fs])
     if fault is None:
         known = ", ".join(FAULTS[arguments.fs])
         print(

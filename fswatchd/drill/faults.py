@@ -10,3 +10,5 @@ FAULTS: dict[str, dict[str, Fault]] = {
     "btrfs": {fault.name: fault for fault in faults_btrfs.FAULTS},
     "xfs": {fault.name: fault for fault in faults_xfs.FAULTS},
 }
+USUAL = {"ext4": "dir-block", "btrfs": "data-csum", "xfs": "dir-block"}
+"""What a drill causes where no fault is named."""

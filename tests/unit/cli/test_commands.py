@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fswatchd.cli import policy_commands
 from fswatchd.cli.commands import status_code
 from fswatchd.cli.main import main, parser
 from fswatchd.exitcode import Exit
@@ -24,6 +25,9 @@ def document(*states: str, source: str = "ok") -> dict:
         (document(source="deaf"), Exit.CRITICAL),
         (document(source="unavailable"), Exit.OK),
         (document(source="off"), Exit.OK),
+        (document() | {"rules": {"problems": ["x"], "read": None}}, Exit.CRITICAL),
+        (document() | {"rules": {"problems": ["x"], "read": "2026-11-21T00:00:00Z"}}, Exit.OK),
+        (document() | {"rules": {"problems": [], "read": None}}, Exit.OK),
     ],
 )
 def test_the_status_is_a_monitoring_check(status: dict, code: Exit) -> None:
@@ -68,6 +72,24 @@ def test_what_is_no_time_and_no_cursor_is_64_without_a_daemon(argv, tmp_path, ca
 )
 def test_what_is_right_is_taken(argv) -> None:
     assert parser().parse_args(argv).command == argv[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "whom"),
+    [
+        ([], {"target": None, "label": None}),
+        (["--node"], {"target": None, "label": None}),
+        (["ve101"], {"target": "ve101", "label": None}),
+        (["--label", "a=b"], {"target": None, "label": "a=b"}),
+    ],
+)
+def test_who_is_disarmed_is_the_node_where_nobody_is_named(words: list[str], whom: dict) -> None:
+    for command in ("arm", "disarm"):
+        arguments = parser().parse_args([command, *words, "--reason", "x"])
+        assert policy_commands._whom(arguments) == whom
+    with pytest.raises(SystemExit) as caught:
+        policy_commands._whom(parser().parse_args(["arm", "ve101", "--node"]))
+    assert caught.value.code == 64
 
 
 def test_classify_needs_no_daemon(tmp_path, capsys) -> None:

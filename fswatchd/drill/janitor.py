@@ -62,19 +62,32 @@ def clean(paths: ScenePaths) -> None:
 
 
 def leftovers(paths: ScenePaths) -> list[str]:
-    """What is still there."""
-    found = [
-        f"process {pid}" for ve in (TARGET, BYSTANDER) for pid in cgroup.pids(paths.cgroup(ve))
-    ]
+    """What is still there, also where its files are gone.
+
+    A mount of one of the images keeps its loop device, in whatever namespace it is.
+    """
+    within = {pid for ve in (TARGET, BYSTANDER) for pid in cgroup.pids(paths.cgroup(ve))}
+    found = [f"process {pid}" for pid in sorted(within | _processes(paths))]
     for ve in (TARGET, BYSTANDER):
         found += [f"cgroup {path}" for path in cgroup.directories(paths.cgroup(ve))]
     if paths.directory.exists():
         found += [f"file {path}" for path in sorted(paths.directory.iterdir())]
-        found += [f"loop device {device}" for device in _loops_of(paths.host_image)]
-    for pid in ("self",):
-        mounts = Path(f"/proc/{pid}/mountinfo").read_text(encoding="utf-8", errors="replace")
-        found += [f"mount {line}" for line in mounts.splitlines() if f"/{paths.name}/" in line]
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            if f"/{paths.name}/" in (image := backing.read_text(errors="replace").strip()):
+                found.append(f"loop device {backing.parts[3]} on {image}")
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    found += [f"mount {line}" for line in mounts.splitlines() if f"/{paths.name}/" in line]
     return found
+
+
+def _processes(paths: ScenePaths) -> set[int]:
+    """Those that were started with something of the drill's directory: its own daemon."""
+    return {
+        pid
+        for pid in proc.pids()
+        if pid != os.getpid() and any(f"/{paths.name}" in word for word in proc.arguments(pid))
+    }
 
 
 def _end_daemon(paths: ScenePaths) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from fswatchd.drill import janitor
 from fswatchd.drill.faults import FAULTS
+from fswatchd.drill.paths import ScenePaths
+from fswatchd.kernel import loop, proc
 from tests.system.conftest import PROJECT, wait_until
 
 
@@ -146,6 +150,25 @@ def test_a_drill_that_is_ended_leaves_nothing_behind(work: Path, number: int) ->
     os.kill(process.pid, number)
     process.communicate(timeout=60)
     wait_until(lambda: nothing_left(work), 60, "everything to be gone")
+
+
+def test_what_is_left_is_found_where_its_files_are_gone_too(work: Path) -> None:
+    paths = ScenePaths.new(work)
+    with paths.host_image.open("xb") as file:
+        file.truncate(1 << 20)
+        device, held = loop.attach(file.fileno(), autoclear=True)
+    argv = ["sh", "-c", "read line", f"{paths.directory}/daemon"]
+    daemon = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    try:
+        shutil.rmtree(paths.directory)
+        wait_until(lambda: proc.arguments(daemon.pid) == argv, what="the process to be there")
+        process, image = janitor.leftovers(paths)
+        assert process == f"process {daemon.pid}"
+        assert image.startswith(f"loop device {Path(device).name} on {paths.host_image}")
+    finally:
+        daemon.communicate(timeout=10)
+        os.close(held)
+    wait_until(lambda: janitor.leftovers(paths) == [], what="all to be gone")
 
 
 def test_an_unknown_fault_is_wrong_usage(work: Path) -> None:

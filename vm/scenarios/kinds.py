@@ -16,8 +16,8 @@ from vm.machine import Machine, MachineError
 
 NAME = "kinds"
 TEXT = "LXC on an image, on plain and thin LVs and a subvolume, nspawn of machined: damaged"
-KERNELS = "oldest"
-ABOUT_S = 500
+KERNELS = "newest"
+ABOUT_S = 650
 _TAG = "pve-vm-101"
 
 

@@ -128,8 +128,7 @@ class Machine:
         (self.work / "monitor.sock").unlink(missing_ok=True)
         argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "q35"]
         # Page tables of four levels: each miss of TCG's TLB walks them in software.
-        # One processor: two that wait for each other's locks on less than two cores only burn time.
-        argv += ["-cpu", "max,la57=off", "-smp", "1", "-m", "1536", "-nodefaults", "-nographic"]
+        argv += ["-cpu", "max,la57=off", "-smp", "2", "-m", "1536", "-nodefaults", "-nographic"]
         argv += ["-no-reboot"]
         argv += ["-kernel", str(self._kernel), "-initrd", str(self._initrd)]
         argv += ["-append", f"root=/dev/vda rw {_CONSOLE}"]

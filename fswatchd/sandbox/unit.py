@@ -18,7 +18,8 @@ from fswatchd.sandbox.entry import Entry
 _MOST_THREADS = 512
 # systemd.exec(5), "Process exit codes": its own, where it cannot shut a program in.
 _OF_SYSTEMD = range(200, 256)
-_STOP_S = 10
+# The end is SIGKILL, which takes no time; telling of it takes a shell, on a node with no time left.
+_STOP_S = 30
 _OTHER_PROCESSES = (
     "kill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal",
     "pidfd_getfd", "process_madvise", "process_mrelease", "ptrace", "kcmp",

@@ -84,7 +84,7 @@ class Machine:
         if disks.data is not None:
             copy = ["cp", "--sparse=always", str(disks.data), str(work / "data.img")]
             subprocess.run(copy, check=True)
-        for name, size in (("data.img", DATA_BYTES), ("spare.img", 3 << 30)):
+        for name, size in (("data.img", DATA_BYTES), ("spare.img", 5 << 30)):
             with (work / name).open("ab") as file:
                 file.truncate(size)
 

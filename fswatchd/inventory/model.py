@@ -35,13 +35,14 @@ class Volume:
 
     `format` is "raw" where that is the filesystem itself, from its first byte on. All else names
     what has to open it first (`ploop`, `cow`, `qcow2`; `disk` is a guest's), then `device` is what
-    came of that, while it is open.
+    came of that, while it is open. `shared` says that other nodes make volumes where it lies, too.
     """
 
     image: str | None = None
     device: str | None = None
     mountpoint: str = "/"
     format: str = "raw"
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,8 @@ def read_volume(value: str, storages: dict[str, Storage], *, guest: bool = False
     # A linked clone is "101/base….raw/102/vm….raw": only what comes last is its own.
     if storage.kind in {"lvm", "lvmthin"}:
         device = f"/dev/{storage.options.get('vgname')}/{volume}"
-        return Volume(device=device, mountpoint=point, format=kind)
+        shared = storage.options.get("shared") == "1"
+        return Volume(device=device, mountpoint=point, format=kind, shared=shared)
     if storage.kind == "zfspool" and guest:
         device = f"/dev/zvol/{storage.options.get('pool')}/{volume.rpartition('/')[2]}"
         return Volume(device=device, mountpoint=point, format=kind)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -38,7 +39,7 @@ from fswatchd.repair.cure import Cure, cure_clone, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal
-from fswatchd.repair.logical_volume import Stamp
+from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import Target
 from fswatchd.repair.storage import Storage
@@ -69,6 +70,7 @@ class CloneRepair:
         self._needs_nothing = False
         self._open_files: dict[int, str] = {}
         self._shown: Cure | None = None
+        self._kept_active: int | None = None
         self._timeout_s = context.settings.tool_timeout_s
 
     async def __aenter__(self) -> CloneRepair:
@@ -82,6 +84,7 @@ class CloneRepair:
     ) -> None:
         """Thaw what is still frozen, delete the clone that is not in use, give the VE back."""
         await self._freeze.release()
+        self._let_go()
         with suppress(OSError):
             await self._drop_clone()
         await self._outage.__aexit__(kind, error, trace)
@@ -96,7 +99,7 @@ class CloneRepair:
         if not target.ve.commands.start:
             text = f"{target.ve.ve_id} has no start command: it could not be started again"
             raise refuse("refused", text)
-        await outsiders.require_none(self._context, target.ve)
+        await outsiders.require_none(self._context, target.ve, target.superblock)
         await lies_in.prepare()
         await self._context.journal(
             image=image.describe(),
@@ -165,15 +168,15 @@ class CloneRepair:
             stop_first = stop_first or self._step.on_long_pause == "offline"
             # Where no clone can be made beside it the VE is down for as long.
             asks = not stop_first or (not live and self._step.on_long_pause != "offline")
-            if asks and not consent.may_hold_writers(self._context):
+            if asks and not consent.may_hold_writers(self._context, pause_s):
                 raise consent.long_pause(self._step, target, pause_s)
         if stop_first:
             await self._stop(target, gently=True)
             return Condition.STOPPED
-        await outsiders.require_none(self._context, target.ve)
         superblock = scope.mounted(target)
+        await outsiders.require_none(self._context, target.ve, superblock)
         deadline_s = self._step.max_write_pause + _FREEZE_MARGIN_S
-        if consent.may_hold_writers(self._context):
+        if consent.may_hold_writers(self._context, pause_s):
             deadline_s = self._timeout_s
         await self._freeze.prepare()
         await self._context.journal(frozen=freeze_mark(superblock))
@@ -247,10 +250,10 @@ class CloneRepair:
         frozen = self._freeze.held
         if frozen and not await self._freeze.still_held():
             raise refuse("stale", "somebody thawed the filesystem: the clone is stale")
-        if not frozen:
-            await outsiders.require_none(self._context, target.ve)
+        await outsiders.require_none(self._context, target.ve, superblock, frozen=frozen)
         await self._context.about_to_stop(target.ve.ve_id)
         self._outage.begin(target.ve, superblock, image)
+        self._keep_active(image)
         fresh = self._clone is not None and self._nothing_written(target)
         if gently:
             told = await ve_control.stop(target.ve, self._context.settings)
@@ -272,6 +275,21 @@ class CloneRepair:
             fresh = False
         await self._context.journal(fresh=fresh, stamp=stamp)
         return fresh
+
+    def _keep_active(self, image: Volume) -> None:
+        """Open a logical volume of which there is a clone: what is open nobody deactivates.
+
+        With a volume that its platform puts away goes what was counted of its writes, and the clone
+        would have to be made again while the VE is down.
+        """
+        if isinstance(image, LogicalVolume) and self._clone is not None:
+            with suppress(OSError):
+                self._kept_active = os.open(image.node, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _let_go(self) -> None:
+        if self._kept_active is not None:
+            os.close(self._kept_active)
+            self._kept_active = None
 
     # --- from the image that stands still to the VE that runs on the repaired one ---------------
 
@@ -358,6 +376,7 @@ class CloneRepair:
             text = f"{error}; the original is untouched"
             raise refuse("not exchanged", text, Next.OPERATOR) from None
         self._clone = None  # it is the VE's image from here on, nothing of ours to delete
+        self._let_go()
         await self.keep_original(target)
 
     async def keep_original(self, target: Target) -> None:

@@ -12,6 +12,8 @@ from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionContext, Next, StepEnded, StepResult
 from fswatchd.units import show_duration
 
+_BY_REQUEST_S = 600.0
+
 
 def approved(context: ActionContext) -> bool:
     """Whether this step has asked, and somebody has said yes."""
@@ -19,10 +21,11 @@ def approved(context: ActionContext) -> bool:
     return journal.asked and context.incident.approved_by is not None
 
 
-def may_hold_writers(context: ActionContext) -> bool:
+def may_hold_writers(context: ActionContext, pause_s: float) -> bool:
     """Whether writers may wait longer than the rule lets them: somebody said so to the question, or
-    root has asked for the repair itself."""
-    return approved(context) or context.incident.requested_by is not None
+    root has asked for the repair itself. Of an outage of many minutes nobody thinks then."""
+    asked_for = context.incident.requested_by is not None and pause_s <= _BY_REQUEST_S
+    return approved(context) or asked_for
 
 
 def long_pause(step: FsckStep, target: Target, pause_s: float) -> StepEnded:

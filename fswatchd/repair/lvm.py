@@ -65,6 +65,7 @@ class Row:
             f"{self.name} has snapshots, or is being merged": self.attr[:1]
             != _KINDS.get(self.segtype, self.attr[:1]),
             f"{self.name} is read-only": self.attr[1:2] != "w",
+            f"{self.name} is being moved (pvmove)": self.attr[2:3].isupper(),
             f"LVM calls the state of {self.name} {self.attr[8:9]!r}": self.attr[8:9] != "-",
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
@@ -92,25 +93,42 @@ async def pool(name: str) -> ThinPool | None:
     return devmapper.thin_pool(done.output) if done.succeeded else None
 
 
-async def free_bytes(group: str) -> int:
-    """Room in a volume group that no volume has. Raises OSError."""
-    argv = ("vgs", "--reportformat", "json", "--units", "b", "--nosuffix", "--options", "vg_free")
-    done = await _run((*argv, group), _LOOK_TIMEOUT_S)
+async def group_bytes(group: str) -> tuple[int, int]:
+    """Of a volume group: what no volume has, and all of it. Raises OSError."""
+    argv = ("vgs", "--reportformat", "json", "--units", "b", "--nosuffix")
+    done = await _run((*argv, "--options", "vg_free,vg_size", group), _LOOK_TIMEOUT_S)
     try:
         if done.succeeded:
             (found,) = (vg for part in _report(done.output) for vg in part["vg"])
-            return int(found["vg_free"])
+            return int(found["vg_free"]), int(found["vg_size"])
     except (ValueError, KeyError, TypeError):
         pass
     raise OSError(errno.EIO, f"LVM does not say how much room {group} has: {done.describe()}")
 
 
-async def create(path: str, size_bytes: int, tags: tuple[str, ...]) -> None:
+async def disks(path: str) -> tuple[str, ...]:
+    """The physical volumes that a plain volume lies on. Raises OSError."""
+    argv = ("lvs", "--reportformat", "json", "--options", "devices", logical_volume.full_name(path))
+    done = await _run(argv, _LOOK_TIMEOUT_S)
+    try:
+        if done.succeeded:
+            parts = [lv["devices"] for part in _report(done.output) for lv in part["lv"]]
+            found = [one.partition("(")[0] for part in parts for one in part.split(",")]
+            if found and all(one.startswith("/dev/") for one in found):
+                return tuple(dict.fromkeys(found))
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise OSError(errno.EIO, f"LVM does not say on which disks {path} is: {done.describe()}")
+
+
+async def create(
+    path: str, size_bytes: int, tags: tuple[str, ...], on_disks: tuple[str, ...]
+) -> None:
     """Make a plain volume, with whatever its disks hold there, and activate it. Raises OSError."""
     options = ("--type", "linear", "--zero", "n", "--wipesignatures", "n", "--activate", "y")
     await _change(
         *("lvcreate", "--yes", *options, *_tagged(tags), "--size", f"{size_bytes}b"),
-        *("--name", logical_volume.name(path), path.split("/")[2]),
+        *("--name", logical_volume.name(path), path.split("/")[2], *on_disks),
     )
 
 
@@ -155,7 +173,11 @@ async def remove(volume: LogicalVolume) -> None:
 
     What LVM selects by both under its own lock, so that no other volume of the name can go.
     """
-    which = f'lv_uuid="{volume.lvm_uuid}" && lv_name="{logical_volume.name(volume.path)}"'
+    # Not one with snapshots, which somebody has made of it: LVM would remove them with it.
+    which = (
+        f'lv_uuid="{volume.lvm_uuid}" && lv_name="{logical_volume.name(volume.path)}" '
+        '&& lv_attr=~"^[-V]"'
+    )
     await _change("lvremove", "--yes", "--select", which, volume.group)
 
 

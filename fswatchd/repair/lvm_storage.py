@@ -18,7 +18,7 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from fswatchd import process
 from fswatchd.devno import Devno
@@ -114,17 +114,22 @@ class LvmStorage:
                 f"{show_size(least)})"
             )
             raise refuse("no room", text)
-        if not shared and (free := await lvm.free_bytes(self._volume.group)) < self._size():
-            text = (
-                f"no room for a clone: {show_size(free)} are free in the volume group "
-                f"{self._volume.group}, {show_size(self._size())} are needed"
-            )
-            raise refuse("no room", text)
+        if not shared:
+            free, all_of_it = await lvm.group_bytes(self._volume.group)
+            share, least = self._settings.reserve_share, self._settings.reserve_bytes
+            reserve = max(int(all_of_it * share), least)
+            if free < self._size() + reserve:
+                text = (
+                    f"no room for a clone: {show_size(free)} are free in the volume group "
+                    f"{self._volume.group}, {show_size(self._size() + reserve)} are needed "
+                    f"({show_size(reserve)} of them as a reserve)"
+                )
+                raise refuse("no room", text)
 
     async def room(self) -> int:
         """See Storage. Metadata of a pool counts by its share of it.
 
-        A plain volume has what it needs, and no reserve; LVM would be slow to ask again and again.
+        What a plain volume has it keeps; LVM would be slow to ask again and again.
         """
         name = self._volume.pool
         if name is None:
@@ -172,12 +177,14 @@ class LvmStorage:
         await self.check_room(shared=row.is_thin)
         if row.is_thin:
             return await self.share(path)
-        await lvm.create(path, self._size(), (TAG, *row.tags))
-        made = self._made(path)
+        on_disks = await lvm.disks(self._volume.path)
         try:
+            await lvm.create(path, self._size(), (TAG, *row.tags), on_disks)
+            made = self._made(path)
             await _copy(self._volume, made, begin())
         except BaseException:
-            await self.discard(made)
+            with suppress(OSError):  # what has failed is for the caller to hear of
+                await self.discard_unfinished(path)
             raise
         return made
 
@@ -194,11 +201,7 @@ class LvmStorage:
         return row
 
     def _size(self) -> int:
-        devno = self._volume.devno
-        sectors = block.sectors(devno) if devno is not None else None
-        if sectors is None:
-            raise FileNotFoundError(errno.ENOENT, "it is not active", self._volume.path)
-        return sectors * 512
+        return (block.sectors(_devno(self._volume)) or 0) * 512
 
     @asynccontextmanager
     async def at_work(self, made: Volume) -> AsyncIterator[str]:
@@ -235,6 +238,9 @@ class LvmStorage:
     async def delete(self) -> None:
         """See Storage."""
         await lvm.remove(self._volume)
+        row = await lvm.show(self._volume.path)
+        if row is not None and row.is_(self._volume):
+            raise OSError(errno.EBUSY, "somebody has made snapshots of it", self._volume.path)
 
     async def exchange(self, made: Volume, kept: str) -> None:
         """See Storage: the volume is at `kept` afterwards.
@@ -253,6 +259,7 @@ class LvmStorage:
         try:
             await self._untag(other)
             with _nobody_else(volume, other):
+                await self._require_fit(other)
                 await lvm.rename(volume.path, kept)
                 try:
                     await lvm.rename(other.path, volume.path)
@@ -268,6 +275,13 @@ class LvmStorage:
     async def keep(self, beside: str, kept: str) -> str:
         """See Storage."""
         return kept if self._volume.is_at(kept) else beside
+
+    async def _require_fit(self, other: LogicalVolume) -> None:
+        """What somebody has done to the volume since it was cloned. Raises OSError."""
+        if (unfit := (await self._row()).unfit) is not None:
+            raise OSError(errno.EBUSY, unfit, self._volume.path)
+        if block.sectors(_devno(other)) != block.sectors(_devno(self._volume)):
+            raise OSError(errno.ESTALE, "it has another size than its clone", self._volume.path)
 
     async def _untag(self, made: LogicalVolume) -> None:
         row = await lvm.show(made.path)
@@ -287,6 +301,12 @@ def _logical(volume: Volume) -> LogicalVolume:
     if not isinstance(volume, LogicalVolume):
         raise TypeError(f"not a logical volume: {volume}")
     return volume
+
+
+def _devno(volume: LogicalVolume) -> Devno:
+    if (devno := volume.devno) is None:
+        raise FileNotFoundError(errno.ENOENT, "it is not active", volume.path)
+    return devno
 
 
 async def _copy(source: LogicalVolume, target: LogicalVolume, on_progress: OnProgress) -> None:

@@ -176,6 +176,11 @@ def require_volume(target: Target) -> Volume:
     """
     if target.image is None and target.logical is not None:
         fstype = target.superblock.fstype if target.superblock else target.filesystem.fstype
+        if any(
+            one.shared and _devno(one.device) == target.logical.devno for one in target.ve.volumes
+        ):
+            text = "is in a volume group in which other nodes make volumes too"
+            raise _no_clone(f"{target.logical.path} {text}: its platform says shared")
         if not tools_for(target.filesystem).clones_devices:
             raise _no_clone(f"{target.logical.path} has {fstype}, which is cloned in images only")
         return target.logical
@@ -269,9 +274,7 @@ def _only_user(
     if superblock is not None and (found := bases.children(view, superblock.devno)):
         raise refuse("refused", _base_of(found))
     if foreign:
-        # The guard did not see them: they came since (a scrub on a mount of its own), and may go.
-        text = f"the filesystem is also used by {', '.join(foreign)}"
-        raise refuse("in use", text, Next.WAIT)
+        raise refuse("refused", f"the filesystem is also used by {', '.join(foreign)}")
     if len(ves) != 1:
         names = ", ".join(ves) or "no VE"
         raise refuse("refused", f"exactly one VE must use the filesystem, not {names}")

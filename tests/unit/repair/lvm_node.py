@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +59,7 @@ class LvmNode:
         self.group_attr = "wz--n-"
         self.pool_status = f"0 20971520 thin-pool 3 100/4096 1000/163840 - {_OPTIONS}"
         self.refuses_snapshots = False
-        self.free_bytes = 1 << 30
+        self.free_bytes = 50 << 30
         self.copies: list[str] = []
         self.copying_fails = False
         monkeypatch.setattr(process, "run", self._run)
@@ -160,11 +161,13 @@ class LvmNode:
             "segtype": one.segtype,
             "pool_lv": "pool" if one.segtype == "thin" else "",
             "lv_tags": ",".join(one.tags),
+            "devices": "pool(0)" if one.segtype == "thin" else "/dev/sdb(25),/dev/sdc(0)",
         }
 
     def _vgs(self, words: list[str]) -> tuple[int, str]:
-        assert {"--units", "b", "--nosuffix", "vg_free"} < set(words)
-        report = {"report": [{"vg": [{"vg_free": str(self.free_bytes)}]}], "log": []}
+        assert {"--units", "b", "--nosuffix", "vg_free,vg_size"} < set(words)
+        sizes = {"vg_free": str(self.free_bytes), "vg_size": str(100 << 30)}
+        report = {"report": [{"vg": [sizes]}], "log": []}
         return 0, json.dumps(report, indent=4)
 
     def _dd(self, words: list[str]) -> tuple[int, str]:
@@ -188,7 +191,7 @@ class LvmNode:
 
     def _create_plain(self, words: list[str]) -> tuple[int, str]:
         size = int(words[words.index("--size") + 1].removesuffix("b"))
-        assert words[-1] == "vg"
+        assert words[-3:] == ["vg", "/dev/sdb", "/dev/sdc"]
         if size > self.free_bytes:
             return 5, '  Volume group "vg" has insufficient free space\n'
         self.free_bytes -= size
@@ -217,6 +220,8 @@ class LvmNode:
         selection = dict(part.split("=") for part in which.split(" && "))
         one = self.volumes.get(selection["lv_name"])
         if one is not None and one.uuid == selection["lv_uuid"]:
+            if re.match(selection["lv_attr"].removeprefix("~"), one.attr) is None:
+                return 0, ""  # nothing is selected
             if one.held:
                 return 5, "  Logical volume vg/x contains a filesystem in use.\n"
             del self.volumes[selection["lv_name"]]

@@ -13,6 +13,8 @@ import pytest
 
 from fswatchd import process
 from fswatchd.engine.retention import delete_original
+from fswatchd.inventory.model import Volume as Declared
+from fswatchd.kernel import block
 from fswatchd.repair import clone, lvm, lvm_storage, resume, rollback, scope, storage, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.logical_volume import LogicalVolume
@@ -102,6 +104,7 @@ async def test_a_thin_volume_in_a_pool_with_room_can_be_cloned(node: LvmNode) ->
         ("wz--n-", "rwi-aor---", "raid1", "raid1"),
         ("wz--n-", "owi-aos---", "linear", "snapshots"),
         ("wz--n-", "-wi-XX--X-", "linear", "'X'"),
+        ("wz--n-", "-wI-ao----", "linear", "pvmove"),
     ],
 )
 async def test_what_is_not_simply_thin_or_plain_is_refused_with_the_reason(
@@ -238,7 +241,7 @@ async def test_a_snapshot_is_never_made_while_the_kernel_has_stopped_a_thin_one(
 
 async def test_a_group_without_room_for_all_of_it_is_said_as_that(node: LvmNode) -> None:
     node.make_plain("thin")
-    node.free_bytes = SECTORS * 512 - 1
+    node.free_bytes = SECTORS * 512 + (5 << 30) - 1  # 5 % of the group stay free
     lies_in = storage.of(volume(node), SETTINGS)
     with pytest.raises(StepEnded, match="volume group vg") as ended:
         await lies_in.prepare()
@@ -246,6 +249,49 @@ async def test_a_group_without_room_for_all_of_it_is_said_as_that(node: LvmNode)
     with pytest.raises(StepEnded, match="volume group vg"):
         await lies_in.make(f"/dev/vg/{CLONE}", no_progress)
     assert set(node.volumes) == {"thin"}
+
+
+@pytest.mark.parametrize("what", ["snapshot", "size"])
+async def test_what_somebody_has_done_to_it_meanwhile_ends_the_exchange(
+    node: LvmNode, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    node.make_plain("thin")
+    lies_in, before = storage.of(volume(node), SETTINGS), volume(node)
+    made = await lies_in.make(f"/dev/vg/{CLONE}", no_progress)
+    names = node.names()
+    if what == "snapshot":
+        node.volumes["thin"].attr = "owi-aos---"
+    else:
+        grown = before.devno
+        monkeypatch.setattr(block, "sectors", lambda devno: SECTORS + 8 * (devno == grown))
+    with pytest.raises(SwapError):
+        await lies_in.exchange(made, f"/dev/vg/{DAMAGED}")
+    assert node.names() == names
+
+
+async def test_a_kept_original_of_which_somebody_has_made_a_snapshot_stays(node: LvmNode) -> None:
+    node.make_plain("thin")
+    node.volumes[DAMAGED] = node.volumes.pop("thin")
+    node.volumes[DAMAGED].attr = "owi-a-s---"
+    gone, story = await delete_original(f"/dev/vg/{DAMAGED}", volume(node, DAMAGED).describe())
+    assert (gone, "snapshots" in story) == (False, True)
+    assert set(node.volumes) == {DAMAGED}
+
+
+async def test_a_group_that_other_nodes_use_gets_no_volumes_of_ours(
+    node: LvmNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.make_plain("thin")
+    devno = volume(node).devno
+    monkeypatch.setattr(scope, "_devno", lambda _: devno)
+    shared = replace(VE, volumes=(Declared(device="/dev/vg/thin", shared=True),))
+    for ve, may in ((shared, False), (replace(shared, volumes=()), True)):
+        target = Target.stopped(builders.filesystem(fstype="ext4"), ve, volume(node))
+        if may:
+            assert scope.require_volume(target) == volume(node)
+            continue
+        with pytest.raises(StepEnded, match="other nodes"):
+            scope.require_volume(target)
 
 
 async def test_what_cannot_be_copied_leaves_nothing_behind(node: LvmNode) -> None:

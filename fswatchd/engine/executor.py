@@ -359,6 +359,15 @@ class Executor:
             )
             self._book.put(incident.noted(time.time_ns(), f"asks: {result.detail}"))
             return
+        if result.next in {Next.CANCELLED, Next.WAIT} and not _has_begun(incident):
+            # It may be asked for once more, as a plan does that an approval lets go on.
+            again = replace(record, state=StepState.PENDING, ended_ns=None)
+            incident = replace(incident.with_step(index, again), asks="")
+            if result.next is Next.WAIT:
+                self._wait(incident, result.detail)
+            else:
+                self._cancelled(incident, result.detail)
+            return
         incident = replace(_skip_rest(incident, index), asks="")
         if result.next is Next.FINISHED and any(r.result == MENDED for r in incident.steps):
             self._book.put(incident)
@@ -368,10 +377,6 @@ class Executor:
             healed = result.result == RECOVERED
             outcome = Outcome.RECOVERED if healed else Outcome.FALSE_ALARM
             self._book.close(incident, outcome, result.detail)
-        elif result.next is Next.CANCELLED and not _has_begun(incident):
-            self._cancelled(incident, result.detail)
-        elif result.next is Next.WAIT and not _has_begun(incident):
-            self._wait(incident, result.detail)
         elif (
             result.next is Next.FAILED
             and record.options.get("on_failure") == "rollback"
@@ -382,7 +387,7 @@ class Executor:
             self._book.note(incident_id, f"rolling back: {result.detail}")
             asyncio.get_running_loop().call_soon(self._roll_back_after_failure, incident_id)
         else:
-            self._acted(incident, failed=True)
+            self._acted(incident, failed=record.do != "quarantine")
             self._hand_over(incident, result.detail)
 
     def _cancelled(self, incident: Incident, why: str) -> None:

@@ -37,6 +37,7 @@ class Notices:
         self._outbox = outbox
         self._updated: dict[str, float] = {}
         self._due: dict[str, asyncio.TimerHandle] = {}
+        self._busy: set[str] = set()
         self._scratch: dict[str, str] = {}
         book.subscribe(self._changed)
 
@@ -115,7 +116,9 @@ class Notices:
             return
         if before.channels != after.channels and after.consequences:
             self._tell_others(before, after)
-        if before.state is not after.state and after.state in _KIND:
+        if self._tries_again(after):
+            pass
+        elif before.state is not after.state and after.state in _KIND:
             self.send(after, _KIND[after.state])
         elif _substance(before) != _substance(after):
             self._update(after, 0.0)
@@ -124,6 +127,20 @@ class Notices:
         if after.state is State.CLOSED:
             self._updated.pop(after.incident_id, None)
             self._forget_update(after.incident_id)
+
+    def _tries_again(self, after: Incident) -> bool:
+        """Whether it is between two attempts of which the first has ended by waiting for somebody.
+
+        That it waits was told then, and half a minute later is nothing new.
+        """
+        known = after.incident_id in self._busy
+        if after.state is State.WAITING and after.waiting_for == "busy":
+            self._busy.add(after.incident_id)
+            return known
+        if after.state not in {State.OPEN, State.ACTING}:
+            self._busy.discard(after.incident_id)
+            return False
+        return known
 
     def _tell_others(self, before: Incident, after: Incident) -> None:
         """What came of it concerns people whom its own rule does not name."""

@@ -85,6 +85,21 @@ async def test_without_a_mute_the_same_changes_are_told(engine: Engine) -> None:
     assert engine.outbox.kinds == ["waiting", "closed"]
 
 
+async def test_that_it_waits_for_somebody_is_told_once_however_often_it_is_tried(
+    engine: Engine,
+) -> None:
+    for _ in range(3):
+        engine.put(state=State.ACTING, waiting_for="")
+        engine.put(state=State.WAITING, waiting_for="busy")
+        engine.put(state=State.OPEN, waiting_for="")
+    assert engine.outbox.kinds == ["waiting"]
+    engine.put(state=State.ACTING)
+    engine.put(state=State.VERIFYING)
+    assert engine.outbox.kinds == ["waiting", "repaired"]
+    engine.put(state=State.WAITING, waiting_for="busy")
+    assert engine.outbox.kinds[2:] == ["waiting"]
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "why"),
     [

@@ -17,6 +17,7 @@ from .mounts import Mount
 
 _DELETED = " (deleted)"
 _PLACES = ("cwd", "root", "exe")
+_BASE = {"mnt_id": 10, "ino": 10, "flags": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +40,14 @@ class OpenFile:
 class Hold:
     """What keeps a mount busy: where a process stands (`cwd`, `root`, `exe`) or a descriptor.
 
-    `path` is as seen in the mount namespace that it was opened in.
+    `path` is as seen in the mount namespace that it was opened in. Who `writes` waits for a thaw
+    where the filesystem is frozen, and may let go then.
     """
 
     pid: int
     by: str
     path: str
+    writes: bool = False
 
 
 def held(devno: Devno, namespaces: Collection[int]) -> Iterator[OpenFile]:
@@ -70,8 +73,11 @@ def holds(pid: int, mount_ids: Collection[int], points: Collection[str]) -> Iter
         for name in os.listdir(f"/proc/{pid}/fd"):
             with suppress(OSError, ValueError):
                 path = os.readlink(f"/proc/{pid}/fd/{name}").removesuffix(_DELETED)
-                if path.startswith("/") and _facts(pid, name).get("mnt_id") in mount_ids:
-                    yield Hold(pid, name, path)
+                if not path.startswith("/"):
+                    continue
+                facts = _facts(pid, name)
+                if facts.get("mnt_id") in mount_ids:
+                    yield Hold(pid, name, path, facts["flags"] & os.O_ACCMODE != os.O_RDONLY)
 
 
 def _is_below(path: str, point: str) -> bool:
@@ -107,4 +113,4 @@ def _inside(mount: Mount, path: str) -> str | None:
 def _facts(pid: int, fd: str) -> dict[str, int]:
     with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
         pairs = (line.partition(":") for line in file)
-        return {key: int(value) for key, _, value in pairs if key in {"mnt_id", "ino"}}
+        return {key: int(value, _BASE[key]) for key, _, value in pairs if key in _BASE}

@@ -223,7 +223,7 @@ async def _stop(context: ActionContext, target: Target, outage: Outage) -> None:
     if different := scope.still_the_same(target, context.inventory):
         raise refuse("cancelled", different, Next.CANCELLED)
     if ve_control.is_running(target.ve):
-        await outsiders.require_none(context, target.ve)
+        await outsiders.require_none(context, target.ve, target.superblock)
         context.progress(None, f"stopping {target.ve.ve_id}")
         await context.about_to_stop(target.ve.ve_id)
         outage.begin(target.ve, target.superblock, target.image)

@@ -18,22 +18,31 @@ from fswatchd.kernel.openfiles import Hold
 from fswatchd.repair import ve_control
 from fswatchd.steps import ActionContext, Next, refuse
 
-# What is held at both ends of that time is not just being read on the way through.
+# Who holds something at both ends of that time does not just look in for a moment.
 _LASTING_S = 1.0
 _SHOWN = 3
 
 
-async def require_none(context: ActionContext, ve: Ve) -> None:
+async def require_none(
+    context: ActionContext, ve: Ve, target: Superblock | None, *, frozen: bool = False
+) -> None:
     """Ask right before the VE is stopped. Raises StepEnded, to be asked again later.
 
-    Not while its filesystem is frozen: who writes to it then waits for us, and lets go afterwards.
+    About the filesystem that is repaired, or all where that is None. While it is frozen who writes
+    there waits for us, and lets go afterwards.
     """
+    if not ve_control.can_tell_tasks(ve):
+        return  # then nobody can tell either who is an outsider
     view = context.inventory.view
-    first = await asyncio.to_thread(holding, view, ve)
+    first = {hold.pid for hold in await asyncio.to_thread(holding, view, ve, target)}
     if not first:
         return
     await asyncio.sleep(_LASTING_S)
-    lasting = [hold for hold in await asyncio.to_thread(holding, view, ve) if hold in first]
+    lasting = [
+        hold
+        for hold in await asyncio.to_thread(holding, view, ve, target)
+        if hold.pid in first and not (frozen and hold.writes)
+    ]
     if lasting:
         more = f" and {len(lasting) - _SHOWN} more" if len(lasting) > _SHOWN else ""
         text = f"{', '.join(map(_describe, lasting[:_SHOWN]))}{more}"
@@ -41,9 +50,19 @@ async def require_none(context: ActionContext, ve: Ve) -> None:
         raise refuse("in use", f"{text}; {hint}", Next.WAIT)
 
 
-def holding(view: NodeView, ve: Ve) -> list[Hold]:
-    """What processes that do not end with the VE hold of the filesystems that are its alone."""
-    found = [s for s in view.superblocks_of(ve.ve_id) if _is_its_alone(view, s, ve.ve_id)]
+def holding(view: NodeView, ve: Ve, target: Superblock | None = None) -> list[Hold]:
+    """What processes that do not end with the VE hold of the filesystems that are its alone.
+
+    Of those beside `target` only of such on images, which a start would mount a second time.
+    """
+    found = [
+        superblock
+        for superblock in view.superblocks_of(ve.ve_id)
+        if _is_its_alone(view, superblock, ve.ve_id)
+        and (
+            target is None or superblock.devno == target.devno or superblock.backing.kind == "loop"
+        )
+    ]
     places = [place for superblock in found for place in superblock.mounts]
     mount_ids = {place.mount.proc_id for place in places}
     points: dict[int, list[str]] = {}

@@ -86,7 +86,7 @@ async def run(context: ActionContext) -> StepResult:
 
 async def _stop(context: ActionContext, ve: Ve, way: _Way, outage: Outage) -> None:
     if ve_control.is_running(ve):
-        await outsiders.require_none(context, ve)
+        await outsiders.require_none(context, ve, None)
         context.progress(None, f"stopping {ve.ve_id}")
         await context.about_to_stop(ve.ve_id)
         outage.begin(ve, None, way.repaired)

@@ -140,6 +140,20 @@ def test_a_pause_that_is_too_long_is_asked_about_first(daemon, make_ve) -> None:
     assert daemon.wait_for_incident("closed")["outcome"] == "repaired"
 
 
+def test_what_was_approved_is_done_when_whoever_is_in_the_way_has_gone(daemon, make_ve) -> None:
+    ve = make_ve()
+    start(daemon, ve, rules=rules.repair(max_write_pause='"1ms"'))
+    ve.damage_directory()
+    incident = daemon.wait_for_incident("waiting")
+    (init, *_) = cgroup.pids(ve.cgroup)
+    with open(f"/proc/{init}/root/data/000/file-000000", "rb"):
+        daemon.client.post(f"/v1/incidents/{incident['id']}/approve")
+        wait_until(lambda: "is not stopped" in daemon.why(incident["id"]), what="it to wait")
+    ended = daemon.wait_for_incident("closed", "needs-operator", timeout_s=90)
+    assert ended["outcome"] == "repaired", daemon.why(incident["id"])
+    assert daemon.why(incident["id"]).count("asks:") == 1
+
+
 def test_a_host_that_cannot_share_blocks_gets_a_copy(daemon, make_ve, work) -> None:
     ve = make_ve(on=make_host(work, "ext4", 2 << 30))
     start(daemon, ve)
@@ -377,7 +391,10 @@ def test_a_state_disk_that_fills_up_while_the_ve_is_down(daemon, make_ve, work) 
 
 
 class Outsider:
-    """A writer outside the VE (a backup, nfsd): whoever kills the VE does not reach it."""
+    """Writers outside the VE (nfsd, cron jobs): whoever kills the VE does not reach them.
+
+    Each is a process of its own: what one process has open again and again is waited for.
+    """
 
     def __init__(self, pid: int) -> None:
         self._directory = f"/proc/{pid}/root/work"
@@ -388,14 +405,8 @@ class Outsider:
     def _write_for_ever(self) -> None:
         for number in range(1_000_000):
             name = f"outside-{number:06d}"
-            try:
-                fd = os.open(f"{self._directory}/{name}", os.O_WRONLY | os.O_CREAT, 0o600)
-                try:
-                    os.write(fd, inside.content(name))
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-            except OSError:
+            argv = ["dd", f"of={self._directory}/{name}", "conv=fsync", "status=none"]
+            if subprocess.run(argv, input=inside.content(name), check=False).returncode != 0:
                 return  # the VE is gone, or its filesystem is
             self.acked.append(name)
 

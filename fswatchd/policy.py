@@ -14,7 +14,14 @@ import enum
 from dataclasses import dataclass, replace
 
 from fswatchd.cause import Cause, blame
-from fswatchd.guards import GUARDS, GuardAnswer, guard_cause, is_scratch, refused_scope
+from fswatchd.guards import (
+    GUARDS,
+    HANDING_OVER,
+    GuardAnswer,
+    guard_cause,
+    is_scratch,
+    refused_scope,
+)
 from fswatchd.incidents import Incident
 from fswatchd.rules.match import Subject
 from fswatchd.rules.model import NotifyStep, Rule, RuleSet, Step
@@ -134,7 +141,7 @@ def _ask_guards(
     answers: list[GuardAnswer],
 ) -> Verdict:
     """Adds the guards' answers, up to the first that does not pass."""
-    for guard in GUARDS:
+    for guard in GUARDS if any(map(_does_something, rule.step)) else HANDING_OVER:
         answers.append(guard(rule, incident, scope, state, now_ns))
         if not answers[-1].passed:
             return Verdict.WAIT if answers[-1].waits else Verdict.NOTIFY
@@ -202,6 +209,10 @@ def _next_border_s(rules: RuleSet, state: PolicyState) -> float | None:
 
 def _repairs(rule: Rule) -> bool:
     return any(step.do == "fsck" for step in rule.step)
+
+
+def _does_something(step: Step) -> bool:
+    return not isinstance(step, NotifyStep) and step.do != "quarantine"
 
 
 def _acting_steps(rule: Rule) -> list[Step]:

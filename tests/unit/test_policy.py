@@ -81,6 +81,9 @@ to = ["*"]
     assert decision.verdict is Verdict.ACT
     assert [step.do for step in decision.steps] == ["quarantine", "notify"]
     assert ask(text=text, state=policy_state(mode="observe")).verdict is not Verdict.ACT
+    shared = scope(ve_facts(), ve_facts(ve_id="lxc:b", name="b"))
+    assert ask(text=text, who=shared).verdict is Verdict.ACT
+    assert ask(who=shared).verdict is not Verdict.ACT
 
 
 def test_every_guard_that_was_asked_leaves_its_answer() -> None:

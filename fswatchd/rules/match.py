@@ -307,16 +307,20 @@ def tokens(match: Match) -> list[Token] | None:
 def tokens_of(ve: VeNames) -> list[Token]:
     """All that `tokens` could name of this VE."""
     names = _called(ve)
-    found = [("ve", name) for name in names]
+    found = [("ve", name) for name in (*names, *_bare_ids(ve))]
     found += [("prefix", name[:end]) for name in names for end in range(1, len(name) + 1)]
     found += [(f"label {key}", value) for key, value in ve.labels.items()]
     return found
 
 
 def _called(ve: VeNames) -> tuple[str, ...]:
-    """Its name and ids, with and without the platform before them."""
-    ids = (ve.ve_id, *ve.aliases)
-    return tuple(dict.fromkeys((ve.name, *ids, *(one.partition(":")[2] or one for one in ids))))
+    return (ve.ve_id, ve.name, *ve.aliases)
+
+
+def _bare_ids(ve: VeNames) -> list[str]:
+    """Its ids without the platform before them: for who writes such a one out, and not for globs,
+    which would meet the random ids of engines."""
+    return [one.partition(":")[2] for one in (ve.ve_id, *ve.aliases)]
 
 
 def _name_tokens(patterns: list[str]) -> list[Token] | None:
@@ -397,7 +401,15 @@ def whole(match: Match) -> Test:
     if (platform := names(match.platform)) is not None:
         parts.append(lambda _subject, ve: ve is not None and platform(ve.platform))
     if (named := names(match.ve)) is not None:
-        parts.append(lambda _s, ve: ve is not None and any(named(one) for one in _called(ve)))
+        literal = frozenset(filter(is_literal, match.ve or ()))
+        parts.append(
+            lambda _s, ve: (
+                ve is not None
+                and (
+                    any(named(one) for one in _called(ve)) or not literal.isdisjoint(_bare_ids(ve))
+                )
+            )
+        )
     parts += tests(match)
     return lambda subject, ve: all(part(subject, ve) for part in parts)
 

@@ -21,7 +21,7 @@ from fswatchd.units import show_size
 
 log = logging.getLogger(__name__)
 
-_TAKING_S = 10.0
+_TAKING_S = 20.0
 _MAX_TOTAL = 256 << 20
 NS = 1_000_000_000
 

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ class RuleKeeper:
         """Read how often rules were used by earlier runs of the daemon, and which they were."""
         stored = await self._store.facts(_KEY)
         self._uses = {key.removeprefix(_KEY): value for key, value in stored.items()}
-        good = (await self._store.facts(_GOOD)).get(_GOOD, [])
-        self._good = [(str(name), str(text)) for name, text in good]
+        with suppress(ValueError, TypeError):  # of another version
+            good = (await self._store.facts(_GOOD)).get(_GOOD, [])
+            self._good = [(str(name), str(text)) for name, text in good]
 
     def read(self) -> None:
         """Read the files; where anything is wrong the last good set stays."""
@@ -102,7 +104,11 @@ class RuleKeeper:
         """A daemon that starts beside a mistake would know no rule, and tell nobody of anything."""
         if not self._good:
             return
-        rules, problems = assemble(self._good)
+        try:
+            rules, problems = assemble(self._good)
+        except Exception:  # a border, as in `read`
+            log.exception("the rules of before cannot be read")
+            return
         if not problems:  # an older version may have understood them
             self._take(rules)
 

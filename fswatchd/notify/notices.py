@@ -116,10 +116,10 @@ class Notices:
             return
         if before.channels != after.channels and after.consequences:
             self._tell_others(before, after)
-        if self._tries_again(after):
-            pass
-        elif before.state is not after.state and after.state in _KIND:
-            self.send(after, _KIND[after.state])
+        again = self._tries_again(after)
+        if before.state is not after.state and after.state in _KIND:
+            if not again:
+                self.send(after, _KIND[after.state])
         elif _substance(before) != _substance(after):
             self._update(after, 0.0)
         elif _extent(before) != _extent(after):

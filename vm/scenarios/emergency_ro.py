@@ -27,6 +27,7 @@ def run(machine: Machine) -> dict[str, Any]:
     machine.wait_for(f"! touch /proc/{pid}/root/probe", "the kernel stops the VE's writes")
     # The last fields of mountinfo are the superblock's options.
     shown = machine.run(f"grep ' {device} ' /proc/{pid}/mountinfo").output.split()[-1].split(",")
+    opened = machine.run(f"cat /proc/{pid}/root/etc/os-release", check=False)
     incident = node.wait_incident(machine, "lxc:hurt", "open", "waiting", "needs-operator")
     found = {
         "fstype": incident["filesystem"]["fstype"],
@@ -41,6 +42,7 @@ def run(machine: Machine) -> dict[str, Any]:
     (hurt,) = [ve for ve in health if ve["id"] == "lxc:hurt"]
     return {
         "mountinfo shows": " ".join(o for o in shown if o in {"ro", "rw", "emergency_ro"}),
+        "opens a file": "yes" if opened.code == 0 else opened.output.strip(),
         "class": incident["class"],
         "health": hurt["filesystems"][0]["health"],
         "heard by": " ".join(sorted(incident["sources"])),

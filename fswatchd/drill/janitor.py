@@ -53,6 +53,8 @@ def clean(paths: ScenePaths) -> None:
         _wait(lambda group=group: not cgroup.pids(group))  # type: ignore[misc]
         for path in cgroup.directories(group):
             _wait(lambda path=path: _removed(path))  # type: ignore[misc]
+    # Guards outlive their daemon by a moment, to thaw what it may have left.
+    _wait(lambda: not _processes(paths))
     _wait(lambda: not _image_loops(paths))
     with suppress(OSError):
         _wait(lambda: _unmounted(paths.host))

@@ -12,6 +12,7 @@ carries SYNTH_UUID: it tells of a device, never of a fault. Not here: which file
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,11 @@ class Uevent:
     def name(self) -> str:
         """The device's name, for people."""
         return printable(self.path.rpartition("/")[2], 64)
+
+
+# The kernel removes neither while it is open (`loop_control_remove` in drivers/block/loop.c,
+# `dm_lock_for_deletion` in drivers/md/dm.c): what was mounted on it has gone a moment ago.
+_NEVER_IN_USE = re.compile(r"(?:loop|dm-)\d+")
 
 
 class Reach(enum.Enum):
@@ -74,7 +80,7 @@ def changes_topology(event: Uevent) -> bool:
 
 def _block(event: Uevent) -> Meaning | None:
     words = event.properties
-    if event.action == "remove":
+    if event.action == "remove" and not _NEVER_IN_USE.fullmatch(event.name):
         text = f"{event.name} is gone while it is mounted"
         return Meaning(reach=Reach.DISK, klass=EventClass.DEVICE_LOST, text=text)
     if words.get("DISK_RO") == "1":

@@ -25,6 +25,9 @@ LOOP3 = Devno(7, 3)
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
+SDB = "/devices/pci0000:00/0000:00:05.0/ata1/host0/target0:0:0/0:0:0:0/block/sdb"
+
+
 class Node:
     """A source, what is mounted, and a tree laid out as sysfs is."""
 
@@ -92,18 +95,27 @@ class TestBlock:
         assert found.devno == Devno(8, 1)
 
     def test_a_mounted_disk_that_goes_away(self, node) -> None:
-        node.mount()
-        (found,) = node.handle(action="remove")
+        node.mount(16, 8)
+        (found,) = node.handle(action="remove", path=SDB, MAJOR="8", MINOR="16")
         assert found.klass is EventClass.DEVICE_LOST
 
+    @pytest.mark.parametrize("name", ["loop3", "dm-3"])
+    def test_what_the_kernel_removes_only_when_nobody_uses_it_was_unmounted_before(
+        self, node, name: str
+    ) -> None:
+        """A VE that stops takes its loop device along: who sees it mounted has not looked since."""
+        node.mount()
+        assert node.handle(action="remove", path=f"/devices/virtual/block/{name}") == []
+        assert node.looks == [1]
+
     def test_one_of_several_devices_that_goes_away_leaves_it_degraded(self, node) -> None:
-        node.mount(39, 0, members=(LOOP3, Devno(7, 4)))
-        (found,) = node.handle(action="remove")
+        node.mount(39, 0, members=(Devno(8, 16), Devno(7, 4)))
+        (found,) = node.handle(action="remove", path=SDB, MAJOR="8", MINOR="16")
         assert (found.klass, found.devno) == (EventClass.DEGRADED, Devno(0, 39))
 
     def test_the_only_device_of_a_btrfs_that_goes_away(self, node) -> None:
-        node.mount(39, 0, members=(LOOP3,))
-        (found,) = node.handle(action="remove")
+        node.mount(39, 0, members=(Devno(8, 16),))
+        (found,) = node.handle(action="remove", path=SDB, MAJOR="8", MINOR="16")
         assert found.klass is EventClass.DEVICE_LOST
 
     def test_a_device_that_shrinks_is_suspected(self, node) -> None:

@@ -15,7 +15,7 @@ from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import openfiles, proc
 from fswatchd.kernel.openfiles import Hold
-from fswatchd.repair import ve_control
+from fswatchd.repair import healer, ve_control
 from fswatchd.steps import ActionContext, Next, refuse
 
 # Who holds something at both ends of that time does not just look in for a moment.
@@ -70,7 +70,9 @@ def holding(view: NodeView, ve: Ve, target: Superblock | None = None) -> list[Ho
         if view.owners.get(place.namespace) != ve.ve_id:
             points.setdefault(place.namespace, []).append(place.mount.point)
     of_ves: set[int] = {space for space, owner in view.owners.items() if VeId(owner) in view.ves}
-    its_own = {*ve_control.tasks(ve), *_keepers(ve)}
+    its_own: set[int | None] = {*ve_control.tasks(ve), *_keepers(ve)}
+    # What it cannot mend xfs_healer opens again and again, and lets go of each time.
+    its_own |= {healer.watching(superblock) for superblock in found if superblock.fstype == "xfs"}
     return [
         hold
         for pid in proc.pids()

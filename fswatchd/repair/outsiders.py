@@ -34,16 +34,16 @@ async def require_none(
     if not ve_control.can_tell_tasks(ve):
         return  # then nobody can tell either who is an outsider
     view = context.inventory.view
-    first = {hold.pid for hold in await asyncio.to_thread(holding, view, ve, target)}
+
+    async def look() -> list[Hold]:
+        found = await asyncio.to_thread(holding, view, ve, target)
+        return [hold for hold in found if not (frozen and hold.writes)]
+
+    first = {hold.pid for hold in await look()}
     if not first:
         return
     await asyncio.sleep(_LASTING_S)
-    lasting = [
-        hold
-        for hold in await asyncio.to_thread(holding, view, ve, target)
-        if hold.pid in first and not (frozen and hold.writes)
-    ]
-    if lasting:
+    if lasting := [hold for hold in await look() if hold.pid in first]:
         more = f" and {len(lasting) - _SHOWN} more" if len(lasting) > _SHOWN else ""
         text = f"{', '.join(map(_describe, lasting[:_SHOWN]))}{more}"
         hint = f"{ve.ve_id} is not stopped: its volume could not be unmounted then"

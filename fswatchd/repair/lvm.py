@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fswatchd import process
 from fswatchd.kernel import devmapper
@@ -17,6 +18,9 @@ from fswatchd.kernel.devmapper import ThinPool
 from fswatchd.repair import logical_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 
+T = TypeVar("T")
+
+_AS_JSON = ("--reportformat", "json")
 _LOOK_TIMEOUT_S = 60.0
 _CHANGE_TIMEOUT_S = 180.0
 # Of what a clone can be had, and the first letter that lvs(8) has for it where it is nothing else.
@@ -95,30 +99,27 @@ async def pool(name: str) -> ThinPool | None:
 
 async def group_bytes(group: str) -> tuple[int, int]:
     """Of a volume group: what no volume has, and all of it. Raises OSError."""
-    argv = ("vgs", "--reportformat", "json", "--units", "b", "--nosuffix")
-    done = await _run((*argv, "--options", "vg_free,vg_size", group), _LOOK_TIMEOUT_S)
-    try:
-        if done.succeeded:
-            (found,) = (vg for part in _report(done.output) for vg in part["vg"])
-            return int(found["vg_free"]), int(found["vg_size"])
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise OSError(errno.EIO, f"LVM does not say how much room {group} has: {done.describe()}")
+
+    def read(output: str) -> tuple[int, int]:
+        (found,) = (vg for part in _report(output) for vg in part["vg"])
+        return int(found["vg_free"]), int(found["vg_size"])
+
+    argv = ("vgs", *_AS_JSON, "--units", "b", "--nosuffix", "--options", "vg_free,vg_size", group)
+    return _understood(await _run(argv, _LOOK_TIMEOUT_S), read)
 
 
 async def disks(path: str) -> tuple[str, ...]:
     """The physical volumes that a plain volume lies on. Raises OSError."""
-    argv = ("lvs", "--reportformat", "json", "--options", "devices", logical_volume.full_name(path))
-    done = await _run(argv, _LOOK_TIMEOUT_S)
-    try:
-        if done.succeeded:
-            parts = [lv["devices"] for part in _report(done.output) for lv in part["lv"]]
-            found = [one.partition("(")[0] for part in parts for one in part.split(",")]
-            if found and all(one.startswith("/dev/") for one in found):
-                return tuple(dict.fromkeys(found))
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise OSError(errno.EIO, f"LVM does not say on which disks {path} is: {done.describe()}")
+
+    def read(output: str) -> tuple[str, ...]:
+        parts = [lv["devices"] for part in _report(output) for lv in part["lv"]]
+        found = [one.partition("(")[0] for part in parts for one in part.split(",")]
+        if not found or not all(one.startswith("/dev/") for one in found):
+            raise ValueError(f"no disks: {found}")
+        return tuple(dict.fromkeys(found))
+
+    argv = ("lvs", *_AS_JSON, "--options", "devices", logical_volume.full_name(path))
+    return _understood(await _run(argv, _LOOK_TIMEOUT_S), read)
 
 
 async def create(
@@ -213,16 +214,21 @@ def _row(found: dict[str, Any]) -> Row:
 
 
 async def _rows(what: str, *options: str) -> list[Row]:
-    argv = ("lvs", "--reportformat", "json", "--options", _FIELDS, *options, what)
+    argv = ("lvs", *_AS_JSON, "--options", _FIELDS, *options, what)
     done = await _run(argv, _LOOK_TIMEOUT_S)
     if "Failed to find logical volume" in done.output:
         return []
+    return _understood(done, rows)
+
+
+def _understood(done: process.Completed, read: Callable[[str], T]) -> T:
+    """What a program of LVM has printed. Raises OSError where that is nothing known."""
     try:
         if done.succeeded:
-            return rows(done.output)
+            return read(done.output)
     except (ValueError, KeyError, TypeError):
         pass
-    raise OSError(errno.EIO, f"LVM does not say what {what} is: {done.describe()}")
+    raise OSError(errno.EIO, f"LVM does not say what was asked: {done.describe()}")
 
 
 async def _change(*argv: str) -> None:

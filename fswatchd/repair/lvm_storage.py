@@ -257,9 +257,10 @@ class LvmStorage:
     async def _exchange(self, made: Volume, kept: str) -> None:
         volume, other = self._volume, _logical(made)
         try:
-            await self._untag(other)
+            is_clone = await self._untag(other)
             with _nobody_else(volume, other):
-                await self._require_fit(other)
+                if is_clone:
+                    await self._require_fit(other)
                 await lvm.rename(volume.path, kept)
                 try:
                     await lvm.rename(other.path, volume.path)
@@ -283,10 +284,13 @@ class LvmStorage:
         if block.sectors(_devno(other)) != block.sectors(_devno(self._volume)):
             raise OSError(errno.ESTALE, "it has another size than its clone", self._volume.path)
 
-    async def _untag(self, made: LogicalVolume) -> None:
+    async def _untag(self, made: LogicalVolume) -> bool:
+        """Whether it was a clone of ours until now; an original that comes back never is."""
         row = await lvm.show(made.path)
-        if row is not None and row.is_(made) and TAG in row.tags:
-            await lvm.untag(made.path, TAG)
+        if row is None or not row.is_(made) or TAG not in row.tags:
+            return False
+        await lvm.untag(made.path, TAG)
+        return True
 
     async def _go_on(self) -> None:
         """LVM that was ended half-way may have left the volume suspended."""

@@ -142,6 +142,17 @@ def test_where_a_volume_is(value: str, wanted: str | None) -> None:
     assert (found.image if found else None) == wanted
 
 
+@pytest.mark.parametrize(
+    ("line", "shared"), [("\tshared 1\n", True), ("\tshared 0\n", False), ("", False)]
+)
+def test_a_volume_group_of_several_nodes_is_known(line: str, *, shared: bool) -> None:
+    """As pvesm(1) writes a group on a LUN that all nodes see."""
+    storages = read_storages(f"lvm: san\n\tvgname vg\n{line}\tcontent rootdir\n")
+    found = read_volume("san:vm-102-disk-0,size=8G", storages)
+    assert found is not None
+    assert (found.device, found.shared) == ("/dev/vg/vm-102-disk-0", shared)
+
+
 async def test_the_lock_goes_with_commands_that_work_while_it_is_held(config: Path) -> None:
     _, db = await ProxmoxPlatform(str(config)).list_ves()
     assert db.lock is not None

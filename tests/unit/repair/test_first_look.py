@@ -148,6 +148,19 @@ async def test_a_repair_by_root_is_no_yes_to_the_last_resort() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("by", "pause_s", "may"), [("root", 600, True), ("root", 601, False), (None, 1, False)]
+)
+def test_who_asks_for_a_repair_has_approved_a_pause_but_no_outage(
+    by: str | None, pause_s: float, *, may: bool
+) -> None:
+    context: Any = Context()
+    context.incident = replace(context.incident, requested_by=by)
+    assert consent.may_hold_writers(context, pause_s) is may
+    context.approve()
+    assert consent.may_hold_writers(context, pause_s)
+
+
 async def test_what_is_within_bounds_is_not_asked_about() -> None:
     context: Any = Context()
     await consent.within_bounds(context, STEP, Cure(repaired=FIXED, proof=CLEAN), 1.0)

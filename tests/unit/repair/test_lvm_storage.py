@@ -269,6 +269,20 @@ async def test_what_somebody_has_done_to_it_meanwhile_ends_the_exchange(
     assert node.names() == names
 
 
+async def test_a_volume_that_has_grown_since_can_still_go_back(
+    node: LvmNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.make_plain("thin")
+    original = volume(node)
+    made = await storage.of(original, SETTINGS).make(f"/dev/vg/{CLONE}", no_progress)
+    await storage.of(original, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}")
+    repaired, grown = volume(node), made.devno
+    monkeypatch.setattr(block, "sectors", lambda devno: SECTORS + 8 * (devno == grown))
+    kept = replace(original, path=f"/dev/vg/{DAMAGED}")
+    await storage.of(repaired, SETTINGS).exchange(kept, "/dev/vg/thin.repaired")
+    assert original.is_at("/dev/vg/thin")
+
+
 async def test_a_kept_original_of_which_somebody_has_made_a_snapshot_stays(node: LvmNode) -> None:
     node.make_plain("thin")
     node.volumes[DAMAGED] = node.volumes.pop("thin")

@@ -26,7 +26,8 @@ def examine(inventory: Inventory) -> list[Finding]:
         if superblock.fstype in _EXT:
             findings += _on_error(inventory, superblock, errors_option(superblock))
         elif panics := _PANICS.intersection(superblock.options):
-            findings.append(_panics(superblock, min(panics)))
+            remedy = f"mount /dev/{superblock.device} without that option"
+            findings.append(_panics(superblock, min(panics), remedy))
     for uuid, devices in by_uuid.items():
         if len(devices) > 1:
             text = f"{', '.join(sorted(devices))} share the UUID {uuid} (copies of one image)"
@@ -44,9 +45,8 @@ def _not_reached(device: str) -> Finding:
     )
 
 
-def _panics(superblock: Superblock, option: str) -> Finding:
+def _panics(superblock: Superblock, option: str, remedy: str) -> Finding:
     text = f"{option}: an error in it takes the whole node down"
-    remedy = f"mount /dev/{superblock.device} without that option"
     return critical("FSW-DOCTOR-PANIC", f"filesystem {superblock.device}", text, remedy)
 
 
@@ -54,9 +54,8 @@ def _on_error(inventory: Inventory, superblock: Superblock, errors: str | None) 
     name = f"filesystem {superblock.device}"
     owners = inventory.view.affected(superblock.devno)
     if errors == "panic":
-        text = "errors=panic: an error in it takes the whole node down"
         remedy = f"tune2fs -e remount-ro /dev/{superblock.device}, and remount it"
-        return [critical("FSW-DOCTOR-PANIC", name, text, remedy)]
+        return [_panics(superblock, "errors=panic", remedy)]
     if errors == "continue" and owners:
         text = f"errors=continue: {', '.join(owners)} goes on writing to a damaged filesystem"
         remedy = f"tune2fs -e remount-ro /dev/{superblock.device}; it holds from the next mount on"

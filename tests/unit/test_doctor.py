@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,24 +9,14 @@ from typing import Any
 import pytest
 
 from fswatchd.config import RepairTable
-from fswatchd.devno import Devno
 from fswatchd.doctor import filesystems, images, node
 from fswatchd.doctor.node import source as _source
 from fswatchd.doctor.ves import examine as _ves
 from fswatchd.events import SourceState, VeState
-from fswatchd.inventory.model import (
-    Backing,
-    Commands,
-    NamespaceKey,
-    NamespaceMount,
-    Superblock,
-    Ve,
-    VeId,
-    Volume,
-)
+from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.view import NodeView
-from fswatchd.kernel.mounts import Mount
 from fswatchd.sources import SourceStatus
+from tests.unit.inventory.test_lookup import NODE, superblock
 
 
 @pytest.mark.parametrize(
@@ -60,28 +51,12 @@ def inventory(*ves: Ve) -> Any:
 def test_an_option_that_takes_the_node_down_is_found_on_any_filesystem(
     fstype: str, options: tuple[str, ...], found: int
 ) -> None:
-    mount = Mount(
-        mount_id=1,
-        devno=Devno(0, 40),
-        fstype=fstype,
-        root="/",
-        point="/srv",
-        source="/dev/sdb",
-        superblock_options=options,
-        superblock_readonly=False,
-        readonly=False,
-    )
-    superblock = Superblock(
-        devno=Devno(0, 40),
-        device="sdb",
-        fstype=fstype,
-        uuid=None,
-        disk_sequence=None,
-        backing=Backing(kind="disk"),
-        mounts=(NamespaceMount(namespace=NamespaceKey(1), mount=mount),),
-    )
+    plain = superblock(1, (NODE, "/srv"))
+    (place,) = plain.mounts
+    place = replace(place, mount=replace(place.mount, superblock_options=options))
+    mounted = replace(plain, fstype=fstype, mounts=(place,))
     seen: Any = SimpleNamespace(
-        view=SimpleNamespace(superblocks={superblock.devno: superblock}),
+        view=SimpleNamespace(superblocks={mounted.devno: mounted}),
         scanner=SimpleNamespace(name="mountinfo"),
         unreached=list,
     )

@@ -191,7 +191,7 @@ class RuleKeeper:
 
 
 def signature(directories: list[Path]) -> object:
-    """Changes whenever what `files.load` would read has changed."""
+    """Changes whenever what `files.read_all` would read has changed."""
     found: list[tuple[object, ...]] = [(str(one), one.is_dir()) for one in directories]
     for path in files.chosen(directories):
         try:

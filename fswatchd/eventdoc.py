@@ -18,6 +18,7 @@ from fswatchd.devno import Devno
 from fswatchd.errors import ConfigError
 from fswatchd.events import EventClass, FsEvent, Severity, usual_severity
 from fswatchd.situation import Scope, VeFacts
+from fswatchd.units import parse_timestamp
 
 _ASSUMED = ("severity", "confirms", "source", "count", "fstype", "device", "ves")
 
@@ -105,7 +106,7 @@ def of(document: Any, where: str = "the event") -> Hypothesis:
     except ValidationError as error:
         raise _wrong("\n".join(_line(where, detail) for detail in error.errors())) from None
     klass = EventClass(found.klass)
-    moment_ns = None if found.time is None else time_ns(found.time)
+    moment_ns = None if found.time is None else parse_timestamp(found.time)
     event = FsEvent(
         source=found.source,
         klass=klass,
@@ -134,12 +135,6 @@ def of(document: Any, where: str = "the event") -> Hypothesis:
 def scope(document: Mapping[str, Any]) -> Scope:
     """Whom an event concerns where nothing but the event is known: its VEs, and nobody else."""
     return Scope(ves=tuple(_ve(ve) for ve in document["ves"]))
-
-
-def time_ns(text: str) -> int:
-    """Nanoseconds since the epoch from RFC 3339."""
-    moment = datetime.fromisoformat(text)
-    return round(moment.timestamp() * 1_000_000) * 1000
 
 
 def _ve(given: str | VeDocument) -> VeFacts:

@@ -23,6 +23,7 @@ from fswatchd.events import (
     is_of_device,
     worst_class,
 )
+from fswatchd.units import parse_timestamp
 
 RECENT_LIMIT = 512
 RECENT_MERGE_NS = 1_000_000_000
@@ -178,8 +179,9 @@ class Incident:
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
     itself reported, since `device_since_ns`. `lost` is the data of files that could not be written
     or read, one entry a file. `cause` names what is to blame instead of the filesystem; one that is
-    over has `until`. `consequences` are the incidents that this one is, or was, to blame for;
-    `untold` says that nobody was told of this one, because its cause has an incident that was.
+    over has `until`, and `classes_since` are those of the events after it. `consequences` are the
+    incidents that this one is, or was, to blame for; `untold` says that nobody was told of this
+    one, because its cause has an incident that was.
     """
 
     incident_id: str
@@ -205,6 +207,7 @@ class Incident:
     device_since_ns: int | None = None
     lost: tuple[LostWrite, ...] = ()
     cause: dict[str, object] | None = None
+    classes_since: frozenset[EventClass] = frozenset()
     consequences: tuple[str, ...] = ()
     untold: bool = False
     rule: str | None = None
@@ -243,9 +246,15 @@ class Incident:
     def klass_of_its_own(self) -> EventClass:
         """The class of what is wrong with the filesystem itself.
 
-        Errors that came of a full host are no fault of a device: what they have left behind is.
+        What a failed device has left behind is for a person, and new damage after it was well
+        again counts by itself. Errors that came of a full host are no fault of a device: what they
+        have left behind is.
         """
-        if self.cause_is_over and self.cause is not None and self.cause["kind"] == "space":
+        if not self.cause_is_over or self.cause is None:
+            return self.klass
+        if self.classes_since - CONSEQUENCES and not self.classes_since & DEVICE_CLASSES:
+            return worst_class(self.classes_since)
+        if self.cause["kind"] == "space":
             # Lost data is lost; what can be repaired is what else there is.
             for past in (DEVICE_CLASSES | {EventClass.DATA_LOSS}, DEVICE_CLASSES):
                 left = worst_class(self.classes - past)
@@ -298,6 +307,7 @@ class Incident:
         return replace(
             self,
             classes=self.classes | {event.klass},
+            classes_since=self.classes_since | ({event.klass} if self._is_past(event) else set()),
             severity=max(self.severity, event.severity),
             confirmed=self.confirmed or event.confirms,
             sources=sources,
@@ -310,6 +320,12 @@ class Incident:
             cursor=max(self.cursor, cursor),
             lost=self.lost if event.lost is None else _added(self.lost, event.lost),
         )
+
+    def _is_past(self, event: FsEvent) -> bool:
+        """Whether what was to blame was well again by then."""
+        if self.cause is None or not self.cause_is_over:
+            return False
+        return event.time_ns > parse_timestamp(str(self.cause["until"]))
 
     def with_lost(self, file: LostWrite) -> Incident:
         """The incident with what is known of a file whose data were lost."""

@@ -87,6 +87,9 @@ def decide(
         )
     rule = next((rule for rule in matching if _acting_steps(rule)), matching[0])
     text = f"{rule.name} ({rules.files.get(rule.name, '?')}) matches"
+    own = incident.klass_of_its_own
+    if own is not incident.klass and incident.cause is not None:
+        text += f" as {own.value}, which is what is left since {incident.cause['object']} is well"
     answers = [GuardAnswer(guard="rule", passed=True, text=text)]
     verdict = Verdict.NOTIFY
     if _acting_steps(rule):

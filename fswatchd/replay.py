@@ -28,6 +28,7 @@ from fswatchd.rules.model import RuleSet
 from fswatchd.rules.modes import NodeMode
 from fswatchd.situation import Disarm, PolicyState, RunningRepair, Scope, StormState
 from fswatchd.turns import Turns
+from fswatchd.units import parse_timestamp
 
 # Nanoseconds of CLOCK_REALTIME → seconds of the day, where the node is.
 LocalTime = Callable[[int], int]
@@ -386,7 +387,8 @@ def _may_matter(case: _Case) -> bool:
 
 def _substance(incident: Incident) -> tuple[object, ...]:
     more_than_none = incident.device_errors > 0
-    return (incident.classes, incident.severity, incident.confirmed, more_than_none)
+    klasses = (incident.classes, incident.klass_of_its_own)
+    return (*klasses, incident.severity, incident.confirmed, more_than_none)
 
 
 def _case(
@@ -434,7 +436,7 @@ def _case(
         took_ns=int((USUAL_REPAIR_S if took_s is None else took_s) * _NS),
         failed=bool(known and known.get("failed")),
         node_ves=int(facts.get("node_ves") or 0) if facts else 0,
-        closed_ns=eventdoc.time_ns(closed) if closed else None,
+        closed_ns=parse_timestamp(closed) if closed else None,
     )
 
 

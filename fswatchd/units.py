@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 
 # Beyond these a number is a slip of the pen, and no arithmetic has to bear it.
 _LONGEST_S = 100 * 365.25 * 86400
@@ -50,6 +51,12 @@ def parse_size(text: str) -> int:
     if size > _LARGEST:
         raise ValueError("it is larger than 1 EiB")
     return int(size)
+
+
+def parse_timestamp(text: str) -> int:
+    """Nanoseconds since the epoch from RFC 3339; raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    return round(moment.timestamp() * 1_000_000) * 1000
 
 
 def show_duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from fswatchd.rules import files
 from fswatchd.rules.model import RuleSet, assemble
 from fswatchd.rules.problem import RuleProblem
 from fswatchd.situation import PolicyState, Scope
-from fswatchd.units import parse_duration
+from fswatchd.units import parse_duration, parse_timestamp
 
 # What of an event the policy is asked about; see docs/events.md.
 _WANTED = (
@@ -236,7 +236,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     continue
                 if missing := [key for key in _WANTED if key not in document]:
                     raise ValueError(f"{', '.join(missing)} missing")
-                yield {**document, "time_ns": eventdoc.time_ns(document["time"])}
+                yield {**document, "time_ns": parse_timestamp(document["time"])}
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", code="FSW-EVENT-FILE") from None
     except (ValueError, TypeError) as error:

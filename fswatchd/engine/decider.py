@@ -310,7 +310,7 @@ class Decider:
                 return replace(incident, cause=found)
         else:
             text = f"{found['object']} is to blame: {found['text']}"
-        return replace(incident, cause=found).noted(now, text)
+        return replace(incident, cause=found, classes_since=frozenset()).noted(now, text)
 
     def _add_to_cause(self, incident: Incident) -> None:
         """The incident of what is to blame names all that come of it, is as severe as the worst of

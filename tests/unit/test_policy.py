@@ -16,6 +16,7 @@ from fswatchd.incidents import Load
 from fswatchd.policy import Decision, Verdict, decide, for_request
 from fswatchd.rules.model import RuleSet
 from fswatchd.situation import Disarm, RunningRepair
+from fswatchd.views import timestamp
 from tests.unit.builders import NOW_NS, event, incident, policy_state, rules, scope, ve_facts
 
 NS = 1_000_000_000
@@ -494,8 +495,30 @@ class TestCause:
     ) -> None:
         """A full host that has room again leaves a stopped filesystem to be repaired."""
         events = (event(klass="io_error"), event(klass="readonly", count=2))
-        cause = {"kind": kind, "object": "x", "until": "now"} if kind else None
+        cause = {"kind": kind, "object": "x", "until": timestamp(NOW_NS)} if kind else None
         assert ask(incident(*events, cause=cause)).rule == rule
+
+    @pytest.mark.parametrize(
+        ("after", "rule"),
+        [
+            (["corruption"], "repair"),
+            (["corruption", "readonly"], "repair"),
+            (["readonly"], "tell"),  # what came of an error of before
+            (["corruption", "io_error"], "tell"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["device", "filesystem"])
+    def test_what_comes_after_its_device_was_well_again_counts_by_itself(
+        self, after: list[str], rule: str, kind: str
+    ) -> None:
+        cause = {"kind": kind, "object": "/dev/loop1", "until": timestamp(NOW_NS)}
+        before = (event(klass="io_error"), event(klass="corruption"))
+        new = [event(klass=klass, count=2, time_ns=NOW_NS + NS) for klass in after]
+        found = incident(*before, *new, cause=cause)
+        decision = ask(found)
+        assert decision.rule == rule
+        assert (" as corruption, " in decision.answers[0].text) is (rule == "repair")
+        assert found.klass == "io_error"
 
 
 def test_who_depends_on_what_rests_on_it_is_a_reason_to_leave_it() -> None:

@@ -42,7 +42,8 @@ def test_where_the_kernel_names_no_file_that_is_said_too() -> None:
 
 
 def test_lost_data_does_not_hide_what_can_be_repaired_when_there_is_room_again() -> None:
-    cause = {"kind": "space", "object": "xfs /vz (loop0)", "text": "it is full", "until": "now"}
+    cause = {"kind": "space", "object": "xfs /vz (loop0)", "text": "it is full"}
+    cause["until"] = "2100-01-01T00:00:00Z"
     events = (event("kmsg", "io_error"), event("kmsg", "data_loss"), event("state", "readonly"))
     assert incident(*events, cause=cause).klass_of_its_own == "readonly"
     assert incident(*events[:2], cause=cause).klass_of_its_own == "data_loss"

@@ -18,7 +18,7 @@ from tests.unit import builders
 from tests.unit.inventory.test_lookup import superblock
 
 CAUSE = {"kind": "space", "object": "xfs /vz (loop0)", "text": "it is full", "since": "now"}
-OVER = {**CAUSE, "until": "later"}
+OVER = {**CAUSE, "until": "2100-01-01T00:00:00Z"}
 
 
 class Book:

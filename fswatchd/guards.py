@@ -264,7 +264,7 @@ def _most_errors(incident: Incident, window_s: float, now_ns: int) -> int:
 def _guard_denied(
     _rule: Rule, incident: Incident, _scope: Scope, _state: PolicyState, _now_ns: int
 ) -> GuardAnswer:
-    if incident.denied_by and not incident.requested_by:
+    if incident.denied_by:
         return _no("denied", f"denied by {incident.denied_by}")
     return _yes("denied", "nobody has denied it")
 
@@ -298,7 +298,7 @@ def _guard_mode(
     rule: Rule, incident: Incident, scope: Scope, state: PolicyState, now_ns: int
 ) -> GuardAnswer:
     if incident.requested_by:
-        return _yes("mode", f"requested by {incident.requested_by}, which is the approval")
+        return _requested(rule, incident, now_ns)
     mode = widest_mode(rule, scope, state)
     wishes = "".join(f", {ve.ve_id} wants {ve.wish}" for ve in scope.ves if ve.wish is not None)
     doubt = f" that does not trust itself ({state.distrust})" if state.distrust else ""
@@ -313,6 +313,16 @@ def _guard_mode(
     if mode == "auto":
         return _yes("mode", text)
     approved, why = _approved(rule, incident, now_ns)
+    return _yes("mode", f"{text}; {why}") if approved else _later("approval", f"{text}; {why}")
+
+
+def _requested(rule: Rule, incident: Incident, now_ns: int) -> GuardAnswer:
+    """A repair that had to wait for long is not what was asked for: it holds like an approval."""
+    asked_ns = now_ns if incident.requested_ns is None else incident.requested_ns
+    if (now_ns - asked_ns) / NS < rule.approval:
+        return _yes("mode", f"requested by {incident.requested_by}, which is the approval")
+    approved, why = _approved(rule, incident, now_ns)
+    text = f"{incident.requested_by} asked for it {show_duration((now_ns - asked_ns) / NS)} ago"
     return _yes("mode", f"{text}; {why}") if approved else _later("approval", f"{text}; {why}")
 
 

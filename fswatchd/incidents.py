@@ -162,18 +162,18 @@ class Incident:
     milestones (`detected`, `attributed`, `decided`, `contained`, `repaired`, `verified`,
     `notified`). `counts` is how many errors each source reported: of one fault all of them tell, so
     they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
-    for thresholds. `cursor` is that of the last event that joined. `log` is the prose of
-    `fswatch why`, recorded when things happened. `guards` are the answers of the last decision.
-    `mute` says who wants to hear nothing of it. `decided` is what came of the last decision, with
-    the facts that it was made from (see `engine.decider`).
-    `preview` is what a yes to its question would do, empty where that cannot be seen.
-    `asks` is what a step wants approved before it goes on. `approved_for` is the rule that was
-    approved, at `approved_ns` (CLOCK_BOOTTIME). `forced` says that a person wants the repair
-    although the volume was repaired again and again. `reached_threshold_of` names the rule
-    whose threshold was reached. `load` is what its plan keeps busy while it runs. `undo` is what
-    `rollback` needs, `evidence` where and when it was seen what the volume was like before the
-    plan. `clock` is the boot (its id) that times in CLOCK_BOOTTIME belong to, and what
-    CLOCK_REALTIME was ahead of that clock.
+    for thresholds. `cursor` is that of the last event that joined. `log` is the prose of `fswatch
+    why`, recorded when things happened. `guards` are the answers of the last decision. `mute` says
+    who wants to hear nothing of it. `decided` is what came of the last decision, with the facts
+    that it was made from (see `engine.decider`). `preview` is what a yes to its question would do,
+    empty where that cannot be seen. `asks` is what a step wants approved before it goes on.
+    `approved_for` is the rule that was approved, at `approved_ns` (CLOCK_BOOTTIME), `requested_ns`
+    when a person asked for the repair. `forced` says that a person wants the repair although the
+    volume was repaired again and again. `reached_threshold_of` names the rule whose threshold was
+    reached. `load` is what its plan keeps busy while it runs. `undo` is what `rollback` needs,
+    `evidence` where and when it was seen what the volume was like before the plan. `clock` is the
+    boot (its id) that times in CLOCK_BOOTTIME belong to, and what CLOCK_REALTIME was ahead of that
+    clock.
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
@@ -226,6 +226,7 @@ class Incident:
     approved_for: str | None = None
     denied_by: str | None = None
     requested_by: str | None = None
+    requested_ns: int | None = None
     forced: bool = False
     acknowledged_by: str | None = None
     mute: Mute | None = None
@@ -345,6 +346,7 @@ class Incident:
             clock=(boot, ahead_ns),
             recent=tuple((when + shift, source, count) for when, source, count in self.recent),
             approved_ns=None if self.approved_ns is None else self.approved_ns + shift,
+            requested_ns=None if self.requested_ns is None else self.requested_ns + shift,
         )
 
     def noted(self, time_ns: int, text: str) -> Incident:

@@ -130,6 +130,7 @@ class Operator:
             incident,
             state=State.OPEN,
             requested_by=by,
+            requested_ns=boottime_ns(),
             forced=force,
             steps=(),
             asks="",

@@ -272,11 +272,28 @@ def test_a_threshold_that_was_reached_stays_reached_while_the_incident_waits() -
     assert guard(ask(other_rule, now_ns=later)) == "threshold"
 
 
-def test_a_denial_forbids_in_every_mode_until_somebody_asks_for_the_repair() -> None:
-    denied = incident(event(count=2), denied_by="root")
+@pytest.mark.parametrize("requested_by", [None, "alice"])
+def test_a_denial_forbids_in_every_mode_whoever_has_asked(requested_by: str | None) -> None:
+    """A request that comes later takes an older denial away (`Operator.repair`)."""
+    denied = incident(event(count=2), denied_by="root", requested_by=requested_by)
     assert (ask(denied).verdict, guard(ask(denied))) == (Verdict.NOTIFY, "denied")
-    asked = incident(event(count=2), denied_by="root", requested_by="root")
-    assert ask(asked).verdict is Verdict.ACT
+
+
+def test_a_request_holds_as_long_as_an_approval() -> None:
+    hour = 3600 * NS
+    found = incident(event("kmsg"), requested_by="root", requested_ns=NOW_NS)
+    ruleset = for_request(rules(AUTO))
+
+    def after(ns: int, **more: Any) -> Decision:
+        asked = replace(found, **more)
+        return decide(ruleset, asked, scope(), policy_state(mode="observe"), NOW_NS + ns)
+
+    assert after(4 * hour - 1).verdict is Verdict.ACT
+    late = after(4 * hour)
+    assert (late.verdict, late.waiting_for) == (Verdict.WAIT, "approval")
+    assert "root asked for it 4 h ago; nobody has approved yet" in late.answers[-1].text
+    again = after(4 * hour, approved_by="alice", approved_ns=NOW_NS + 4 * hour)
+    assert again.verdict is Verdict.ACT
 
 
 def test_an_approval_permits_and_a_denial_forbids() -> None:

@@ -70,7 +70,8 @@ async def test_after_a_reboot_the_wall_clock_tells_how_long_ago_it_was(store: St
 async def test_open_incidents_come_onto_the_clock_of_this_boot(store: Store) -> None:
     """An earlier boot's CLOCK_BOOTTIME would make an old error a young one, or one to come."""
     book = IncidentBook(store, "hn1")
-    found = builders.incident(builders.event(count=2), approved_ns=builders.NOW_NS + 7)
+    when_ns = builders.NOW_NS + 7
+    found = builders.incident(builders.event(count=2), approved_ns=when_ns, requested_ns=when_ns)
     boot, ahead_ns = book.clock()
     await cast(
         "Any", book.put(found.on_clock("an earlier boot", ahead_ns + 3600 * NS), durable=True)
@@ -81,4 +82,4 @@ async def test_open_incidents_come_onto_the_clock_of_this_boot(store: Store) -> 
     assert loaded.clock[0] == boot
     shift = loaded.recent[0][0] - found.recent[0][0]
     assert abs(shift - 3600 * NS) < 3600 * NS // 10  # the clocks go on between the two readings
-    assert loaded.approved_ns == builders.NOW_NS + 7 + shift
+    assert (loaded.approved_ns, loaded.requested_ns) == (when_ns + shift, when_ns + shift)

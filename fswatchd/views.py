@@ -403,6 +403,7 @@ def source(status: SourceStatus) -> dict[str, Any]:
             for since, until, count in status.blind
         ],
         "proven": timestamp(status.proven_ns) if status.proven_ns else None,
+        "demanded": status.demanded,
         "code": codes.of_source(status.state.value),
     }
 

@@ -44,9 +44,15 @@ def status_code(document: dict[str, Any]) -> Exit:
     states = {incident["state"] for incident in document["incidents"]}
     if document.get("distrust") or _is_without_rules(document):
         return Exit.CRITICAL
-    if "needs-operator" in states or any(s["state"] in _DEAF for s in document["sources"]):
+    if "needs-operator" in states or any(map(_hears_too_little, document["sources"])):
         return Exit.CRITICAL
     return Exit.WARNING if states else Exit.OK
+
+
+def _hears_too_little(source: dict[str, Any]) -> bool:
+    if source["state"] in _DEAF:
+        return True
+    return bool(source.get("demanded")) and source["state"] == "unavailable"
 
 
 def incidents(arguments: argparse.Namespace, client: Client) -> int:
@@ -281,6 +287,8 @@ def _decide(arguments: argparse.Namespace, client: Client, verb: str, **more: bo
 def _source_detail(source: dict[str, Any]) -> str:
     """What a source says of itself, and when it was blind last."""
     parts = [source["detail"]]
+    if source.get("demanded") and source["state"] == "unavailable":
+        parts.append("fswatchd.toml demands it")
     if source["blind"]:
         last = source["blind"][-1]
         missed = "" if last["lost"] is None else f", {last['lost']} missed"

@@ -87,9 +87,10 @@ class Listening:
             if switch is False:
                 source.status.detail = "switched off in fswatchd.toml"
                 continue
+            source.status.demanded = switch is True
             await source.start()
             status = source.status
-            if switch is True and status.state is not SourceState.OK:
+            if status.demanded and status.state is not SourceState.OK:
                 log.error("source %s is demanded and %s: %s", name, status.state, status.detail)
 
     async def stop(self) -> None:

@@ -72,7 +72,8 @@ class SourceStatus:
     """What `fswatch status` shows of a source.
 
     `blind` holds the latest (since, until, how many were missed or None); `proven_ns` is when a
-    canary was last heard. Both are CLOCK_REALTIME nanoseconds.
+    canary was last heard. Both are CLOCK_REALTIME nanoseconds. `demanded` says that an admin wants
+    it and nothing less.
     """
 
     name: str
@@ -82,6 +83,7 @@ class SourceStatus:
     lost: int = 0
     blind: list[tuple[int, int, int | None]] = field(default_factory=list)
     proven_ns: int | None = None
+    demanded: bool = False
 
 
 class Source:

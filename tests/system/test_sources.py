@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from fswatchd.devno import Devno
+from fswatchd.exitcode import Exit
 from fswatchd.kernel import block, fs, loop
 from fswatchd.sources.uevent import UeventSource
 from tests.collected import Collected
 from tests.system import rules
-from tests.system.conftest import make_host, wait_until
+from tests.system.conftest import fswatch, make_host, wait_until
 
 
 def trigger(device: str, text: str = "test") -> None:
@@ -322,6 +323,19 @@ def test_sources_that_are_switched_off_hear_nothing(daemon, work, image) -> None
     trigger(device)
     assert {s["state"] for s in daemon.status()["sources"] if s["name"] != "quota"} == {"off"}
     assert events(daemon) == []
+
+
+@pytest.mark.parametrize("demanded", [True, False])
+def test_a_source_that_is_not_there_is_missed_by_who_demands_it(daemon, demanded: bool) -> None:
+    if Path("/proc/vz").exists():
+        pytest.skip("this kernel has it")
+    start(daemon, sources="vzevent = true" if demanded else "")
+    (source,) = (s for s in daemon.status()["sources"] if s["name"] == "vzevent")
+    assert (source["state"], source["demanded"]) == ("unavailable", demanded)
+    done = fswatch(daemon, "status")
+    assert ("fswatchd.toml demands it" in done.stdout) is demanded
+    if demanded:
+        assert done.returncode == Exit.CRITICAL
 
 
 def test_an_io_error_below_a_ve_is_no_reason_to_repair_it(daemon, make_ve, work) -> None:

@@ -14,6 +14,10 @@ def document(*states: str, source: str = "ok") -> dict:
     return {"incidents": [{"state": s} for s in states], "sources": [{"state": source}]}
 
 
+def demanded(state: str) -> dict:
+    return {"state": state, "demanded": True}
+
+
 @pytest.mark.parametrize(
     ("status", "code"),
     [
@@ -24,6 +28,8 @@ def document(*states: str, source: str = "ok") -> dict:
         (document(source="blind"), Exit.CRITICAL),
         (document(source="deaf"), Exit.CRITICAL),
         (document(source="unavailable"), Exit.OK),
+        ({"incidents": [], "sources": [demanded("unavailable")]}, Exit.CRITICAL),
+        ({"incidents": [], "sources": [demanded("ok")]}, Exit.OK),
         (document(source="off"), Exit.OK),
         (document() | {"rules": {"problems": ["x"], "read": None}}, Exit.CRITICAL),
         (document() | {"rules": {"problems": ["x"], "read": "2026-11-21T00:00:00Z"}}, Exit.OK),

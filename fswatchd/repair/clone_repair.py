@@ -51,6 +51,7 @@ from fswatchd.steps import ActionContext, Next, StepResult, refuse
 
 _FREEZE_MARGIN_S = 20.0
 _CLONE_ATTEMPTS = 3
+_PATIENCE_S = 300.0
 _NOT_SALVAGED = "what was written and not yet synced when the kernel stopped writes is lost"
 
 
@@ -243,11 +244,16 @@ class CloneRepair:
         a write. Others who wait for the thaw are not killed: for them the filesystem is shut down
         first. That writes a little, and nothing does from then on.
         """
+        superblock, image = scope.mounted(target), scope.require_volume(target)
+        frozen = self._freeze.held
+        if self._clone is not None and not frozen:
+            # Nobody waits for us: the clone is not given up because somebody just looks in.
+            await outsiders.require_none(
+                self._context, target.ve, superblock, patience_s=_PATIENCE_S
+            )
         await self._context.inventory.refresh()
         if different := scope.still_the_same(target, self._context.inventory):
             raise refuse("cancelled", different, Next.CANCELLED)
-        superblock, image = scope.mounted(target), scope.require_volume(target)
-        frozen = self._freeze.held
         if frozen and not await self._freeze.still_held():
             raise refuse("stale", "somebody thawed the filesystem: the clone is stale")
         await outsiders.require_none(self._context, target.ve, superblock, frozen=frozen)

@@ -8,6 +8,7 @@ beside it. They are asked for first, and while there is one the VE goes on as it
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 from fswatchd.events import printable
@@ -24,30 +25,41 @@ _SHOWN = 3
 
 
 async def require_none(
-    context: ActionContext, ve: Ve, target: Superblock | None, *, frozen: bool = False
+    context: ActionContext,
+    ve: Ve,
+    target: Superblock | None,
+    *,
+    frozen: bool = False,
+    patience_s: float = 0.0,
 ) -> None:
     """Ask right before the VE is stopped. Raises StepEnded, to be asked again later.
 
     About the filesystem that is repaired, or all where that is None. While it is frozen who writes
-    there waits for us, and lets go afterwards.
+    there waits for us, and lets go afterwards. With `patience_s` they are waited for here so long:
+    what has been prepared until now would be lost otherwise.
     """
     if not ve_control.can_tell_tasks(ve):
         return  # then nobody can tell either who is an outsider
-    view = context.inventory.view
 
     async def look() -> list[Hold]:
-        found = await asyncio.to_thread(holding, view, ve, target)
+        found = await asyncio.to_thread(holding, context.inventory.view, ve, target)
         return [hold for hold in found if not (frozen and hold.writes)]
 
-    first = {hold.pid for hold in await look()}
-    if not first:
-        return
-    await asyncio.sleep(_LASTING_S)
-    if lasting := [hold for hold in await look() if hold.pid in first]:
+    deadline = time.monotonic() + patience_s
+    present = {hold.pid for hold in await look()}
+    while present:
+        await asyncio.sleep(_LASTING_S)
+        now = await look()
+        lasting = [hold for hold in now if hold.pid in present]
+        present = {hold.pid for hold in now}
+        if not lasting:
+            return
         more = f" and {len(lasting) - _SHOWN} more" if len(lasting) > _SHOWN else ""
         text = f"{', '.join(map(_describe, lasting[:_SHOWN]))}{more}"
-        hint = f"{ve.ve_id} is not stopped: its volume could not be unmounted then"
-        raise refuse("in use", f"{text}; {hint}", Next.WAIT)
+        if time.monotonic() >= deadline:
+            hint = f"{ve.ve_id} is not stopped: its volume could not be unmounted then"
+            raise refuse("in use", f"{text}; {hint}", Next.WAIT)
+        context.progress(None, f"{text}; that is waited for")
 
 
 def holding(view: NodeView, ve: Ve, target: Superblock | None = None) -> list[Hold]:

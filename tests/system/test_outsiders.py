@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -15,7 +18,8 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import VeId
 from fswatchd.kernel import cgroup
 from fswatchd.platforms.declared import DeclaredPlatform
-from fswatchd.repair.outsiders import holding
+from fswatchd.repair.outsiders import holding, require_none
+from fswatchd.steps import ActionContext, Next, StepEnded
 
 READY = "echo; exec sleep 1000"
 
@@ -47,6 +51,41 @@ async def look(work: Path) -> list[tuple[int, str, str]]:
         return [(hold.pid, hold.by, hold.path) for hold in holding(seen.view, ve)]
     finally:
         await seen.close()
+
+
+async def waited_for(work: Path, pid: int, patience_s: float) -> list[str]:
+    """What is said while somebody is waited for, who lets go when that is said the first time."""
+    said: list[str] = []
+    seen = Inventory([DeclaredPlatform([work / "ve.d"])])
+
+    def progress(_share: float | None, text: str) -> None:
+        said.append(text)
+        os.kill(pid, signal.SIGKILL)
+
+    context = cast("ActionContext", SimpleNamespace(inventory=seen, progress=progress))
+    try:
+        await seen.refresh()
+        ve = seen.view.ves[VeId("declared:ve101")]
+        await require_none(context, ve, None, patience_s=patience_s)
+    finally:
+        await seen.close()
+    return said
+
+
+async def test_with_patience_who_looks_in_is_waited_for(work: Path, point: Path) -> None:
+    with running("sh", "-c", f"exec 7<{point}/file; {READY}") as pid:
+        assert await waited_for(work, pid, 60) == [
+            f"sleep (pid {pid}) has {point}/file open; that is waited for"
+        ]
+
+
+async def test_without_it_the_step_is_asked_again_later(work: Path, point: Path) -> None:
+    with running("sh", "-c", f"exec 7<{point}/file; {READY}") as pid:
+        with pytest.raises(StepEnded) as caught:
+            await waited_for(work, pid, 0)
+        os.kill(pid, 0)
+    assert (caught.value.result.next, caught.value.result.result) == (Next.WAIT, "in use")
+    assert f"has {point}/file open; declared:ve101 is not stopped" in caught.value.result.detail
 
 
 async def test_nobody(work: Path, point: Path) -> None:

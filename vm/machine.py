@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -32,6 +33,10 @@ _ENVIRONMENT = "LC_ALL=C HOME=/root PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbi
 # Dumps of what is damaged stay in the kernel's log: through TCG's serial line they stop everything.
 # Nobody attacks this one through its processor: what the kernel does against that costs TCG much.
 _CONSOLE = "console=ttyS0 panic=1 loglevel=1 systemd.show_status=0 mitigations=off"
+
+
+# What a node works with; a third one is for what a scenario makes itself.
+_DISKS = ("root.qcow2", "data.img")
 
 
 class MachineError(Exception):
@@ -193,17 +198,41 @@ class Machine:
         monitor.save(place / "memory")
         monitor.close()
         self.power_cut()
-        for name in ("root.qcow2", "data.img"):
+        for name in _DISKS:
             (self.work / name).rename(place / name)
         return Disks(root=place / "root.qcow2", data=place / "data.img", memory=place / "memory")
+
+    def copy_disks(self, place: Path) -> Disks:
+        """The disks as they are now, all that QEMU has taken: what a power cut would leave.
+
+        Who holds a machine still waits for its writes and for the tables of its disk's format.
+        """
+        place.mkdir(parents=True)
+        monitor = Monitor(self.work / "monitor.sock")
+        monitor.hold()
+        try:
+            for name in _DISKS:
+                copy = ["cp", "--sparse=always", str(self.work / name), str(place / name)]
+                subprocess.run(copy, check=True)
+        finally:
+            monitor.let_run()
+            monitor.close()
+        return Disks(root=place / "root.qcow2", data=place / "data.img")
+
+    def put_in(self, copied: Disks) -> None:
+        """Go on with disks that `copy_disks` has made; it has to be off."""
+        assert copied.data is not None
+        copied.root.replace(self.work / "root.qcow2")
+        copied.data.replace(self.work / "data.img")
 
     def close(self) -> None:
         """End the machine for good and remove its disks; what it has left in `work` stays."""
         self._closed = True
         self.power_cut()
         self.log.close()
-        for name in ("root.qcow2", "data.img", "spare.img", "agent.sock", "monitor.sock"):
+        for name in (*_DISKS, "spare.img", "agent.sock", "monitor.sock"):
             (self.work / name).unlink(missing_ok=True)
+        shutil.rmtree(self.work / "cuts", ignore_errors=True)
 
     # --- commands -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The monitor of QEMU: only what it takes to put a running machine into a file.
+"""The monitor of QEMU: only what it takes to hold a machine, and to put it into a file.
 
 QEMU Machine Protocol: https://www.qemu.org/docs/master/interop/qmp-spec.html
 """
@@ -33,14 +33,22 @@ class Monitor:
 
     def save(self, path: Path) -> None:
         """Stop the processors, write out all disks, and put the memory into `path`."""
-        self._execute("stop")
+        self.hold()
         self._execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(path))}"})
         self._wait_until_moved()
+
+    def hold(self) -> None:
+        """Stop the processors, and write out all disks."""
+        self._execute("stop")
+
+    def let_run(self) -> None:
+        """Let the processors go on."""
+        self._execute("cont")
 
     def go_on(self) -> None:
         """Let a machine that was started from such a file run."""
         self._wait_until_moved()
-        self._execute("cont")
+        self.let_run()
 
     def close(self) -> None:
         """The machine stays as it is."""

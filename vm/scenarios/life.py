@@ -27,7 +27,9 @@ def run(machine: Machine) -> dict[str, Any]:
     machine.run("getent group fswatch && stat -c %G%a /run/fswatchd/api.sock | grep -x fswatch660")
     node.expect("fswatchd" in machine.run("journalctl --list-catalog").output, "catalog is known")
 
-    drill = machine.run(f"fswatch drill --json --dir {node.VES}", timeout_s=1200, check=False)
+    drill = machine.run(
+        f"fswatch drill --json --files 300 --dir {node.VES}", timeout_s=1200, check=False
+    )
     result = drill.json()
     node.expect(result["passed"], f"the drill passes: {result['why_failed']}")
     seen["drill: reads stopped"] = f"{result['outage_s']:.2f} s"

@@ -19,6 +19,7 @@ from fswatchd.units import show_duration
 NS = 1_000_000_000
 # No event tells that a backup or a migration has ended.
 _BUSY_RETRY_S = 30.0
+_OTHERS_RETRY_MAX_S = 600.0
 # Whose turn it is may find out that it waits for something else: then nobody would go on.
 _TURN_RETRY_S = 5.0
 _COPIES_RETRY_S = 60.0
@@ -152,7 +153,7 @@ def _guard_confirmed(
 
 
 def _guard_scope(
-    rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
+    rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, now_ns: int
 ) -> GuardAnswer:
     if _only_makes_room(rule, incident, scope):
         names = _some([ve.ve_id for ve in scope.ves])
@@ -161,11 +162,19 @@ def _guard_scope(
     if refused is None and any(step.do in _ON_THE_VOLUME for step in rule.step):
         refused = _unrepairable(scope)
     if refused is not None:
-        return _no("scope", refused)
+        # A backup that has mounts of its own goes again, and no event tells that.
+        passing = scope.ves and scope.foreign_users and not scope.children
+        return _no("scope", refused, _retry_s(incident, now_ns) if passing else None)
     busy = _not_now(scope)
     if busy is not None:
         return _later("scope", busy, _BUSY_RETRY_S)
     return _yes("scope", f"{scope.ves[0].ve_id} is the only user of the filesystem")
+
+
+def _retry_s(incident: Incident, now_ns: int) -> float:
+    """The longer ago the last error is the less often."""
+    last_ns = incident.recent[-1][0] if incident.recent else now_ns
+    return min(max((now_ns - last_ns) / NS / 4, _BUSY_RETRY_S), _OTHERS_RETRY_MAX_S)
 
 
 def _only_makes_room(rule: Rule, incident: Incident, scope: Scope) -> bool:

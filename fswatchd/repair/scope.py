@@ -274,7 +274,12 @@ def _only_user(
     if superblock is not None and (found := bases.children(view, superblock.devno)):
         raise refuse("refused", _base_of(found))
     if foreign:
-        raise refuse("refused", f"the filesystem is also used by {', '.join(foreign)}")
+        # Whoever has come since it was decided may go again.
+        passing = superblock is not None and superblock.devno not in view.own
+        text = f"the filesystem is also used by {', '.join(foreign)}"
+        if passing:
+            raise refuse("cancelled", text, Next.CANCELLED)
+        raise refuse("refused", text)
     if len(ves) != 1:
         names = ", ".join(ves) or "no VE"
         raise refuse("refused", f"exactly one VE must use the filesystem, not {names}")

@@ -47,6 +47,29 @@ def test_damage_is_repaired_and_the_neighbour_notices_nothing(daemon, make_ve) -
     assert not [i for i in daemon.status()["incidents"] if "declared:ve101" in i["ves"]]
 
 
+def test_whoever_else_has_it_mounted_is_told_of_and_asked_for_again(daemon, make_ve, work) -> None:
+    ve = make_ve()
+    start(daemon, ve)
+    before, point = ve.inode, work / "backup"
+    point.mkdir()
+    script = f"mount {ve.device} {point} && echo && exec sleep 1000"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE) as backup:
+        try:
+            assert backup.stdout is not None
+            assert backup.stdout.readline() == b"\n"
+            ve.damage_directory()
+            incident = daemon.wait_for_incident("open", "needs-operator")
+            wait_until(lambda: "is also used by" in daemon.why(incident["id"]))
+            assert daemon.incidents("ve101")[0]["state"] == "open"
+            assert ve.inode == before
+        finally:
+            backup.kill()
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    assert incident["outcome"] == "repaired", daemon.why(incident["id"])
+    assert ve.wait_for_write()
+    assert ve.lost() == ([], [])
+
+
 @pytest.mark.parametrize("fault", ["abort", "shutdown"])
 def test_a_filesystem_that_the_kernel_has_stopped(daemon, make_ve, fault: str) -> None:
     ve = make_ve()

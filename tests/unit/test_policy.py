@@ -130,6 +130,22 @@ def test_a_filesystem_that_others_use_is_never_repaired(who: Any, why: str) -> N
     assert why in decision.answers[-1].text
 
 
+@pytest.mark.parametrize(
+    ("who", "again_s"),
+    [
+        (scope(foreign_users=("backup.service",)), 30.0),  # it may end, and nothing tells that
+        (scope(ve_facts(), ve_facts(ve_id="lxc:ve102", name="ve102")), None),
+        (scope(ve_facts(hands_off=True)), None),
+    ],
+)
+def test_others_who_use_it_are_asked_for_again(who: Any, again_s: float | None) -> None:
+    decision = ask(who=who)
+    assert (decision.verdict, decision.retry_after_s) == (Verdict.NOTIFY, again_s)
+    later = ask(who=who, now_ns=NOW_NS + 20 * 60 * NS)
+    assert later.retry_after_s == (again_s and 300.0)
+    assert ask(who=who, now_ns=NOW_NS + 86400 * NS).retry_after_s == (again_s and 600.0)
+
+
 SEVERAL = scope(ve_facts(), ve_facts(ve_id="lxc:ve102", name="ve102"))
 ROOM = """
 [[rule]]

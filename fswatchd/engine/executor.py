@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
@@ -56,6 +56,7 @@ _STEP_TIMEOUT_S = {
     "rollback": 900.0,  # a stop, an exchange and a start
 }
 _USUAL_TIMEOUT_S = 60.0
+_OVER = {StepState.DONE, StepState.FAILED, StepState.SKIPPED}
 _NOT_ACTING = {"notify", "quarantine", "rollback"}
 _LAST_SECONDS_S = 60.0
 # A plan that was cancelled is decided about again, so often and after such a pause, doubling.
@@ -98,6 +99,7 @@ class Executor:
         self._ve_locks = VeLocks(inventory)
         self._running: dict[str, RunningRepair] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopped = False
 
     # --- plans ----------------------------------------------------------------------------------
 
@@ -108,12 +110,14 @@ class Executor:
     def submit(self, incident_id: str, decision: Decision, scope: Scope) -> None:
         """Begin to carry out what was decided."""
         incident = self._book.get(incident_id)
-        if incident is None or incident_id in self._tasks:
+        if incident is None or self._stopped:
+            return
+        if incident_id in self._tasks:  # an earlier plan of it still tidies up
+            self._again(incident_id, _AGAIN_S)
             return
         steps = tuple(StepRecord(do=step.do, options=step.model_dump()) for step in decision.steps)
-        asked = [record for record in incident.steps if record.journal.get("asked")]
-        if asked and [s.do for s in incident.steps] == [s.do for s in steps]:
-            steps = incident.steps  # approved: the plan goes on where it asked
+        if _goes_on(incident.steps, steps):
+            steps = incident.steps
         incident = replace(
             incident,
             state=State.ACTING,
@@ -139,7 +143,24 @@ class Executor:
         for incident in self._book.open_incidents():
             if incident.state is State.ACTING:
                 self._book.note(incident.incident_id, "the daemon was restarted in the middle")
-                self._begin(incident, resume=True)
+                await self._take_up(incident.incident_id)
+
+    async def _take_up(self, incident_id: str) -> None:
+        """What has not begun to touch the VE is decided about anew: mode, rules and what people
+        have said may have changed meanwhile. Everything else goes on."""
+        incident = self._book.get(incident_id)
+        if incident is None:
+            return
+        cut_off = [i for i, one in enumerate(incident.steps) if one.state is StepState.RUNNING]
+        if len(cut_off) != 1 or incident.steps[cut_off[0]].do != "fsck" or _has_begun(incident):
+            self._begin(incident, resume=True)
+            return
+        (index,) = cut_off
+        await discard_copies(incident_id, incident.steps[index], self._settings)
+        await self._unlock(incident_id)
+        incident = _asked_again(self._book.get(incident_id) or incident, index)
+        self._book.put(replace(incident, state=State.OPEN, attempts=incident.attempts - 1))
+        self._again(incident_id, 0.0)
 
     async def _recover_locks(self, incident: Incident) -> None:
         stopped = self._has_stopped_its_ve(incident.incident_id)
@@ -172,14 +193,20 @@ class Executor:
 
         A VE that a repair has stopped should not wait for that: such a plan gets time to end.
         """
-        half_way = [task for id_, task in self._tasks.items() if self._has_stopped_its_ve(id_)]
+        self._stopped = True
+        half_way = [task for id_, task in self._tasks.items() if self._is_half_way(id_)]
+        await _cancel([task for task in self._tasks.values() if task not in half_way])
         if half_way:
             await asyncio.wait(half_way, timeout=_LAST_SECONDS_S)
-        for task in list(self._tasks.values()):
-            task.cancel()
-        for task in list(self._tasks.values()):
-            with suppress(asyncio.CancelledError):
-                await task
+        await _cancel(list(self._tasks.values()))
+
+    def _is_half_way(self, incident_id: str) -> bool:
+        incident = self._book.get(incident_id)
+        return incident is not None and any(
+            _touches_the_ve(record)
+            for record in incident.steps
+            if record.state is StepState.RUNNING or _ending(record) is not None
+        )
 
     def _has_stopped_its_ve(self, incident_id: str) -> bool:
         incident = self._book.get(incident_id)
@@ -209,10 +236,10 @@ class Executor:
         self._on_end(incident_id)
 
     async def _carry_out(self, incident: Incident, *, resume: bool) -> None:
-        lock = self._locks.setdefault(
-            ",".join(incident.direct_ves) or incident.incident_id, asyncio.Lock()
-        )
-        async with lock:
+        async with AsyncExitStack() as locks:
+            # Always in the same order: no two plans wait for each other.
+            for name in sorted(incident.direct_ves) or [incident.incident_id]:
+                await locks.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
             try:
                 await self._carry_out_steps(incident, resume=resume)
             finally:
@@ -223,15 +250,13 @@ class Executor:
                     await self._unlock(incident.incident_id)
 
     async def _carry_out_steps(self, incident: Incident, *, resume: bool) -> None:
-        changed = any(
-            record.state is StepState.DONE and record.journal.get("changed")
-            for record in incident.steps
-        )
+        changed = any(record.journal.get("changed") for record in incident.steps)
         for index, record in enumerate(incident.steps):
-            if record.state in {StepState.DONE, StepState.FAILED, StepState.SKIPPED}:
+            result = _ending(record)
+            if result is None and record.state in _OVER:
                 continue
             cut_off = resume and record.state is StepState.RUNNING
-            result = self._disarmed(incident.incident_id, index)
+            result = result or self._disarmed(incident.incident_id, index)
             if result is None:
                 await self._take_evidence(incident.incident_id, index)
                 result = await self._step(incident.incident_id, index, cut_off=cut_off)
@@ -257,7 +282,10 @@ class Executor:
         incident = self._book.get(incident_id)
         for index, record in enumerate(incident.steps if incident else ()):
             if record.journal.get("lock") and not problems:
-                await self._context(incident_id, index).journal(lock=None)
+                try:
+                    await self._context(incident_id, index).journal(lock=None)
+                except StoreError as error:
+                    log.warning("that a lock was given back is not recorded: %s", error)
         return problems
 
     def _hand_over_locked(self, incident_id: str, problems: list[str]) -> None:
@@ -346,6 +374,7 @@ class Executor:
         incident = self._book.get(incident_id)
         if incident is None:
             return
+        incident = _settled(incident, index)
         record = incident.steps[index]
         if result.next is Next.ASK:
             journal = {**record.journal, "asked": True}
@@ -361,11 +390,11 @@ class Executor:
             return
         if result.next in {Next.CANCELLED, Next.WAIT} and not _has_begun(incident):
             # It may be asked for once more, as a plan does that an approval lets go on.
-            again = replace(record, state=StepState.PENDING, ended_ns=None)
-            incident = replace(incident.with_step(index, again), asks="")
             if result.next is Next.WAIT:
-                self._wait(incident, result.detail)
+                self._wait(_asked_again(incident, index), result.detail)
             else:
+                again = replace(record, state=StepState.PENDING, ended_ns=None)
+                incident = replace(incident.with_step(index, again), asks="")
                 self._cancelled(incident, result.detail)
             return
         incident = replace(_skip_rest(incident, index), asks="")
@@ -380,12 +409,10 @@ class Executor:
         elif (
             result.next is Next.FAILED
             and record.options.get("on_failure") == "rollback"
-            and incident.undo is not None
-            and "original" in incident.undo
-        ):
+            and any(one.journal.get("put_aside") for one in incident.steps)
+        ):  # what an earlier plan has put aside is older than what the VE has written since
             self._acted(incident, failed=True)
-            self._book.note(incident_id, f"rolling back: {result.detail}")
-            asyncio.get_running_loop().call_soon(self._roll_back_after_failure, incident_id)
+            self.begin_rollback(incident.noted(time.time_ns(), f"rolling back: {result.detail}"))
         else:
             self._acted(incident, failed=record.do != "quarantine")
             self._hand_over(incident, result.detail)
@@ -414,11 +441,6 @@ class Executor:
         )
         self._book.put(incident.noted(time.time_ns(), f"waits: {why}"))
         self._again(incident.incident_id, _BUSY_AGAIN_S)
-
-    def _roll_back_after_failure(self, incident_id: str) -> None:
-        incident = self._book.get(incident_id)
-        if incident is not None:
-            self.begin_rollback(incident)
 
     def _finish_all(self, incident_id: str, *, changed: bool) -> None:
         incident = self._book.get(incident_id)
@@ -473,10 +495,57 @@ def _timeout(record: StepRecord) -> float:
     return _STEP_TIMEOUT_S.get(record.do, _USUAL_TIMEOUT_S)
 
 
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _goes_on(known: tuple[StepRecord, ...], wanted: tuple[StepRecord, ...]) -> bool:
+    """Whether the plan goes on where it has asked, or had to wait: what is done is not repeated."""
+    marks = {mark for one in known for mark in one.journal if one.state is StepState.PENDING}
+    if "asked" in marks:
+        return [one.do for one in known] == [one.do for one in wanted]
+    if "waited" in marks:
+        plans = [[(one.do, one.options) for one in steps] for steps in (known, wanted)]
+        return plans[0] == plans[1]
+    return False
+
+
+def _asked_again(incident: Incident, index: int) -> Incident:
+    """The step has done nothing, and is done later."""
+    record = incident.steps[index]
+    journal = {**record.journal, "waited": True}
+    again = replace(record, state=StepState.PENDING, ended_ns=None, progress=None, journal=journal)
+    return replace(incident.with_step(index, again), asks="")
+
+
+def _ending(record: StepRecord) -> StepResult | None:
+    """How a step has ended whose plan ends with it, and an earlier run of the daemon ended before
+    that; None for all others."""
+    following = Next(str(record.journal.get("next", Next.CONTINUE)))
+    if record.state not in _OVER or following is Next.CONTINUE:
+        return None
+    changed = bool(record.journal.get("changed"))
+    return StepResult(next=following, result=record.result, detail=record.detail, changed=changed)
+
+
+def _settled(incident: Incident, index: int) -> Incident:
+    """What follows from the step's end is done, or done with."""
+    record = incident.steps[index]
+    journal = {key: value for key, value in record.journal.items() if key != "next"}
+    return incident.with_step(index, replace(record, journal=journal))
+
+
 def _has_begun(incident: Incident) -> bool:
     """Whether a step of the plan has begun to do what cannot just be left as it is."""
-    marks = ("stopping", "swapping", "writing", "changed")
-    return any(record.journal.get(mark) for record in incident.steps for mark in marks)
+    return any(_touches_the_ve(one) or one.journal.get("changed") for one in incident.steps)
+
+
+def _touches_the_ve(record: StepRecord) -> bool:
+    return any(record.journal.get(mark) for mark in ("stopping", "swapping", "writing"))
 
 
 def _skip_rest(incident: Incident, index: int) -> Incident:

@@ -101,10 +101,17 @@ class StepContext:
     async def started(self) -> None:
         """The step begins: that is on the disk before anything is done."""
         started = self.record.started_ns or time.time_ns()
-        await self._save(replace(self.record, state=StepState.RUNNING, started_ns=started))
+        journal = {key: value for key, value in self.record.journal.items() if key != "next"}
+        await self._save(
+            replace(self.record, state=StepState.RUNNING, started_ns=started, journal=journal)
+        )
 
     def ended(self, result: StepResult) -> None:
-        """The step has ended."""
+        """The step has ended. What follows from it is kept with it: a daemon that ends before the
+        plan does ends that plan when it starts again, and goes on with nothing else."""
+        facts = {"changed": result.changed, "next": result.next.value}
+        if result.undo is not None and "original" in result.undo:
+            facts["put_aside"] = True
         done = result.next in {Next.CONTINUE, Next.FINISHED}
         record = replace(
             self.record,
@@ -113,7 +120,7 @@ class StepContext:
             result=result.result,
             detail=result.detail,
             progress=None,
-            journal={**self.record.journal, "changed": result.changed},
+            journal={**self.record.journal, **facts},
         )
         incident = self.incident.with_step(self._index, record)
         if result.undo is not None:

@@ -38,9 +38,16 @@ class LockedError(FswatchError):
 
 @dataclass(slots=True)
 class _Held:
+    """`taken` is not set before that is certain: who is cut off while it takes one cannot tell.
+
+    While it is `given_back` the inventory shows it as it is.
+    """
+
     lock: Lock
     owner: str
     fd: int | None = None
+    taken: bool = False
+    given_back: bool = False
 
 
 class VeLocks:
@@ -54,7 +61,9 @@ class VeLocks:
     def seen(self, ve: Ve) -> Ve:
         """The VE for the inventory: our own lock is no reason to wait, and needs other commands."""
         held = self._held.get(ve.ve_id)
-        return ve if held is None else as_locked(ve, held.lock)
+        if held is None or not held.taken or held.given_back:
+            return ve
+        return as_locked(ve, held.lock)
 
     async def take(self, ve: Ve, owner: str, journal: Journal) -> Ve:
         """Lock the VE for `owner`; returns it with the commands that work then.
@@ -63,7 +72,7 @@ class VeLocks:
         and again right before the VE is stopped (`scope.still_the_same`).
         """
         held = self._held.get(ve.ve_id)
-        if held is not None and held.owner == owner:
+        if held is not None and held.owner == owner and held.taken:
             return as_locked(ve, held.lock)
         now = self._inventory.view.ves.get(ve.ve_id)
         if now is not None and now.busy:
@@ -71,15 +80,17 @@ class VeLocks:
         if ve.lock is None:
             return ve
         await journal(lock=describe(ve.ve_id, ve.lock))
+        held = self._held[ve.ve_id] = _Held(ve.lock, owner)
         try:
-            fd = await _take(ve.lock)
+            held.fd = await _take(ve.lock)
         except LockedError as error:
+            del self._held[ve.ve_id]
             await journal(lock=None)
             raise refuse("busy", f"{ve.ve_id} is busy: {error.message}", Next.WAIT) from None
+        held.taken = True
         if ve.lock.written_in is not None:
             stamp = await _stamp(ve.lock.written_in)
             await journal(lock={**describe(ve.ve_id, ve.lock), "stamp": stamp})
-        self._held[ve.ve_id] = _Held(ve.lock, owner, fd)
         if ve.lock.busy is not None:
             await self._inventory.refresh()
         return as_locked(ve, ve.lock)
@@ -96,8 +107,12 @@ class VeLocks:
         if lock is None or lock.file is not None:
             return None
         if await _is_as_taken(lock, facts):
-            self._held[ve_id] = _Held(lock, owner)
+            self._held[ve_id] = _Held(lock, owner, taken=True)
             return None
+        return await self._uncertain(ve_id, lock)
+
+    async def _uncertain(self, ve_id: VeId, lock: Lock) -> str | None:
+        """What to tell of a lock that may be ours; None where there is none."""
         await self._inventory.refresh()
         ve = self._inventory.view.ves.get(ve_id)
         if ve is None or ve.busy != lock.busy:
@@ -116,12 +131,14 @@ class VeLocks:
             del self._held[ve_id]
 
     async def release(self, owner: str) -> list[str]:
-        """Give back all that `owner` holds; returns what could not be."""
+        """Give back all that `owner` holds; returns what could not be. Who is cut off in the middle
+        holds it still, and may ask again."""
         problems = []
         for ve_id, held in list(self._held.items()):
             if held.owner == owner:
-                del self._held[ve_id]
+                held.given_back = True
                 problem = await self._release(ve_id, held)
+                self._held.pop(ve_id, None)
                 if problem is not None:
                     problems.append(problem)
         return problems
@@ -129,8 +146,11 @@ class VeLocks:
     async def _release(self, ve_id: VeId, held: _Held) -> str | None:
         if held.fd is not None:
             os.close(held.fd)
+            held.fd = None
         if not held.lock.release:
             return None
+        if not held.taken:
+            return await self._uncertain(ve_id, held.lock)
         await self._inventory.refresh()
         ve = self._inventory.view.ves.get(ve_id)
         if ve is None or (held.lock.busy is not None and ve.busy != held.lock.busy):

@@ -14,6 +14,7 @@ from fswatchd.inventory.view import NodeView
 from fswatchd.platforms import proxmox
 from fswatchd.platforms.proxmox_config import read_config
 from fswatchd.repair.platform_lock import VeLocks
+from fswatchd.store.store import StoreError
 
 TAKE, UNLOCK = ("pct", "set", "101", "--lock", "disk"), ("pct", "unlock", "101")
 
@@ -136,3 +137,43 @@ async def test_where_there_is_no_lock_like_ours_nothing_is_to_be_done(
     assert await locks.adopt(node.journal["lock"], "one") is None
     assert await locks.release("one") == []
     assert node.asked == [TAKE]
+
+
+async def test_what_fails_after_it_was_taken_does_not_hide_that_it_is_ours(node: Node) -> None:
+    """A state disk that is full, or a deadline, while that is written down."""
+    written: list[object] = []
+
+    async def full(**facts: Any) -> None:
+        written.append(facts)
+        if len(written) == 2:
+            raise StoreError("no space left on device")
+
+    locks = node.daemon()
+    with pytest.raises(StoreError):
+        await locks.take(node.ve(), "one", full)
+    assert node.lock() == "disk"
+    assert await locks.release("one") == []
+    assert (node.lock(), node.asked) == (None, [TAKE, UNLOCK])
+
+
+async def test_cut_off_while_it_is_taken_that_is_told(node: Node) -> None:
+    """By a deadline, and not by a kill: the same run is asked to give it back."""
+    locks = node.daemon()
+    node.killed = "after it was written"
+    with pytest.raises(KilledError):
+        await locks.take(node.ve(), "one", node.note)
+    node.killed = ""
+    (problem,) = await locks.release("one")
+    assert "nobody can tell whether that lock is ours" in problem
+    assert (node.lock(), node.asked) == ("disk", [TAKE])
+
+
+async def test_cut_off_while_it_is_given_back_it_can_be_asked_for_again(node: Node) -> None:
+    locks = node.daemon()
+    await locks.take(node.ve(), "one", node.note)
+    node.killed = "before it was written"
+    with pytest.raises(KilledError):
+        await locks.release("one")
+    node.killed = ""
+    assert await locks.release("one") == []
+    assert (node.lock(), node.asked) == (None, [TAKE, UNLOCK, UNLOCK])

@@ -70,7 +70,7 @@ def cancelled(
         lambda _, delay_s: again.append(delay_s),
     )
     found = builders.incident(state=State.ACTING, attempts=attempts)
-    executor._cancelled(found, "the VE was restarted")
+    executor._end.cancelled(found, "the VE was restarted")
     return book.last, again
 
 
@@ -121,7 +121,7 @@ def test_after_a_failed_step_nothing_of_the_plan_is_pending_any_more() -> None:
         lambda _: None,
         lambda *_: None,
     )
-    executor._finish(ID, 0, StepResult(next=Next.FAILED, result="failed", detail="it failed"))
+    executor._end.finish(ID, 0, StepResult(next=Next.FAILED, result="failed", detail="it failed"))
     assert kept[-1].state is State.NEEDS_OPERATOR
     assert [step.state.value for step in kept[-1].steps] == ["failed", "skipped", "skipped"]
 
@@ -202,5 +202,5 @@ def test_what_a_scrub_has_mended_is_watched_and_no_false_alarm(
     executor = Executor(
         cast("Any", shelf), nothing, nothing, history, nothing, nothing, {}, nothing, print, print
     )
-    executor._finish(ID, 1, StepResult(next=Next.FINISHED, result=second, detail="it is clean"))
+    executor._end.finish(ID, 1, StepResult(next=Next.FINISHED, result=second, detail="it is clean"))
     assert (shelf.last.state, shelf.last.outcome) == (state, outcome)

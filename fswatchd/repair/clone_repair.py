@@ -309,6 +309,8 @@ class CloneRepair:
                 await self._context.journal(fresh=False, stamp=image.stamp())
                 await self._make_clone(target)
                 await self._cure()
+                if self._needs_nothing and not self._is_ours_to_start():
+                    raise first_look.whole_as_it_stands(self._context)
                 await self._context.journal(fresh=True)
             # Somebody may have started the VE, and stopped it again: then the clone lacks that.
             if image.is_unchanged(RepairJournal.read(self._context.record.journal).stamp):
@@ -318,6 +320,10 @@ class CloneRepair:
             fresh = False
         text = f"{image.path} is still being written to, although its VE is stopped"
         raise refuse("stale", text, Next.OPERATOR)
+
+    def _is_ours_to_start(self) -> bool:
+        """Whether the VE was stopped by us, or has lost what its owner has to be shown."""
+        return bool(self._context.record.journal.get("stopping") or self._context.incident.lost)
 
     def resume_outage(self, target: Target) -> None:
         """An earlier run of the daemon has stopped the VE."""
@@ -435,7 +441,9 @@ class CloneRepair:
             return _failed("does not start", text, undo)
         _, superblock = found
         context.filesystem_is_now(superblock)
-        unwell = await verify.healthy(context.inventory, context.state, superblock)
+        unwell = await verify.healthy(
+            context.inventory, context.state, superblock, may_be_full=True
+        )
         if unwell is not None:
             text = f"{ve.ve_id} runs on the repaired image, but {unwell}; {kept}"
             return _failed("not healthy", text, undo)

@@ -73,6 +73,11 @@ async def standing(context: ActionContext, step: FsckStep, target: Target, image
         await consent.within_bounds(context, step, seen.cure, seen.seconds)
 
 
+def whole_as_it_stands(context: ActionContext) -> StepEnded:
+    """The ending where a VE that somebody else has stopped has nothing to be repaired."""
+    return _whole(context, "its VE is stopped, and a clone of the volume is clean")
+
+
 def whole_again(context: ActionContext, seen: Cure | None) -> StepEnded:
     """The ending where nothing is left for which the VE would have to be stopped.
 

@@ -273,7 +273,9 @@ async def _verified(
             on_device = target.identity and superblock.uuid == target.identity.uuid
             if on_image or on_device:
                 context.filesystem_is_now(superblock)
-                problem = await verify.healthy(context.inventory, context.state, superblock)
+                problem = await verify.healthy(
+                    context.inventory, context.state, superblock, may_be_full=True
+                )
                 break
     if problem is not None:
         return StepResult(

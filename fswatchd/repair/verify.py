@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 
@@ -17,6 +18,7 @@ from fswatchd.steps import ActionContext
 
 _PROBE_TIMEOUT_S = 10.0
 _LOOK_EVERY_S = 0.02
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _STOPPED = {"emergency_ro", "shutdown", "ro"}
 
 
@@ -38,8 +40,18 @@ async def find_mounted(
         await context.inventory.refresh()
 
 
-async def healthy(inventory: Inventory, state: StateSource, superblock: Superblock) -> str | None:
-    """None when options, error counter and a write prove health; otherwise what does not."""
+async def healthy(
+    inventory: Inventory,
+    state: StateSource,
+    superblock: Superblock,
+    *,
+    may_be_full: bool = False,
+) -> str | None:
+    """None when options, error counter and a write prove health; otherwise what does not.
+
+    One that `may_be_full` is well also where a write ends with no more than ENOSPC or EDQUOT: that
+    is what a whole filesystem without room says.
+    """
     options = inventory.current_options(superblock)
     if options is None:
         return f"{superblock.device} is not mounted"
@@ -51,11 +63,13 @@ async def healthy(inventory: Inventory, state: StateSource, superblock: Superblo
     # Those of btrfs are of its device and its past; no repair and no new mount sets them back.
     if errors and superblock.fstype != "btrfs":
         return f"the filesystem has recorded {errors} errors"
-    return await writable(inventory, superblock)
+    return await writable(inventory, superblock, may_be_full=may_be_full)
 
 
-async def writable(inventory: Inventory, superblock: Superblock) -> str | None:
-    """None when a write to it succeeds; otherwise what happens."""
+async def writable(
+    inventory: Inventory, superblock: Superblock, *, may_be_full: bool = False
+) -> str | None:
+    """None when a write to it succeeds; otherwise what happens. `may_be_full` as above."""
     try:
         async with inventory.opened(superblock) as mount:
             directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
@@ -67,5 +81,7 @@ async def writable(inventory: Inventory, superblock: Superblock) -> str | None:
     except TimeoutError:
         return f"a write did not return within {_PROBE_TIMEOUT_S:.0f} s"
     except (OSError, HelperError) as error:
+        if may_be_full and getattr(error, "errno", None) in _FULL:
+            return None
         return f"a write fails: {error}"
     return None

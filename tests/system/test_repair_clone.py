@@ -383,6 +383,18 @@ def test_a_stopped_ve_can_be_repaired_too(daemon, make_ve) -> None:
     assert ve.lost()[0] == []
 
 
+def test_a_stopped_ve_that_is_whole_stays_stopped(daemon, make_ve) -> None:
+    ve = make_ve()
+    start(daemon, ve, mode="observe")
+    ve.kill()
+    before = ve.inode
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    assert incident["outcome"] == "false-alarm", daemon.why(incident["id"])
+    assert (ve.inode, cgroup.pids(ve.cgroup)) == (before, [])
+    assert not list(ve.image.parent.glob(f"{ve.image.name}.*"))
+
+
 def test_the_bystander_is_not_held_up(daemon, make_ve) -> None:
     """Its longest pause while the other one is repaired, beside its longest pause before."""
     ve, bystander = make_ve(), make_ve("ve102")

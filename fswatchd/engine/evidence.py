@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -64,24 +66,33 @@ class EvidenceRoom:
 
         That of an incident which is still open stays.
         """
-        found = {incident.incident_id: incident for incident in await store.incidents()}
-        for path in await asyncio.to_thread(self._due, found, now_ns):
+        kept = await asyncio.to_thread(self._kept)
+        found = await store.known_incidents([path.stem for _, path in kept])
+        for path in self._due(kept, found, now_ns):
             with suppress(OSError):
-                path.unlink()
+                await asyncio.to_thread(path.unlink)
             incident = found.get(path.stem)
             if incident is not None and incident.state is State.CLOSED:
                 await store.save_incident(replace(incident, evidence=None))
 
-    def _due(self, found: dict[str, Incident], now_ns: int) -> list[Path]:
-        due, total = [], 0
+    def _kept(self) -> list[tuple[os.stat_result, Path]]:
         with suppress(OSError):
-            kept = [(path.stat(), path) for path in self._directory.glob("*.json*")]
-            for status, path in sorted(kept, key=lambda one: one[0].st_mtime_ns, reverse=True):
-                total += status.st_size
-                incident = found.get(path.stem)
-                if incident is not None and incident.state is not State.CLOSED:
-                    continue
-                since_ns = (incident.closed_ns if incident else None) or status.st_mtime_ns
-                if now_ns - since_ns > self._keep_s * NS or total > _MAX_TOTAL:
-                    due.append(path)
+            return [(path.stat(), path) for path in self._directory.glob("*.json*")]
+        return []
+
+    def _due(
+        self,
+        kept: list[tuple[os.stat_result, Path]],
+        found: Mapping[str, Incident | None],
+        now_ns: int,
+    ) -> list[Path]:
+        due, total = [], 0
+        for status, path in sorted(kept, key=lambda one: one[0].st_mtime_ns, reverse=True):
+            total += status.st_size
+            incident = found.get(path.stem)
+            if path.stem in found and (incident is None or incident.state is not State.CLOSED):
+                continue
+            since_ns = (incident.closed_ns if incident else None) or status.st_mtime_ns
+            if now_ns - since_ns > self._keep_s * NS or total > _MAX_TOTAL:
+                due.append(path)
         return due

@@ -56,7 +56,7 @@ class ReserveWatch:
 
     async def run(self) -> None:
         """Look for ever."""
-        for incident in await self._store.incidents():
+        for incident in await self._store.with_original():
             if incident.incident_id not in self._kept:
                 self._remember(incident)
         while True:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,32 +45,25 @@ class Retention:
 
     async def look(self) -> None:
         """Delete what is due."""
-        known = {incident.incident_id: incident for incident in await self._store.incidents()}
-        for incident in known.values():
+        for incident in await self._store.with_original():
             if is_due(incident, time.time_ns()):
                 await self._delete(incident)
-        await asyncio.to_thread(self._sweep_undo, known, time.time_ns())
+        await self._sweep_undo(time.time_ns())
         await self._evidence.sweep(self._store, time.time_ns())
 
-    def _sweep_undo(self, known: Mapping[str, Incident], now_ns: int) -> None:
+    async def _sweep_undo(self, now_ns: int) -> None:
         """Undo files that are due, and their directories once these are empty.
 
-        What nothing is known of any more is as old as its directory.
+        What nothing is known of any more is as old as its directory; what is known and cannot be
+        read stays.
         """
-        with suppress(OSError):
-            for directory in self._undo.iterdir():
-                incident = known.get(directory.name)
-                if incident is not None and incident.state is not State.CLOSED:
-                    continue
-                keep_s = (incident.undo or {}).get("keep_s") if incident else None
-                keep_ns = NS * (keep_s if isinstance(keep_s, int | float) else _KEEP_UNDO_S)
-                since_ns = (incident and incident.closed_ns) or directory.stat().st_mtime_ns
-                if now_ns - since_ns > keep_ns:
-                    for file in directory.glob("*.e2undo*"):
-                        file.unlink()
-                        log.info("%s was deleted: it had been kept long enough", file)
+        directories = await asyncio.to_thread(_directories, self._undo)
+        known = await self._store.known_incidents([one.name for one in directories])
+        for directory in directories:
+            incident = known.get(directory.name)
+            if directory.name not in known or (incident and incident.state is State.CLOSED):
                 with suppress(OSError):
-                    directory.rmdir()
+                    await asyncio.to_thread(_sweep, directory, incident, now_ns)
 
     async def _delete(self, incident: Incident) -> None:
         undo = dict(incident.undo or {})
@@ -80,6 +72,23 @@ class Retention:
         log.info("%s: %s", incident.incident_id, story)
         done = replace(incident, undo=undo).noted(time.time_ns(), story)
         await self._store.save_incident(done, durable=True)
+
+
+def _directories(below: Path) -> list[Path]:
+    with suppress(OSError):
+        return list(below.iterdir())
+    return []
+
+
+def _sweep(directory: Path, incident: Incident | None, now_ns: int) -> None:
+    keep_s = (incident.undo or {}).get("keep_s") if incident else None
+    keep_ns = NS * (keep_s if isinstance(keep_s, int | float) else _KEEP_UNDO_S)
+    since_ns = (incident and incident.closed_ns) or directory.stat().st_mtime_ns
+    if now_ns - since_ns > keep_ns:
+        for file in directory.glob("*.e2undo*"):
+            file.unlink()
+            log.info("%s was deleted: it had been kept long enough", file)
+    directory.rmdir()
 
 
 def is_due(incident: Incident, now_ns: int) -> bool:

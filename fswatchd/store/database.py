@@ -69,6 +69,12 @@ CREATE INDEX outbox_by_state ON outbox (state);
 CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
+# SQLite keeps an index of what this finds, if it is asked for in the very same words.
+HAS_ORIGINAL = (
+    "CASE WHEN json_valid(document) THEN json_extract(document, '$.undo.original') END IS NOT NULL"
+)
+_INDEX = f"CREATE INDEX IF NOT EXISTS incident_with_original ON incident (id) WHERE {HAS_ORIGINAL}"
+
 # sqlite3.h: what is there is no database, or not a whole one.
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -315,6 +321,8 @@ class Database:
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             raise StoreError(f"schema {version}, this version of fswatchd knows {SCHEMA_VERSION}")
+        with suppress(sqlite3.OperationalError):  # a disk that is full: then all rows are read
+            database.execute(_INDEX)
         status = os.stat(self._path)
         self._inode = (status.st_dev, status.st_ino)
         return database

@@ -26,7 +26,7 @@ from fswatchd.devno import Devno
 from fswatchd.events import EventClass, FsEvent, Severity
 from fswatchd.incidents import Incident, State
 from fswatchd.kernlog import grammar
-from fswatchd.store.database import Database, StoreError
+from fswatchd.store.database import HAS_ORIGINAL, Database, StoreError
 from fswatchd.store.eventlog import Skip
 
 __all__ = ["RECORD_COLUMNS", "Delivery", "EventPage", "Skip", "Store", "StoreError", "StoredEvent"]
@@ -273,6 +273,29 @@ class Store(Database):
     async def incidents(self, limit: int = 1000) -> list[Incident]:
         """The newest incidents, closed ones too, newest first."""
         return await self._incidents("ORDER BY opened_ns DESC LIMIT ?", (limit,))
+
+    async def with_original(self) -> list[Incident]:
+        """Every incident, however old, whose volume from before a repair is kept."""
+        return await self._incidents(f"WHERE {HAS_ORIGINAL}", ())
+
+    async def known_incidents(self, ids: Sequence[str]) -> dict[str, Incident | None]:
+        """Those of these that there are, however old; None for one that cannot be read."""
+        if not ids:
+            return {}
+
+        def work(database: sqlite3.Connection) -> dict[str, Incident | None]:
+            found: dict[str, Incident | None] = {}
+            for one in ids:
+                row = database.execute(
+                    "SELECT document FROM incident WHERE id = ?", (one,)
+                ).fetchone()
+                if row is not None:
+                    found[one] = None
+                    with suppress(ValueError):
+                        found[one] = _incident_type().validate_json(row[0])
+            return found
+
+        return await self.ask(work)
 
     async def find_incidents(self, text: str) -> list[Incident]:
         """The incidents whose id is `text`, or ends in it."""

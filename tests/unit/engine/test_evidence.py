@@ -61,8 +61,8 @@ class Store:
     def __init__(self, *found) -> None:
         self.found, self.saved = list(found), []
 
-    async def incidents(self):
-        return self.found
+    async def known_incidents(self, ids):
+        return {one.incident_id: one for one in self.found if one.incident_id in ids}
 
     async def save_incident(self, changed) -> None:
         self.saved.append(changed)

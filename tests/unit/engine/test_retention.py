@@ -12,6 +12,7 @@ import pytest
 
 from fswatchd.engine.retention import Retention
 from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.store.store import Store
 from tests.unit.builders import incident
 
 DAY_S = 86400
@@ -24,8 +25,11 @@ class Known:
     def __init__(self, *found: Incident) -> None:
         self.found = list(found)
 
-    async def incidents(self) -> list[Incident]:
-        return self.found
+    async def with_original(self) -> list[Incident]:
+        return [one for one in self.found if "original" in (one.undo or {})]
+
+    async def known_incidents(self, ids: list[str]) -> dict[str, Incident | None]:
+        return {one.incident_id: one for one in self.found if one.incident_id in ids}
 
     async def sweep(self, store: object, now_ns: int) -> None:
         """Nothing."""
@@ -95,3 +99,16 @@ async def test_nothing_else_in_such_a_directory_is_deleted(tmp_path: Path) -> No
     (directory / "notes.txt").write_text("a person's")
     await look(tmp_path, repaired(State.CLOSED, 8, 7))
     assert [path.name for path in directory.iterdir()] == ["notes.txt"]
+
+
+async def test_the_undo_file_of_an_open_incident_stays_however_many_are_newer(tmp_path) -> None:
+    store = Store(tmp_path / "fswatchd.db")
+    await store.open()
+    store.save_incident(repaired(State.NEEDS_OPERATOR, 99, 7))
+    for number in range(1000):
+        newer = replace(incident(), incident_id=f"{number}", opened_ns=time.time_ns())
+        store.save_incident(newer)
+    directory = undo_directory(tmp_path, empty=False, days_ago=99)
+    await Retention(store, cast("Any", Known()), tmp_path).look()
+    await store.close()
+    assert len(list(directory.iterdir())) == 2

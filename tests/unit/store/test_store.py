@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fswatchd.incidents import Outcome, State, StepRecord
+from fswatchd.store.database import HAS_ORIGINAL
 from fswatchd.store.spool import Spool
 from fswatchd.store.store import Delivery, Store, StoredEvent, StoreError
 from tests.unit.builders import NOW_NS, event, incident, lost_write
@@ -296,3 +297,36 @@ async def test_which_file_has_lost_data_comes_back_with_the_event(store: Store) 
     await add(store, StoredEvent(cursor=cursor, event=one, ves=(), incident_id="i"))
     (again,) = await store.events_of("i", 0)
     assert again.event.lost == lost
+
+
+async def test_an_original_of_long_ago_is_found_among_thousands_without_reading_them(store) -> None:
+    kept = replace(incident(), incident_id="kept", undo={"original": "/x"}, opened_ns=1)
+    for number in range(1001):
+        store.save_incident(replace(incident(), incident_id=f"{number}", opened_ns=2 + number))
+    await store.save_incident(kept)
+    store = await reopened(store)
+    assert await store.with_original() == [kept]
+    plan = await store.ask(
+        lambda database: database.execute(
+            f"EXPLAIN QUERY PLAN SELECT document FROM incident WHERE {HAS_ORIGINAL}"
+        ).fetchone()["detail"]
+    )
+    assert "incident_with_original" in plan
+    await store.close()
+
+
+async def test_what_is_known_and_cannot_be_read_is_not_unknown(store) -> None:
+    found = replace(incident(), incident_id="closed", state=State.CLOSED)
+    await store.save_incident(found)
+    await store.save_incident(replace(found, incident_id="broken"))
+    for document in ("not JSON", '{"undo": 5}'):
+        await store.submit(
+            lambda database, document=document: (
+                database.execute(
+                    "UPDATE incident SET document = ? WHERE id = 'broken'", (document,)
+                ).rowcount
+            )
+        )
+        known = await store.known_incidents(["closed", "broken", "never"])
+        assert known == {"closed": found, "broken": None}
+        assert await store.with_original() == []

@@ -55,6 +55,7 @@ class IncidentBook:
         self._owed: dict[str, Incident] = {}
         self._owed_again: asyncio.TimerHandle | None = None
         self._listeners: list[Listener] = []
+        self._amending = asyncio.Lock()
 
     async def load(self) -> list[Incident]:
         """Take in what an earlier run of the daemon left open."""
@@ -175,6 +176,23 @@ class IncidentBook:
         incident = self._open.get(incident_id)
         if incident is not None:
             self.put(incident.noted(time.time_ns(), text))
+
+    async def amend(
+        self, incident_id: str, change: Callable[[Incident], Incident | None]
+    ) -> Incident | None:
+        """Change a closed incident as it is kept now; returns it when that is on the disk.
+
+        None, and nothing is changed, where it is open, where the database does not know it as
+        closed yet, and where `change` returns None. Raises StoreError.
+        """
+        async with self._amending:
+            found = (await self._store.known_incidents([incident_id])).get(incident_id)
+            if found is None or found.state is not State.CLOSED or incident_id in self.newest():
+                return None
+            changed = change(found)
+            if changed is not None:
+                await self._store.save_incident(changed, durable=True)
+            return changed
 
     def flush(self) -> None:
         """Save what has changed since the last time."""

@@ -261,7 +261,8 @@ class Daemon:
         await self._executor.recover()
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
-        retention = Retention(self.store, self.evidence, self._config.daemon.state_dir)
+        state_dir = self._config.daemon.state_dir
+        retention = Retention(self.store, self._book, self.evidence, state_dir)
         self._run_forever("retention", retention.run)
         self._run_forever("reserve", self._reserve.run)
         self._run_forever("marks", self._listening.keep_marked)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fswatchd.book import IncidentBook
 from fswatchd.engine.step_context import StepContext
 from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.helpers.client import HelperError
@@ -61,7 +62,7 @@ class EvidenceRoom:
                 code="FSW-UNKNOWN-EVIDENCE",
             ) from None
 
-    async def sweep(self, store: Store, now_ns: int) -> None:
+    async def sweep(self, store: Store, book: IncidentBook, now_ns: int) -> None:
         """Delete what is too old, and the oldest where there is too much of it.
 
         That of an incident which is still open stays.
@@ -69,11 +70,11 @@ class EvidenceRoom:
         kept = await asyncio.to_thread(self._kept)
         found = await store.known_incidents([path.stem for _, path in kept])
         for path in self._due(kept, found, now_ns):
+            if book.get(path.stem) is not None:
+                continue
             with suppress(OSError):
                 await asyncio.to_thread(path.unlink)
-            incident = found.get(path.stem)
-            if incident is not None and incident.state is State.CLOSED:
-                await store.save_incident(replace(incident, evidence=None))
+            await book.amend(path.stem, _without_evidence)
 
     def _kept(self) -> list[tuple[os.stat_result, Path]]:
         with suppress(OSError):
@@ -96,3 +97,7 @@ class EvidenceRoom:
             if now_ns - since_ns > self._keep_s * NS or total > _MAX_TOTAL:
                 due.append(path)
         return due
+
+
+def _without_evidence(incident: Incident) -> Incident:
+    return replace(incident, evidence=None)

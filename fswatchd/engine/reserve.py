@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
-from fswatchd.engine.retention import delete_original
+from fswatchd.engine.originals import give_up
 from fswatchd.incidents import Incident, State
 from fswatchd.repair import storage
 from fswatchd.repair.journal import read_volume
@@ -102,21 +101,17 @@ class ReserveWatch:
         oldest = min(settled, key=lambda kept: kept.closed_ns or 0, default=None)
         if oldest is None:
             return False
-        undo = dict(oldest.undo or {})
-        why = f"{place} had {show_size(missing)} less than the reserve"
-        path, recorded = str(undo.pop("original")), undo.pop("original_file", None)
-        gone, story = await delete_original(path, recorded, why)
-        log.warning("%s: %s", oldest.incident_id, story)
         del self._kept[oldest.incident_id]
-        if not gone:
-            return True  # somebody holds it: try the next
-        done = replace(oldest, undo=undo).noted(time.time_ns(), story)
+        why = f"{place} had {show_size(missing)} less than the reserve"
         try:
-            await self._store.save_incident(done, durable=True)
+            done = await give_up(self._book, oldest.incident_id, why, lambda _: True)
         except StoreError as error:
-            log.error("%s: what was deleted cannot be recorded: %s", done.incident_id, error)
-        self._tell(done)
-        return True
+            log.error("%s: its original stays: %s", oldest.incident_id, error)
+            return True
+        if done is not None:
+            log.warning("%s: its original is gone: %s", oldest.incident_id, why)
+            self._tell(done)
+        return True  # somebody holds it, or it is wanted: try the next
 
     def _judge(self, place: str, missing: int) -> None:
         if missing <= 0:

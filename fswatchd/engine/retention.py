@@ -1,8 +1,5 @@
 """Deletes damaged originals when nobody needs them any more: they share blocks with the repaired
 image, and every block that the VE overwrites takes room while they exist. Undo files and evidence.
-
-Deleted is only the very volume that a repair has put aside, told by inode or UUID, that nobody has
-open.
 """
 
 from __future__ import annotations
@@ -11,28 +8,30 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
+from fswatchd.book import IncidentBook
 from fswatchd.engine.evidence import EvidenceRoom
+from fswatchd.engine.originals import give_up
 from fswatchd.incidents import Incident, State
-from fswatchd.repair import storage
-from fswatchd.repair.journal import read_volume
-from fswatchd.steps import ActionSettings
 from fswatchd.store.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 3600.0
 _KEEP_UNDO_S = 7 * 86400.0
+_WHY = "it had been kept long enough"
 NS = 1_000_000_000
 
 
 class Retention:
     """Looks once an hour."""
 
-    def __init__(self, store: Store, evidence: EvidenceRoom, state_dir: Path) -> None:
+    def __init__(
+        self, store: Store, book: IncidentBook, evidence: EvidenceRoom, state_dir: Path
+    ) -> None:
         self._store = store
+        self._book = book
         self._evidence = evidence
         self._undo = state_dir / "undo"
 
@@ -46,10 +45,10 @@ class Retention:
     async def look(self) -> None:
         """Delete what is due."""
         for incident in await self._store.with_original():
-            if is_due(incident, time.time_ns()):
-                await self._delete(incident)
+            # Each deletion takes its time: the next incident may be another one by then.
+            await give_up(self._book, incident.incident_id, _WHY, _is_due_now)
         await self._sweep_undo(time.time_ns())
-        await self._evidence.sweep(self._store, time.time_ns())
+        await self._evidence.sweep(self._store, self._book, time.time_ns())
 
     async def _sweep_undo(self, now_ns: int) -> None:
         """Undo files that are due, and their directories once these are empty.
@@ -61,17 +60,11 @@ class Retention:
         known = await self._store.known_incidents([one.name for one in directories])
         for directory in directories:
             incident = known.get(directory.name)
-            if directory.name not in known or (incident and incident.state is State.CLOSED):
+            if directory.name in known and (incident is None or incident.state is not State.CLOSED):
+                continue
+            if self._book.get(directory.name) is None:
                 with suppress(OSError):
                     await asyncio.to_thread(_sweep, directory, incident, now_ns)
-
-    async def _delete(self, incident: Incident) -> None:
-        undo = dict(incident.undo or {})
-        path = str(undo.pop("original"))
-        _, story = await delete_original(path, undo.pop("original_file", None))
-        log.info("%s: %s", incident.incident_id, story)
-        done = replace(incident, undo=undo).noted(time.time_ns(), story)
-        await self._store.save_incident(done, durable=True)
 
 
 def _directories(below: Path) -> list[Path]:
@@ -91,6 +84,10 @@ def _sweep(directory: Path, incident: Incident | None, now_ns: int) -> None:
     directory.rmdir()
 
 
+def _is_due_now(incident: Incident) -> bool:
+    return is_due(incident, time.time_ns())
+
+
 def is_due(incident: Incident, now_ns: int) -> bool:
     """Whether the original of a closed incident has been kept long enough."""
     undo = incident.undo
@@ -100,24 +97,3 @@ def is_due(incident: Incident, now_ns: int) -> bool:
     if "original" not in undo or not isinstance(keep_s, int | float):
         return False
     return now_ns - incident.closed_ns > keep_s * NS
-
-
-async def delete_original(
-    path: str, recorded: object, why: str = "it had been kept long enough"
-) -> tuple[bool, str]:
-    """Delete the volume at `path` if it is the recorded one; whether it is gone, and the story."""
-    known = read_volume(recorded)
-    if known is None:
-        return False, f"{path} stays: nothing says which volume it was"
-    original = replace(known, path=path)
-    try:
-        await storage.wake(original, ActionSettings())
-        original = original.today(path)
-        if not original.is_at(path):
-            return True, f"{path} is gone, or another volume: nothing to delete"
-        if (held := await asyncio.to_thread(original.held_by)) is not None:
-            return False, f"{path} stays: {held}"
-        await storage.of(original, ActionSettings()).delete()
-    except OSError as error:
-        return False, f"{path} stays: {error}"
-    return True, f"{path} was deleted: {why}"

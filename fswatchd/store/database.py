@@ -71,7 +71,8 @@ CREATE TABLE fact (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 # SQLite keeps an index of what this finds, if it is asked for in the very same words.
 HAS_ORIGINAL = (
-    "CASE WHEN json_valid(document) THEN json_extract(document, '$.undo.original') END IS NOT NULL"
+    "CASE WHEN json_valid(document) THEN coalesce(json_extract(document, '$.undo.original'),"
+    " json_extract(document, '$.undo.deleting')) END IS NOT NULL"
 )
 _INDEX = f"CREATE INDEX IF NOT EXISTS incident_with_original ON incident (id) WHERE {HAS_ORIGINAL}"
 

@@ -275,7 +275,8 @@ class Store(Database):
         return await self._incidents("ORDER BY opened_ns DESC LIMIT ?", (limit,))
 
     async def with_original(self) -> list[Incident]:
-        """Every incident, however old, whose volume from before a repair is kept."""
+        """Every incident, however old, whose volume from before a repair is kept, or is
+        about to be deleted."""
         return await self._incidents(f"WHERE {HAS_ORIGINAL}", ())
 
     async def known_incidents(self, ids: Sequence[str]) -> dict[str, Incident | None]:

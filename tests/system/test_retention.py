@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.engine.evidence import EvidenceRoom
-from fswatchd.engine.retention import Retention, delete_original, is_due
+from fswatchd.engine.originals import delete_original
+from fswatchd.engine.retention import Retention, is_due
 from fswatchd.incidents import Outcome, State
 from fswatchd.kernel import loop
 from fswatchd.repair.volume import ImageFile
@@ -55,7 +57,8 @@ async def test_it_is_deleted_and_cannot_be_rolled_back_any_more(work, original) 
     await store.open()
     try:
         await store.save_incident(repaired(original))
-        await Retention(store, EvidenceRoom(work / "state", 60.0), work / "state").look()
+        book, state = IncidentBook(store, "hn1"), work / "state"
+        await Retention(store, book, EvidenceRoom(state, 60.0), state).look()
         (after,) = await store.incidents()
     finally:
         await store.close()

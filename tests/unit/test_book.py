@@ -80,3 +80,24 @@ async def test_what_the_disk_did_not_take_is_written_when_it_does(book, monkeypa
     }
     assert book._store.failed is None
     assert list(book.newest()) == [second.incident_id]
+
+
+async def test_a_closed_incident_is_changed_only_while_it_is_closed(book) -> None:
+    done = replace(builders.incident(), state=State.CLOSED)
+    await book._store.save_incident(done)
+    changed = await book.amend(done.incident_id, lambda found: replace(found, undo={}))
+    assert changed == replace(done, undo={})
+    assert await book.amend(done.incident_id, lambda _: None) is None
+    book.put(replace(done, state=State.ACTING))
+    assert await book.amend(done.incident_id, lambda found: found) is None
+
+
+async def test_changes_of_one_closed_incident_do_not_lose_each_other(book) -> None:
+    done = replace(builders.incident(), state=State.CLOSED, undo={}, evidence={})
+    await book._store.save_incident(done)
+    await asyncio.gather(
+        book.amend(done.incident_id, lambda found: replace(found, undo=None)),
+        book.amend(done.incident_id, lambda found: replace(found, evidence=None)),
+    )
+    (after,) = await book._store.find_incidents(done.incident_id)
+    assert (after.undo, after.evidence) == (None, None)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.engine.evidence import NS, EvidenceRoom
 from fswatchd.errors import UnknownTargetError
 from fswatchd.incidents import State
 from fswatchd.repair import evidence
+from fswatchd.store.store import Store
 from tests.unit.builders import NOW_NS, incident
 
 
@@ -57,15 +61,12 @@ def test_a_log_without_an_end_is_read_for_some_time_only(monkeypatch: pytest.Mon
     assert "oldest first" in problem
 
 
-class Store:
-    def __init__(self, *found) -> None:
-        self.found, self.saved = list(found), []
-
-    async def known_incidents(self, ids):
-        return {one.incident_id: one for one in self.found if one.incident_id in ids}
-
-    async def save_incident(self, changed) -> None:
-        self.saved.append(changed)
+@pytest.fixture
+async def store(tmp_path):
+    opened = Store(tmp_path / "fswatchd.db")
+    await opened.open()
+    yield opened
+    await opened.close()
 
 
 def closed(name: str, ago_s: float):
@@ -78,28 +79,54 @@ def closed(name: str, ago_s: float):
     )
 
 
-async def test_only_what_is_old_and_of_a_closed_incident_is_deleted(tmp_path) -> None:
+async def test_only_what_is_old_and_of_a_closed_incident_is_deleted(tmp_path, store) -> None:
     room = EvidenceRoom(tmp_path, 60.0)
     for name in ("old", "new", "open"):
         evidence._write(document(name), tmp_path / "evidence")
     still_open = replace(closed("open", 999), state=State.NEEDS_OPERATOR)
-    store = Store(closed("old", 61), closed("new", 59), still_open)
-    await room.sweep(cast("Any", store), NOW_NS)
+    for one in (closed("old", 61), closed("new", 59), still_open):
+        await store.save_incident(one)
+    await room.sweep(store, IncidentBook(store, "hn1"), NOW_NS)
     left = sorted(path.stem for path in (tmp_path / "evidence").iterdir())
     assert left == ["new", "open"]
-    assert [(one.incident_id, one.evidence) for one in store.saved] == [("old", None)]
+    gone = [one.incident_id for one in await store.incidents() if one.evidence is None]
+    assert gone == ["old"]
     assert room.read(cast("Any", SimpleNamespace(incident_id="new"))) == document("new")
     with pytest.raises(UnknownTargetError):
         room.read(cast("Any", SimpleNamespace(incident_id="old")))
 
 
-async def test_of_an_incident_that_is_forgotten_the_files_time_counts(tmp_path) -> None:
+async def test_of_an_incident_that_is_forgotten_the_files_time_counts(tmp_path, store) -> None:
     room = EvidenceRoom(tmp_path, 60.0)
     for name, ago_s in (("old", 61), ("new", 59)):
         path, _ = evidence._write(document(name), tmp_path / "evidence")
         os.utime(path, ns=(NOW_NS, NOW_NS - ago_s * NS))
-    await room.sweep(cast("Any", Store()), NOW_NS)
+    await room.sweep(store, IncidentBook(store, "hn1"), NOW_NS)
     assert [path.stem for path in (tmp_path / "evidence").iterdir()] == ["new"]
+
+
+async def test_a_rollback_that_begins_during_the_sweep_stays_as_it_is(
+    tmp_path, store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, names = IncidentBook(store, "hn1"), ("one", "two")
+    for name in names:
+        evidence._write(document(name), tmp_path / "evidence")
+        await store.save_incident(closed(name, 61))
+    unlink, acting = Path.unlink, []
+
+    def begin(path: Path) -> None:
+        """The other one begins while this file goes, as `Executor.begin_rollback` does it."""
+        (other,) = set(names) - {path.stem}
+        acting.append(replace(closed(other, 61), state=State.ACTING, closed_ns=None))
+        loop.call_soon_threadsafe(book.put, acting[0])
+        unlink(path)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(Path, "unlink", begin)
+    await EvidenceRoom(tmp_path, 60.0).sweep(store, book, NOW_NS)
+    (rolling_back,) = acting
+    assert await store.find_incidents(rolling_back.incident_id) == [rolling_back]
+    assert (tmp_path / "evidence" / f"{rolling_back.incident_id}.json").exists()
 
 
 @pytest.mark.parametrize("rests_on_it", [False, True])

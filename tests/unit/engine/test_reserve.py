@@ -51,9 +51,11 @@ class Known:
         one = self.found[incident_id]
         return None if one.state is State.CLOSED else one
 
-    async def save_incident(self, changed: Incident, *, durable: bool) -> None:
-        assert durable
-        self.found[changed.incident_id] = changed
+    async def amend(self, incident_id: str, change) -> Incident | None:
+        changed = change(self.found[incident_id])
+        if changed is not None:
+            self.found[incident_id] = changed
+        return changed
 
     def watch(self, settings: ActionSettings) -> ReserveWatch:
         return ReserveWatch(cast("Any", self), cast("Any", self), settings, self.told.append)

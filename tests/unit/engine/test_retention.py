@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from fswatchd.book import IncidentBook
+from fswatchd.engine import originals
 from fswatchd.engine.retention import Retention
+from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.repair import rollback
+from fswatchd.repair.images import Images
+from fswatchd.repair.volume import ImageFile
 from fswatchd.store.store import Store
 from tests.unit.builders import incident
 
@@ -19,19 +27,10 @@ DAY_S = 86400
 NS = 1_000_000_000
 
 
-class Known:
-    """A store of these incidents, and no evidence."""
+class NoEvidence:
+    """There is none."""
 
-    def __init__(self, *found: Incident) -> None:
-        self.found = list(found)
-
-    async def with_original(self) -> list[Incident]:
-        return [one for one in self.found if "original" in (one.undo or {})]
-
-    async def known_incidents(self, ids: list[str]) -> dict[str, Incident | None]:
-        return {one.incident_id: one for one in self.found if one.incident_id in ids}
-
-    async def sweep(self, store: object, now_ns: int) -> None:
+    async def sweep(self, *_: object) -> None:
         """Nothing."""
 
 
@@ -57,9 +56,23 @@ def undo_directory(tmp_path: Path, *, empty: bool, days_ago: float = 0.0) -> Pat
     return directory
 
 
-async def look(tmp_path: Path, *found: Incident) -> None:
-    known = cast("Any", Known(*found))
-    await Retention(known, known, tmp_path).look()
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = Store(tmp_path / "fswatchd.db")
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def retention(tmp_path: Path, store: Store, book: IncidentBook | None = None) -> Retention:
+    book = book or IncidentBook(store, "hn1")
+    return Retention(store, book, cast("Any", NoEvidence()), tmp_path)
+
+
+async def look(tmp_path: Path, store: Store, *found: Incident) -> None:
+    for one in found:
+        await store.save_incident(one)
+    await retention(tmp_path, store).look()
 
 
 @pytest.mark.parametrize(
@@ -76,10 +89,10 @@ async def look(tmp_path: Path, *found: Incident) -> None:
     ids=["empty", "never used", "at work", "kept", "due", "not proven", "needs an operator"],
 )
 async def test_an_undo_file_stays_while_it_may_be_wanted(
-    tmp_path: Path, found: Incident, *, empty: bool, stays: bool
+    tmp_path: Path, store: Store, found: Incident, *, empty: bool, stays: bool
 ) -> None:
     directory = undo_directory(tmp_path, empty=empty)
-    await look(tmp_path, found)
+    await look(tmp_path, store, found)
     assert directory.exists() is stays
     if stays and not empty:
         assert len(list(directory.iterdir())) == 2
@@ -87,28 +100,131 @@ async def test_an_undo_file_stays_while_it_may_be_wanted(
 
 @pytest.mark.parametrize(("days_ago", "stays"), [(6, True), (8, False)])
 async def test_what_nothing_is_known_of_is_as_old_as_its_directory(
-    tmp_path: Path, days_ago: int, *, stays: bool
+    tmp_path: Path, store: Store, days_ago: int, *, stays: bool
 ) -> None:
     directory = undo_directory(tmp_path, empty=False, days_ago=days_ago)
-    await look(tmp_path)
+    await look(tmp_path, store)
     assert directory.exists() is stays
 
 
-async def test_nothing_else_in_such_a_directory_is_deleted(tmp_path: Path) -> None:
+async def test_nothing_else_in_such_a_directory_is_deleted(tmp_path: Path, store: Store) -> None:
     directory = undo_directory(tmp_path, empty=False)
     (directory / "notes.txt").write_text("a person's")
-    await look(tmp_path, repaired(State.CLOSED, 8, 7))
+    await look(tmp_path, store, repaired(State.CLOSED, 8, 7))
     assert [path.name for path in directory.iterdir()] == ["notes.txt"]
 
 
-async def test_the_undo_file_of_an_open_incident_stays_however_many_are_newer(tmp_path) -> None:
-    store = Store(tmp_path / "fswatchd.db")
-    await store.open()
-    store.save_incident(repaired(State.NEEDS_OPERATOR, 99, 7))
-    for number in range(1000):
-        newer = replace(incident(), incident_id=f"{number}", opened_ns=time.time_ns())
-        store.save_incident(newer)
+async def test_the_undo_file_of_an_open_incident_stays_however_many_are_newer(
+    tmp_path: Path, store: Store
+) -> None:
     directory = undo_directory(tmp_path, empty=False, days_ago=99)
-    await Retention(store, cast("Any", Known()), tmp_path).look()
-    await store.close()
+    newer = [
+        replace(incident(), incident_id=f"{number}", opened_ns=time.time_ns())
+        for number in range(1000)
+    ]
+    await look(tmp_path, store, repaired(State.NEEDS_OPERATOR, 99, 7), *newer)
     assert len(list(directory.iterdir())) == 2
+
+
+def with_original(tmp_path: Path, name: str, closed_days_ago: float = 8) -> Incident:
+    """One whose original has been kept for long enough."""
+    path = tmp_path / f"{name}.damaged"
+    path.write_text("damaged")
+    known = ImageFile.at(str(path)).describe()
+    undo = {"original": str(path), "original_file": known, "keep_s": 7 * DAY_S, "image": "/x"}
+    return replace(repaired(State.CLOSED, closed_days_ago, 7), incident_id=name, undo=undo)
+
+
+class Slow:
+    """A deletion that takes its time; `during` happens meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, during: Callable[[], object]) -> None:
+        self.deleted: list[str] = []
+        self._during = during
+        self._real = Images.delete
+        monkeypatch.setattr(Images, "delete", lambda images: self._delete(images))
+
+    async def _delete(self, images: Images) -> None:
+        self.deleted.append(Path(images._image.path).stem)
+        self._during()
+        await self._real(images)
+
+
+async def test_a_rollback_that_begins_during_another_deletion_keeps_its_original(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = IncidentBook(store, "hn1")
+    both = {name: with_original(tmp_path, name) for name in ("one", "two")}
+    for found in both.values():
+        await store.save_incident(found)
+
+    def roll_back_the_other() -> None:
+        (other,) = both.keys() - set(slow.deleted)
+        rolling_back = replace(both[other], state=State.ACTING, closed_ns=None)
+        book.put(rolling_back)
+        at_work.append(rolling_back)
+
+    at_work: list[Incident] = []
+    slow = Slow(monkeypatch, roll_back_the_other)
+    await retention(tmp_path, store, book).look()
+    (acting,) = at_work
+    assert len(slow.deleted) == 1
+    assert Path(str((acting.undo or {})["original"])).exists()
+    assert await store.find_incidents(acting.incident_id) == [acting]
+
+
+async def test_there_is_no_way_back_while_the_original_is_being_deleted(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = with_original(tmp_path, "one")
+    await store.save_incident(found)
+    asked: list[asyncio.Task[list[Incident]]] = []
+    Slow(
+        monkeypatch,
+        lambda: asked.append(asyncio.create_task(store.find_incidents(found.incident_id))),
+    )
+    await retention(tmp_path, store).look()
+    ((meanwhile,),) = [await one for one in asked]
+    with pytest.raises(RefusedError, match="not kept any more"):
+        rollback.check(meanwhile, discard_newer=True)
+    (after,) = await store.find_incidents(found.incident_id)
+    assert (after.undo or {}).keys() == {"image", "keep_s"}
+
+
+async def test_a_rollback_that_has_read_the_incident_just_before_goes_first(
+    tmp_path: Path, store: Store
+) -> None:
+    """What it has read still had the original: it wins, and nothing is deleted."""
+    book, found = IncidentBook(store, "hn1"), with_original(tmp_path, "one")
+    await store.save_incident(found)
+
+    async def roll_back() -> None:
+        (read,) = await store.find_incidents("one")
+        book.put(replace(read, state=State.ACTING, closed_ns=None))
+
+    await asyncio.gather(roll_back(), originals.give_up(book, "one", "", lambda _: True))
+    assert (tmp_path / "one.damaged").exists()
+    (after,) = await store.find_incidents("one")
+    assert (after.state, "original" in (after.undo or {})) == (State.ACTING, True)
+
+
+async def test_a_deletion_that_was_cut_off_is_ended(tmp_path: Path, store: Store) -> None:
+    found = with_original(tmp_path, "one", closed_days_ago=0)
+    undo = dict(found.undo or {})
+    undo["deleting"] = undo.pop("original")
+    await look(tmp_path, store, replace(found, undo=undo))
+    assert not (tmp_path / "one.damaged").exists()
+    (after,) = await store.find_incidents("one")
+    assert "deleting" not in (after.undo or {})
+
+
+async def test_what_cannot_be_deleted_can_still_be_rolled_back(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "held_by", lambda _: "somebody has it open")
+    for _ in range(2):
+        await look(tmp_path, store, with_original(tmp_path, "one"))
+        (after,) = await store.find_incidents("one")
+        assert "original" in (after.undo or {})
+        assert [text for _, text in after.log if "has it open" in text] != []
+    assert (tmp_path / "one.damaged").exists()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fswatchd import process
-from fswatchd.engine.retention import delete_original
+from fswatchd.engine.originals import delete_original
 from fswatchd.inventory.model import Volume as Declared
 from fswatchd.kernel import block
 from fswatchd.repair import clone, lvm, lvm_storage, resume, rollback, scope, storage, ve_control

@@ -40,6 +40,7 @@ _MISSING_S = 5.0
 _DEVICE_QUIET_S = 600.0
 _READ_TIMEOUT_S = 10.0
 _BUSY = {State.ACTING, State.VERIFYING}
+_UNDECIDED = {State.OPEN, State.WAITING}
 NS = 1_000_000_000
 # Classes and sources of what is read of a device that a filesystem rests on.
 _OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
@@ -87,7 +88,7 @@ class Closer:
             self._missing = {k: v for k, v in self._missing.items() if k in ids}
             for incident in incidents:
                 try:
-                    await self._look_at(incident)
+                    await self._look_at(incident.incident_id)
                 except Exception:  # a task border: one incident must not stop the others
                     log.exception("cannot look after %s", incident.incident_id)
             self._wake.clear()
@@ -117,12 +118,26 @@ class Closer:
         since = self._verifying_since.setdefault(key, time.monotonic_ns())
         return since + int(incident.healthy_s * NS)
 
-    async def _look_at(self, incident: Incident) -> None:
+    def _present(self, seen: Incident) -> Incident | None:
+        """The undecided incident as it is now; None where it went on since it was `seen`.
+
+        A write probe takes seconds: a repair may have begun, or an error been met, meanwhile.
+        """
+        now = self._book.get(seen.incident_id)
+        if now is None or not {now.state, seen.state} <= _UNDECIDED:
+            return None
+        same = (now.recent, now.requested_by) == (seen.recent, seen.requested_by)
+        return now if same else None
+
+    async def _look_at(self, incident_id: str) -> None:
+        incident = self._book.get(incident_id)
+        if incident is None:
+            return  # it was closed while others were looked at
         if incident.state is State.VERIFYING:
             await self._verify(incident)
         elif incident.filesystem.server is not None:
             self._look_for_mounts(incident)
-        elif incident.state in {State.OPEN, State.WAITING}:
+        elif incident.state in _UNDECIDED:
             if (
                 incident.cause is not None
                 and not incident.cause_is_over
@@ -210,8 +225,7 @@ class Closer:
                 text = f"{quiet}, and {path} can be read"
         if incident.domain is Domain.SPACE:
             text = "there is room again"
-        current = self._book.get(incident.incident_id)
-        if current is not None and current.recent == incident.recent:
+        if (current := self._present(incident)) is not None:
             self._book.close(current, Outcome.RECOVERED, text)
 
     async def device_recovered(self, incident: Incident, by: str, said: str) -> Incident:
@@ -288,8 +302,7 @@ class Closer:
             return False
         if await verify.healthy(self._inventory, self._state, superblock) is not None:
             return False
-        current = self._book.get(incident.incident_id)
-        if current is None or current.recent != incident.recent:
+        if (current := self._present(incident)) is None:
             return False
         text = "nothing is wrong with its device any more, and a write succeeds"
         self._book.close(current, Outcome.RECOVERED, text)
@@ -310,8 +323,7 @@ class Closer:
         unwell = superblock is None or await verify.healthy(
             self._inventory, self._state, superblock
         )
-        current = self._book.get(incident_id)
-        if current is None or current.state not in {State.OPEN, State.WAITING}:
+        if (current := self._present(incident)) is None:
             return
         if not unwell:
             text = "there is room again beneath it, and a write succeeds"
@@ -336,13 +348,15 @@ class Closer:
         elif incident.recent and await self._has_room(superblock):
             # A fact is over with the fact; of what a line has said nobody knows for how long.
             quiet_s = _quiet_s(incident)
-            current = self._book.get(incident.incident_id)
+            current = self._present(incident)
             if current is not None and (
                 current.sources == ("state",) or quiet_s > current.healthy_s
             ):
                 self._book.close(current, Outcome.RECOVERED, "there is room again")
 
-    def _look_for_recovery(self, incident: Incident) -> None:
+    def _look_for_recovery(self, seen: Incident) -> None:
+        if (incident := self._present(seen)) is None:
+            return
         superblock = self._superblock(incident)
         if superblock is not None:
             self._missing.pop(incident.incident_id, None)
@@ -355,9 +369,10 @@ class Closer:
             if keep or quiet_s <= incident.healthy_s:
                 return
             self._state.check(superblock.devno)  # as it is now, not as it was at the last look
-            if self._state.health(superblock.devno) is Health.OK:
+            present = self._present(incident)
+            if present is not None and self._state.health(superblock.devno) is Health.OK:
                 text = "only log lines said so, and the kernel's own counters are clean"
-                self._book.close(incident, Outcome.FALSE_ALARM, text)
+                self._book.close(present, Outcome.FALSE_ALARM, text)
             return
         if incident.filesystem.devno is None:
             return

@@ -72,7 +72,7 @@ async def test_it_is_over_after_long_quiet_and_reads_that_succeed(
         has_room=cast("Any", None),
         device_fault=no_fault,
     )
-    await under_test._look_at(incident)
+    await under_test._look_at(incident.incident_id)
     assert bool(book.closed) is over
 
 

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.engine.closer import NS, Closer
 from fswatchd.engine.history import boottime_ns
-from fswatchd.events import Health
+from fswatchd.events import Domain, Health
 from fswatchd.incidents import Incident
+from fswatchd.incidents import State as IncidentState
 from fswatchd.inventory.model import Backing, Superblock
 from fswatchd.inventory.view import NodeView
+from fswatchd.repair import verify
+from fswatchd.store.store import Store
 from tests.unit import builders
+from tests.unit.inventory.test_lookup import superblock
 
 
 class Book:
     """What was closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, incident: Incident) -> None:
+        self.incident = incident
         self.closed: list[str] = []
+
+    def get(self, _incident_id: str) -> Incident:
+        return self.incident
 
     def close(self, incident: Incident, *_: object) -> None:
         self.closed.append(incident.incident_id)
@@ -45,7 +57,7 @@ def look(incident: Incident, health: Health = Health.OK) -> bool:
     """Whether the incident is closed."""
     superblock = SimpleNamespace(devno=builders.LOOP3)
     inventory = SimpleNamespace(view=SimpleNamespace(attached=lambda _: superblock))
-    book = Book()
+    book = Book(incident)
     closer = Closer(
         cast("Any", book),
         cast("Any", inventory),
@@ -98,7 +110,7 @@ def test_errors_of_an_attachment_are_no_errors_of_the_next_one(kind: str, errors
     before = builders.incident(filesystem=builders.filesystem(**known), device_errors=5)
     put: list[Incident] = []
     closer = Closer(
-        cast("Any", SimpleNamespace(put=put.append)),
+        cast("Any", SimpleNamespace(get=lambda _: before, put=put.append)),
         cast("Any", SimpleNamespace(view=NodeView(superblocks={again.devno: again}))),
         cast("Any", State(Health.OK)),
         forget_volume=lambda _: None,
@@ -110,3 +122,106 @@ def test_errors_of_an_attachment_are_no_errors_of_the_next_one(kind: str, errors
     closer._look_for_recovery(before)
     (moved,) = put
     assert (moved.filesystem.disk_sequence, moved.device_errors) == (43, errors)
+
+
+class Sweep:
+    """A real book with incidents on loop3 and loop4; `during` happens at the first write probe."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch, *found: Incident) -> None:
+        self.book = IncidentBook(store, "hn1")
+        self.during: Callable[[], object] = lambda: None
+        self.probed: list[Devno] = []
+        monkeypatch.setattr(verify, "healthy", self._healthy)
+        both = [replace(superblock(minor), disk_sequence=42) for minor in (3, 4)]
+        view = NodeView(superblocks={one.devno: one for one in both})
+        state = SimpleNamespace(
+            errors=lambda _: 0, check=lambda _: None, health=lambda _: Health.OK
+        )
+        self.closer = Closer(
+            self.book,
+            cast("Any", SimpleNamespace(view=view)),
+            cast("Any", state),
+            forget_volume=lambda _: None,
+            poke=lambda _: None,
+            has_room=self._has_room,
+            device_fault=cast("Any", None),
+        )
+        for one in found:
+            self.book.put(one)
+
+    async def _healthy(self, _inventory: object, _state: object, probed: Superblock) -> None:
+        self._probe(probed)
+
+    async def _has_room(self, asked: Superblock) -> bool:
+        self._probe(asked)
+        return True
+
+    def _probe(self, one: Superblock) -> None:
+        self.probed.append(one.devno)
+        if len(self.probed) == 1:
+            self.during()
+
+    async def look(self, *found: Incident) -> None:
+        """As `run` does it with those that were open when the sweep began."""
+        for one in found:
+            await self.closer._look_at(one.incident_id)
+
+    def begin_repair(self, incident: Incident) -> None:
+        self.book.put(replace(incident, state=IncidentState.ACTING, requested_by="root"))
+
+    def acting(self, incident: Incident) -> bool:
+        now = self.book.get(incident.incident_id)
+        return now is not None and now.state is IncidentState.ACTING
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = Store(tmp_path / "fswatchd.db")
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def of_device_only(**more: Any) -> Incident:
+    return builders.incident(builders.event("state", "readonly"), **more)
+
+
+def short_of_room(**more: Any) -> Incident:
+    return builders.incident(builders.event("state", "space"), domain=Domain.SPACE, **more)
+
+
+def waited_for_room(**more: Any) -> Incident:
+    cause = {"kind": "space", "object": "xfs /vz", "text": "", "until": "2100-01-01T00:00:00Z"}
+    return builders.incident(builders.event("state", "readonly"), cause=cause, **more)
+
+
+@pytest.mark.parametrize("made", [of_device_only, short_of_room, waited_for_room])
+async def test_what_is_repaired_since_the_probe_began_is_not_closed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, made: Callable[[], Incident]
+) -> None:
+    found = made()
+    sweep = Sweep(store, monkeypatch, found)
+    await sweep.look(found)
+    assert sweep.book.get(found.incident_id) is None  # so it is when nobody repairs it
+    again = Sweep(store, monkeypatch, found)
+    again.during = lambda: again.begin_repair(found)
+    await again.look(found)
+    assert again.probed
+    assert again.acting(found)
+
+
+async def test_what_is_repaired_while_another_one_is_probed_is_left_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed, other = of_device_only(), replace(unconfirmed(), incident_id="20261121-other")
+    other = replace(other, filesystem=builders.filesystem(devno=Devno(7, 4), image=None))
+    sweep = Sweep(store, monkeypatch, probed, other)
+    sweep.during = lambda: sweep.begin_repair(other)
+    running = asyncio.create_task(sweep.closer.run())
+    while sweep.book.get(probed.incident_id) is not None:
+        await asyncio.sleep(0)
+    sweep.closer.wake()
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert sweep.acting(other)

@@ -65,7 +65,7 @@ async def look(
         has_room=has_room,
         device_fault=cast("Any", None),
     )
-    await closer._look_at(incident)
+    await closer._look_at(incident.incident_id)
     return book.closed
 
 

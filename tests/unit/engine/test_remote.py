@@ -140,9 +140,9 @@ async def test_it_ends_when_nothing_is_mounted_from_it_any_more_and_not_before(
         has_room=nothing,
         device_fault=nothing,
     )
-    await closer._look_at(incident)
+    await closer._look_at(incident.incident_id)
     assert kernel.book.open_incidents() == [incident]
     left = {devno: one for devno, one in served().remote.items() if one.source == "filer:/usr"}
     inventory.view = node(remote=left)
-    await closer._look_at(incident)
+    await closer._look_at(incident.incident_id)
     assert kernel.book.open_incidents() == []

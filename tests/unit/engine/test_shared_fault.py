@@ -114,7 +114,7 @@ class Node:
     async def sweep(self) -> None:
         """The closer looks at all once."""
         for incident in self.book.open_incidents():
-            await self.closer._look_at(incident)
+            await self.closer._look_at(incident.incident_id)
         self.substrate._pools.clear()
 
 

@@ -143,6 +143,8 @@ class IncidentBook:
         if before is not None and before.key != incident.key:
             self._by_key.pop(before.key, None)
         if incident.state is State.CLOSED:
+            # What passes from now on can be told without the wall clock, until the next boot.
+            incident = incident.on_clock(*self.clock())
             self._open.pop(incident.incident_id, None)
             self._by_key.pop(incident.key, None)
             self._remember_repair(incident)

@@ -261,8 +261,13 @@ class Daemon:
         await self._executor.recover()
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
-        state_dir = self._config.daemon.state_dir
-        retention = Retention(self.store, self._book, self.evidence, state_dir)
+        retention = Retention(
+            self.store,
+            self._book,
+            self.evidence,
+            self._config.daemon.state_dir,
+            lambda: self._trust.why,
+        )
         self._run_forever("retention", retention.run)
         self._run_forever("reserve", self._reserve.run)
         self._run_forever("marks", self._listening.keep_marked)

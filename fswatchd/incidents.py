@@ -173,7 +173,7 @@ class Incident:
     reached. `load` is what its plan keeps busy while it runs. `undo` is what `rollback` needs,
     `evidence` where and when it was seen what the volume was like before the plan. `clock` is the
     boot (its id) that times in CLOCK_BOOTTIME belong to, and what CLOCK_REALTIME was ahead of that
-    clock.
+    clock, of a closed incident when it was closed.
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fswatchd.book import IncidentBook
+from fswatchd.engine.elapsed import Elapsed
 from fswatchd.engine.step_context import StepContext
 from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.helpers.client import HelperError
@@ -62,14 +63,14 @@ class EvidenceRoom:
                 code="FSW-UNKNOWN-EVIDENCE",
             ) from None
 
-    async def sweep(self, store: Store, book: IncidentBook, now_ns: int) -> None:
+    async def sweep(self, store: Store, book: IncidentBook, elapsed: Elapsed) -> None:
         """Delete what is too old, and the oldest where there is too much of it.
 
         That of an incident which is still open stays.
         """
         kept = await asyncio.to_thread(self._kept)
         found = await store.known_incidents([path.stem for _, path in kept])
-        for path in self._due(kept, found, now_ns):
+        for path in self._due(kept, found, elapsed):
             if book.get(path.stem) is not None:
                 continue
             with suppress(OSError):
@@ -85,7 +86,7 @@ class EvidenceRoom:
         self,
         kept: list[tuple[os.stat_result, Path]],
         found: Mapping[str, Incident | None],
-        now_ns: int,
+        elapsed: Elapsed,
     ) -> list[Path]:
         due, total = [], 0
         for status, path in sorted(kept, key=lambda one: one[0].st_mtime_ns, reverse=True):
@@ -93,8 +94,11 @@ class EvidenceRoom:
             incident = found.get(path.stem)
             if path.stem in found and (incident is None or incident.state is not State.CLOSED):
                 continue
-            since_ns = (incident.closed_ns if incident else None) or status.st_mtime_ns
-            if now_ns - since_ns > self._keep_s * NS or total > _MAX_TOTAL:
+            if incident is not None:
+                passed_ns = elapsed.since_closed_ns(incident)
+            else:
+                passed_ns = elapsed.since_ns(status.st_mtime_ns)
+            if passed_ns > self._keep_s * NS or total > _MAX_TOTAL:
                 due.append(path)
         return due
 

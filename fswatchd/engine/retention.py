@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from fswatchd.book import IncidentBook
+from fswatchd.engine.elapsed import Elapsed
 from fswatchd.engine.evidence import EvidenceRoom
 from fswatchd.engine.originals import give_up
 from fswatchd.incidents import Incident, State
@@ -28,10 +29,17 @@ class Retention:
     """Looks once an hour."""
 
     def __init__(
-        self, store: Store, book: IncidentBook, evidence: EvidenceRoom, state_dir: Path
+        self,
+        store: Store,
+        book: IncidentBook,
+        evidence: EvidenceRoom,
+        state_dir: Path,
+        distrust: Callable[[], str],
     ) -> None:
         self._store = store
         self._book = book
+        self._elapsed = Elapsed(book)
+        self._distrust = distrust
         self._evidence = evidence
         self._undo = state_dir / "undo"
 
@@ -43,14 +51,19 @@ class Retention:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """Delete what is due."""
+        """Delete what is due; nothing while the daemon does not trust itself, or its clock."""
+        if self._distrust():
+            return
         for incident in await self._store.with_original():
             # Each deletion takes its time: the next incident may be another one by then.
-            await give_up(self._book, incident.incident_id, _WHY, _is_due_now)
-        await self._sweep_undo(time.time_ns())
-        await self._evidence.sweep(self._store, self._book, time.time_ns())
+            await give_up(self._book, incident.incident_id, _WHY, self._is_due)
+        await self._sweep_undo()
+        await self._evidence.sweep(self._store, self._book, self._elapsed)
 
-    async def _sweep_undo(self, now_ns: int) -> None:
+    def _is_due(self, incident: Incident) -> bool:
+        return is_due(incident, self._elapsed.since_closed_ns(incident))
+
+    async def _sweep_undo(self) -> None:
         """Undo files that are due, and their directories once these are empty.
 
         What nothing is known of any more is as old as its directory; what is known and cannot be
@@ -64,7 +77,7 @@ class Retention:
                 continue
             if self._book.get(directory.name) is None:
                 with suppress(OSError):
-                    await asyncio.to_thread(_sweep, directory, incident, now_ns)
+                    await asyncio.to_thread(_sweep, directory, incident, self._elapsed)
 
 
 def _directories(below: Path) -> list[Path]:
@@ -73,27 +86,26 @@ def _directories(below: Path) -> list[Path]:
     return []
 
 
-def _sweep(directory: Path, incident: Incident | None, now_ns: int) -> None:
+def _sweep(directory: Path, incident: Incident | None, elapsed: Elapsed) -> None:
     keep_s = (incident.undo or {}).get("keep_s") if incident else None
     keep_ns = NS * (keep_s if isinstance(keep_s, int | float) else _KEEP_UNDO_S)
-    since_ns = (incident and incident.closed_ns) or directory.stat().st_mtime_ns
-    if now_ns - since_ns > keep_ns:
+    if incident is not None:
+        passed_ns = elapsed.since_closed_ns(incident)
+    else:
+        passed_ns = elapsed.since_ns(directory.stat().st_mtime_ns)
+    if passed_ns > keep_ns:
         for file in directory.glob("*.e2undo*"):
             file.unlink()
             log.info("%s was deleted: it had been kept long enough", file)
     directory.rmdir()
 
 
-def _is_due_now(incident: Incident) -> bool:
-    return is_due(incident, time.time_ns())
-
-
-def is_due(incident: Incident, now_ns: int) -> bool:
-    """Whether the original of a closed incident has been kept long enough."""
+def is_due(incident: Incident, passed_ns: int) -> bool:
+    """Whether the original of an incident that was closed so long ago has been kept long enough."""
     undo = incident.undo
     if incident.state is not State.CLOSED or incident.closed_ns is None or undo is None:
         return False
     keep_s = undo.get("keep_s")
     if "original" not in undo or not isinstance(keep_s, int | float):
         return False
-    return now_ns - incident.closed_ns > keep_s * NS
+    return passed_ns > keep_s * NS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
+from fswatchd.engine.elapsed import Elapsed
 from fswatchd.engine.evidence import NS, EvidenceRoom
 from fswatchd.errors import UnknownTargetError
 from fswatchd.incidents import State
@@ -74,7 +76,7 @@ def closed(name: str, ago_s: float):
         incident(),
         incident_id=name,
         state=State.CLOSED,
-        closed_ns=NOW_NS - int(ago_s * NS),
+        closed_ns=time.time_ns() - int(ago_s * NS),
         evidence={"path": "", "bytes": 1, "taken_ns": 1},
     )
 
@@ -84,9 +86,10 @@ async def test_only_what_is_old_and_of_a_closed_incident_is_deleted(tmp_path, st
     for name in ("old", "new", "open"):
         evidence._write(document(name), tmp_path / "evidence")
     still_open = replace(closed("open", 999), state=State.NEEDS_OPERATOR)
-    for one in (closed("old", 61), closed("new", 59), still_open):
+    for one in (closed("old", 61), closed("new", 30), still_open):
         await store.save_incident(one)
-    await room.sweep(store, IncidentBook(store, "hn1"), NOW_NS)
+    book = IncidentBook(store, "hn1")
+    await room.sweep(store, book, Elapsed(book))
     left = sorted(path.stem for path in (tmp_path / "evidence").iterdir())
     assert left == ["new", "open"]
     gone = [one.incident_id for one in await store.incidents() if one.evidence is None]
@@ -98,10 +101,11 @@ async def test_only_what_is_old_and_of_a_closed_incident_is_deleted(tmp_path, st
 
 async def test_of_an_incident_that_is_forgotten_the_files_time_counts(tmp_path, store) -> None:
     room = EvidenceRoom(tmp_path, 60.0)
-    for name, ago_s in (("old", 61), ("new", 59)):
+    for name, ago_s in (("old", 61), ("new", 30)):
         path, _ = evidence._write(document(name), tmp_path / "evidence")
-        os.utime(path, ns=(NOW_NS, NOW_NS - ago_s * NS))
-    await room.sweep(store, IncidentBook(store, "hn1"), NOW_NS)
+        os.utime(path, ns=(NOW_NS, time.time_ns() - ago_s * NS))
+    book = IncidentBook(store, "hn1")
+    await room.sweep(store, book, Elapsed(book))
     assert [path.stem for path in (tmp_path / "evidence").iterdir()] == ["new"]
 
 
@@ -123,7 +127,7 @@ async def test_a_rollback_that_begins_during_the_sweep_stays_as_it_is(
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(Path, "unlink", begin)
-    await EvidenceRoom(tmp_path, 60.0).sweep(store, book, NOW_NS)
+    await EvidenceRoom(tmp_path, 60.0).sweep(store, book, Elapsed(book))
     (rolling_back,) = acting
     assert await store.find_incidents(rolling_back.incident_id) == [rolling_back]
     assert (tmp_path / "evidence" / f"{rolling_back.incident_id}.json").exists()

@@ -64,9 +64,11 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await opened.close()
 
 
-def retention(tmp_path: Path, store: Store, book: IncidentBook | None = None) -> Retention:
+def retention(
+    tmp_path: Path, store: Store, book: IncidentBook | None = None, distrust: str = ""
+) -> Retention:
     book = book or IncidentBook(store, "hn1")
-    return Retention(store, book, cast("Any", NoEvidence()), tmp_path)
+    return Retention(store, book, cast("Any", NoEvidence()), tmp_path, lambda: distrust)
 
 
 async def look(tmp_path: Path, store: Store, *found: Incident) -> None:
@@ -228,3 +230,48 @@ async def test_what_cannot_be_deleted_can_still_be_rolled_back(
         assert "original" in (after.undo or {})
         assert [text for _, text in after.log if "has it open" in text] != []
     assert (tmp_path / "one.damaged").exists()
+
+
+def step_the_clock(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + int(days * DAY_S * NS))
+
+
+@pytest.mark.parametrize("of_this_boot", [True, False])
+async def test_a_clock_that_is_stepped_forward_deletes_nothing(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, *, of_this_boot: bool
+) -> None:
+    book, found = IncidentBook(store, "hn1"), with_original(tmp_path, "one", closed_days_ago=1)
+    if of_this_boot:
+        book.put(found)
+    else:
+        await store.save_incident(found)
+    directory = undo_directory(tmp_path, empty=False)
+    os.rename(directory, directory.with_name("one"))
+    directory = directory.with_name("one")
+    looked = retention(tmp_path, store, book)
+    step_the_clock(monkeypatch, 30)
+    await looked.look()
+    if of_this_boot:  # then a restart of the daemon does not make the clock believed
+        await retention(tmp_path, store).look()
+    assert (tmp_path / "one.damaged").exists()
+    assert list(directory.iterdir()) != []
+
+
+async def test_what_was_closed_in_this_boot_goes_when_its_time_is_over_by_every_clock(
+    tmp_path: Path, store: Store
+) -> None:
+    book, found = IncidentBook(store, "hn1"), with_original(tmp_path, "one", closed_days_ago=8)
+    book.put(found)
+    await retention(tmp_path, store, book).look()
+    assert not (tmp_path / "one.damaged").exists()
+
+
+async def test_a_daemon_that_does_not_trust_itself_deletes_nothing(
+    tmp_path: Path, store: Store
+) -> None:
+    await store.save_incident(with_original(tmp_path, "one"))
+    undo = undo_directory(tmp_path, empty=False, days_ago=99)
+    await retention(tmp_path, store, distrust="the clock of this boot has gone back").look()
+    assert (tmp_path / "one.damaged").exists()
+    assert len(list(undo.iterdir())) == 2

@@ -1,7 +1,9 @@
 """Notices wait here, on the disk, until their receiver has answered with success.
 
 One worker per channel delivers in order, so that nobody reads "repaired" before "opened". Failures
-are repeated with growing pauses; what has not arrived after `GIVE_UP_S` is kept as failed.
+are repeated with growing pauses; what has not arrived after `GIVE_UP_S` is kept as failed. How long
+that is no step of the wall clock decides: CLOCK_BOOTTIME tells it of a notice of this run, and of
+an older one how long its channel has been failing.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import aiohttp
 
 from fswatchd import codes, views
+from fswatchd.kernel import proc
 from fswatchd.notify.webhook import Attempt, Channel, post
 from fswatchd.store.store import Delivery, Store, StoreError
 
@@ -29,6 +32,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
 GIVE_UP_S = 3 * 86400.0
 NS = 1_000_000_000
+_FAILING = "channel-fails:"
 
 Delivered = Callable[[Delivery], None]
 
@@ -46,10 +50,15 @@ class Outbox:
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
         self.failures: dict[str, str] = {}
+        # Notices of this run → when they were handed over (CLOCK_BOOTTIME, ns).
+        self._sent_ns: dict[str, int] = {}
+        # Channel → since when every attempt has failed, also of earlier runs.
+        self._failing: dict[str, dict[str, Any]] = {}
 
     async def start(self, channels: list[Channel]) -> None:
         """Begin to deliver, with what an earlier run has left."""
         self._session = aiohttp.ClientSession()
+        await self._load_failing({channel.name for channel in channels})
         for channel in channels:
             self.add_channel(channel)
         for delivery in await self._store.waiting_deliveries():
@@ -83,6 +92,7 @@ class Outbox:
         self._channels.pop(name, None)
         self._waiting.pop(name, None)
         self._wakes.pop(name, None)
+        self._forget_failing(name)
         worker = self._workers.pop(name, None)
         if worker is not None:
             worker.cancel()
@@ -120,6 +130,7 @@ class Outbox:
             created_ns=now,
         )
         self._store.add_delivery(delivery)
+        self._sent_ns[delivery_id] = _boottime_ns()
         self._waiting[channel].append(delivery)
         self._wakes[channel].set()
 
@@ -176,6 +187,7 @@ class Outbox:
                 self._waiting[name][0] = delivery
             else:
                 self._waiting[name].pop(0)
+                self._sent_ns.pop(delivery.delivery_id, None)
 
     async def _try(self, delivery: Delivery) -> Delivery:
         if self._session is None:
@@ -185,9 +197,10 @@ class Outbox:
         now = time.time_ns()
         if attempt.delivered:
             self.failures.pop(delivery.channel, None)
+            self._forget_failing(delivery.channel)
             delivery = replace(delivery, attempts=attempts, state="delivered", last_error="")
             self._on_delivered(delivery)
-        elif (now - delivery.created_ns) / NS > GIVE_UP_S:
+        elif self._waits_for_s(delivery) > GIVE_UP_S:
             delivery = replace(
                 delivery, attempts=attempts, state="failed", last_error=attempt.error
             )
@@ -205,6 +218,37 @@ class Outbox:
         with suppress(StoreError):
             await self._store.add_delivery(delivery)
         return delivery
+
+    async def _load_failing(self, channels: set[str]) -> None:
+        for key, value in (await self._store.facts(_FAILING)).items():
+            name = key.removeprefix(_FAILING)
+            if name in channels:
+                self._failing[name] = value
+            else:
+                self._store.set_fact(key, None)
+
+    def _forget_failing(self, channel: str) -> None:
+        if self._failing.pop(channel, None) is not None:
+            self._store.set_fact(f"{_FAILING}{channel}", None)
+
+    def _waits_for_s(self, delivery: Delivery) -> float:
+        """How long a notice that has just failed has been waiting, at the least."""
+        now_ns, wall_ns = _boottime_ns(), time.time_ns()
+        since = self._failing.get(delivery.channel)
+        if since is None:
+            since = {"boot": proc.boot_id(), "boottime_ns": now_ns, "wall_ns": wall_ns}
+            self._failing[delivery.channel] = since
+            self._store.set_fact(f"{_FAILING}{delivery.channel}", since)
+        sent_ns = self._sent_ns.get(delivery.delivery_id)
+        if sent_ns is not None:
+            return (now_ns - sent_ns) / NS
+        same_boot = since["boot"] == proc.boot_id()
+        fails_ns = now_ns - since["boottime_ns"] if same_boot else wall_ns - since["wall_ns"]
+        return float(min(fails_ns, wall_ns - delivery.created_ns)) / NS
+
+
+def _boottime_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def pause_after(attempts: int) -> float:

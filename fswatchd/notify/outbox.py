@@ -174,32 +174,40 @@ class Outbox:
 
     async def _work(self, name: str) -> None:
         while True:
-            if not self._waiting[name]:
-                self._wakes[name].clear()
-                await self._wakes[name].wait()
-                continue
-            delivery = self._waiting[name][0]
-            pause_s = (delivery.next_ns - time.time_ns()) / NS
-            if pause_s > 0:
-                await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
-            delivery = await self._try(delivery)
-            if delivery.state == "waiting":
-                self._waiting[name][0] = delivery
-            else:
-                self._waiting[name].pop(0)
-                self._sent_ns.pop(delivery.delivery_id, None)
+            try:
+                await self._next(name)
+            except Exception:  # a task border: a channel without a worker would be silent for ever
+                log.exception("the channel %s goes on after an error", name)
+                await asyncio.sleep(FIRST_PAUSE_S)
+
+    async def _next(self, name: str) -> None:
+        """Wait for what is to be delivered next, and try it once."""
+        if not self._waiting[name]:
+            self._wakes[name].clear()
+            await self._wakes[name].wait()
+            return
+        delivery = self._waiting[name][0]
+        pause_s = (delivery.next_ns - time.time_ns()) / NS
+        if pause_s > 0:
+            await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
+        delivery = await self._try(delivery)
+        if delivery.state == "waiting":
+            self._waiting[name][0] = delivery
+        else:
+            self._waiting[name].pop(0)
+            self._sent_ns.pop(delivery.delivery_id, None)
 
     async def _try(self, delivery: Delivery) -> Delivery:
         if self._session is None:
             return delivery
-        attempt = await post(self._session, self._channels[delivery.channel], delivery.body)
+        attempt = await self._post(self._session, delivery)
         attempts = delivery.attempts + 1
         now = time.time_ns()
         if attempt.delivered:
             self.failures.pop(delivery.channel, None)
             self._forget_failing(delivery.channel)
             delivery = replace(delivery, attempts=attempts, state="delivered", last_error="")
-            self._on_delivered(delivery)
+            self._tell_delivered(delivery)
         elif self._waits_for_s(delivery) > GIVE_UP_S:
             delivery = replace(
                 delivery, attempts=attempts, state="failed", last_error=attempt.error
@@ -218,6 +226,22 @@ class Outbox:
         with suppress(StoreError):
             await self._store.add_delivery(delivery)
         return delivery
+
+    async def _post(self, session: aiohttp.ClientSession, delivery: Delivery) -> Attempt:
+        """An error that nobody has thought of is a failure as any other: the next attempt waits,
+        and what cannot be sent at all is given up in time."""
+        try:
+            return await post(session, self._channels[delivery.channel], delivery.body)
+        except Exception as error:
+            log.exception("cannot send a notice to %s", delivery.channel)
+            return Attempt(delivered=False, error=f"{type(error).__name__}: {error}")
+
+    def _tell_delivered(self, delivery: Delivery) -> None:
+        """It has arrived, whatever becomes of that: nobody is to get it twice."""
+        try:
+            self._on_delivered(delivery)
+        except Exception:
+            log.exception("what follows from a notice to %s failed", delivery.channel)
 
     async def _load_failing(self, channels: set[str]) -> None:
         for key, value in (await self._store.facts(_FAILING)).items():

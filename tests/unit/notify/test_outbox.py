@@ -148,3 +148,53 @@ async def test_a_channel_that_has_answered_once_fails_anew(
     await become(store, delivered=1)
     await sending.stop()
     assert await store.facts(outbox._FAILING) == {}
+
+
+async def test_an_error_after_a_delivery_does_not_end_its_channel(
+    store: Store, receiver: Receiver
+) -> None:
+    def fails(_: Delivery) -> None:
+        raise LookupError("nobody knows it")
+
+    receiver.well = True
+    sending = await begun(store, fails)
+    for number in range(2):
+        sending.send("ops", "opened", f"{number}", "s", {})
+    await become(store, delivered=2)
+    await sending.stop()
+    assert receiver.asked == 2
+
+
+async def test_an_error_while_sending_does_not_end_its_channel(
+    store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> Attempt:
+        monkeypatch.setattr(outbox, "post", receiver._post)
+        raise LookupError("unknown encoding")
+
+    receiver.well = True
+    monkeypatch.setattr(outbox, "post", fails)
+    sending = await begun(store)
+    sending.send("ops", "opened", "i", "s", {})
+    await become(store, delivered=1)
+    await sending.stop()
+
+
+async def test_an_error_in_the_database_does_not_end_a_channel(
+    store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.well = True
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.0)
+    sending = await begun(store)
+    keep = store.add_delivery
+
+    def fails(delivery: Delivery) -> asyncio.Future[None]:
+        if delivery.state == "waiting":
+            return keep(delivery)
+        monkeypatch.setattr(store, "add_delivery", keep)
+        raise OverflowError("an attempt too many")
+
+    monkeypatch.setattr(store, "add_delivery", fails)
+    sending.send("ops", "opened", "i", "s", {})
+    await become(store, delivered=1)
+    await sending.stop()

@@ -190,6 +190,7 @@ class Operator:
                 f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
             )
         rollback.check(incident, discard_newer=discard_newer)
+        self._refuse_while_acting_on_its_ves(incident)
         self._arming.refuse_if_disarmed(incident.ves)
         for ve_id in incident.direct_ves:
             ve = self._inventory.view.ves.get(VeId(ve_id))
@@ -198,6 +199,17 @@ class Operator:
         incident = incident.noted(time.time_ns(), f"rollback requested by {by}")
         self._executor.begin_rollback(incident)
         return self._book.get(incident.incident_id) or incident
+
+    def _refuse_while_acting_on_its_ves(self, incident: Incident) -> None:
+        """What another plan has stopped, or works on, is not exchanged under its hands."""
+        ves = {*incident.ves, str((incident.undo or {}).get("ve"))}
+        for other in self._book.open_incidents():
+            shared = sorted(ves & set(other.ves))
+            if other.state is State.ACTING and other.incident_id != incident.incident_id and shared:
+                raise ConflictError(
+                    f"{other.incident_id} is {other.state.value} on {', '.join(shared)}",
+                    code="FSW-CONFLICT-REPAIR",
+                )
 
     async def approve(
         self, text: str, by: str, reason: str = "", asked_by: str | None = None

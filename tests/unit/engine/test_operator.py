@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from fswatchd.engine.operator import Operator, refuse_another
 from fswatchd.errors import ConflictError, UnknownTargetError
-from fswatchd.incidents import Incident
+from fswatchd.incidents import Incident, State
+from fswatchd.inventory.view import NodeView
 from fswatchd.store.database import StoreError
 from tests.unit.builders import filesystem, incident
 
@@ -56,6 +59,9 @@ class Book:
 
     def get(self, incident_id: str) -> Incident | None:
         return next((one for one in self.found if one.incident_id == incident_id), None)
+
+    def open_incidents(self) -> list[Incident]:
+        return list(self.found)
 
     def newest(self) -> dict[str, Incident]:
         return {one.incident_id: one for one in self.found}
@@ -109,3 +115,39 @@ async def test_one_that_is_written_is_there_once_and_as_it_is_now() -> None:
     assert await asked.find("aaaaa") == now
     with pytest.raises(UnknownTargetError):
         await asked.find("ccccc")
+
+
+def repaired(directory: Path, **more: Any) -> Incident:
+    """An incident of ve101 that can be rolled back."""
+    for name in ("image", "original"):
+        (directory / name).touch()
+    paths = {name: str(directory / name) for name in ("image", "original")}
+    return incident(incident_id="20261121-aaaaa", undo={**paths, "ve": "lxc:ve101"}, **more)
+
+
+@pytest.mark.parametrize(
+    ("state", "ves", "may"),
+    [
+        (State.ACTING, ("lxc:ve101",), False),
+        (State.ACTING, ("lxc:ve100", "lxc:ve101"), False),
+        (State.ACTING, ("lxc:ve102",), True),
+        (State.WAITING, ("lxc:ve101",), True),
+    ],
+)
+@pytest.mark.parametrize("known", [("lxc:ve101",), ()], ids=["its-ve", "nobody-known"])
+async def test_no_rollback_while_another_plan_is_at_work_on_its_ve(
+    tmp_path: Path, state: State, ves: tuple[str, ...], known: tuple[str, ...], *, may: bool
+) -> None:
+    found = repaired(tmp_path, ves=known, state=State.CLOSED)
+    other = incident(incident_id="20261121-bbbbb", state=state, ves=ves)
+    asked = operator(Book(other), Database(found))
+    asked._arming = SimpleNamespace(refuse_if_disarmed=lambda _: None)  # type: ignore[assignment]
+    asked._inventory = SimpleNamespace(view=NodeView())  # type: ignore[assignment]
+    begun: list[Incident] = []
+    asked._executor = SimpleNamespace(begin_rollback=begun.append)  # type: ignore[assignment]
+    if may:
+        await asked.roll_back("aaaaa", "root", discard_newer=True)
+    else:
+        with pytest.raises(ConflictError, match="bbbbb is acting on lxc:ve101"):
+            await asked.roll_back("aaaaa", "root", discard_newer=True)
+    assert bool(begun) is may

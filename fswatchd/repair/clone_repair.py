@@ -424,6 +424,7 @@ class CloneRepair:
             "image": image.path,
             "original": journal.kept,
             "original_file": image.describe(),
+            "repaired_file": repaired.describe(),
             "ve": ve.ve_id,
             "keep_s": self._step.keep_original,
         }

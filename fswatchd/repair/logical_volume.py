@@ -58,6 +58,11 @@ class LogicalVolume:
         return _dashed(self.uuid[-32:])
 
     @property
+    def identity(self) -> str:
+        """What it is known by, for people."""
+        return f"UUID {self.lvm_uuid}"
+
+    @property
     def devno(self) -> Devno | None:
         """Its device now, whatever it is called; None where it is not active."""
         return dm.find("uuid", self.uuid)

@@ -15,7 +15,7 @@ from fswatchd.repair.journal import read_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.swap import SwapError
-from fswatchd.repair.volume import Volume
+from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionContext, ActionSettings, Next, StepResult, refuse
 
 
@@ -37,12 +37,39 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
             hint="it was rolled back already, or its time was over (keep_original)",
             code="FSW-REFUSED-NO-ROLLBACK",
         )
+    put = read_volume(undo.get("repaired_file"))
+    if put is not None and put.is_displaced:
+        text, hint = _replaced(undo, put)
+        raise RefusedError(text, hint=hint, code="FSW-REFUSED-REPLACED")
     if not discard_newer:
         raise RefusedError(
             f"{undo['ve']} has run on the repaired volume: what it wrote since would be lost",
             hint="to go back all the same: --discard-newer (the repaired volume is kept beside it)",
             code="FSW-REFUSED-NEWER-DATA",
         )
+
+
+def _replaced(undo: Mapping[str, Any], put: Volume) -> tuple[str, str]:
+    """What stands where the repair has put a volume of its own, and what can be done."""
+    there = _found(put)
+    text = (
+        f"{put.path} is not the volume that the repair has put there ({put.identity}), but "
+        f"{there.identity if there else 'nothing'}"
+    )
+    hint = (
+        "it was made anew, restored, or repaired once more since, so nothing is put in its place; "
+        f"the volume from before the repair is {undo['original']}, copy from it what you need"
+    )
+    return text, hint
+
+
+def _found(put: Volume) -> Volume | None:
+    if isinstance(put, LogicalVolume):
+        return LogicalVolume.at(put.path)
+    try:
+        return ImageFile.at(put.path)
+    except OSError:
+        return None
 
 
 def _no_way_back(incident_id: str, undo: Mapping[str, Any]) -> RefusedError:
@@ -124,6 +151,10 @@ class _Way:
             if known is not None:
                 await storage.of(known, context.settings).wake(image, beside)
             repaired, original = _volume(image, known), _volume(beside, known)
+            put = read_volume(undo.get("repaired_file"))  # no earlier version has recorded it
+            if put is not None and not put.is_at(put.path):
+                raise refuse("replaced", "; ".join(_replaced(undo, put)), Next.OPERATOR)
+            repaired = put.today(put.path) if put is not None else repaired
             if known is not None and not known.is_at(beside):
                 raise refuse(
                     "refused", f"{beside} is not the original that was kept", Next.OPERATOR

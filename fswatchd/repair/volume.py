@@ -70,6 +70,14 @@ class ImageFile:
                 return replace(self, devno=ImageFile.at(path).devno)
         return self
 
+    @property
+    def identity(self) -> str:
+        """What it is known by, for people."""
+        if self.birth_ns is None:
+            return f"inode {self.inode} on {self.devno}"
+        born = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.birth_ns / 1e9))
+        return f"inode {self.inode}, created {born}"
+
     def stamp(self) -> Stamp | None:
         """What changes with every write to it, None where something else is at its path.
 

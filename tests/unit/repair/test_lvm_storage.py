@@ -528,6 +528,7 @@ async def test_a_rollback_that_is_killed_ends_with_the_original_in_place(
         "image": "/dev/vg/thin",
         "original": f"/dev/vg/{DAMAGED}",
         "original_file": original.describe(),
+        "repaired_file": replace(repaired, path="/dev/vg/thin").describe(),
         "ve": str(VE.ve_id),
     }
     context: Any = Context(node, undo=undo)
@@ -549,6 +550,30 @@ async def test_a_rollback_that_is_killed_ends_with_the_original_in_place(
     assert original.is_at("/dev/vg/thin")
     assert repaired.is_at(f"/dev/vg/{kept}")
     assert stopped == [original.uuid]
+
+
+@pytest.mark.parametrize("put_away", [False, True], ids=["active", "after a boot"])
+async def test_a_volume_that_was_made_anew_since_is_not_rolled_back(
+    node: LvmNode, stopped: list[str], *, put_away: bool
+) -> None:
+    original = volume(node)
+    repaired = await cloned(node)
+    await storage.of(original, SETTINGS).exchange(repaired, f"/dev/vg/{DAMAGED}")
+    del node.volumes["thin"]
+    anew = node.add("thin")
+    undo = {
+        "image": "/dev/vg/thin",
+        "original": f"/dev/vg/{DAMAGED}",
+        "original_file": original.describe(),
+        "repaired_file": replace(repaired, path="/dev/vg/thin").describe(),
+        "ve": str(VE.ve_id),
+    }
+    for one in node.volumes.values():
+        one.active = not put_away
+    with pytest.raises(StepEnded, match="not the volume that the repair has put there"):
+        await rollback.run(Context(node, undo=undo))  # type: ignore[arg-type]
+    assert node.volumes["thin"] is anew
+    assert stopped == []
 
 
 # --- what is kept -----------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class Context:
             "image": str(self.image),
             "original": str(self.beside),
             "original_file": original.describe(),
+            "repaired_file": ImageFile.at(str(self.image)).describe(),
             "ve": str(VE.ve_id),
         }
         self.settings = ActionSettings()
@@ -151,6 +152,54 @@ async def test_another_file_under_the_originals_name_is_not_put_in_place(
     assert caught.value.result.next is Next.OPERATOR
     assert context.image.read_bytes() == b"repaired"
     assert started == []
+
+
+def restored(context: Context) -> None:
+    """The container was made anew, or restored, since the repair."""
+    (context.image.parent / "new").write_bytes(b"another tenant's")
+    os.rename(context.image.parent / "new", context.image)
+
+
+async def test_what_was_restored_since_is_not_replaced_by_what_was_there_before(
+    tmp_path: Path, started: list[str]
+) -> None:
+    context = Context(tmp_path)
+    restored(context)
+    with pytest.raises(RefusedError, match="not the volume that the repair has put") as refused:
+        rollback.check(context.incident, discard_newer=True)
+    assert str(ImageFile.at(str(context.image)).inode) in refused.value.message
+    assert str(context.beside) in refused.value.hint
+    with pytest.raises(StepEnded, match="not the volume that the repair has put") as ended:
+        await rollback.run(context)  # type: ignore[arg-type]
+    assert ended.value.result.next is Next.OPERATOR
+    assert context.files() == {
+        "ve101.raw": b"another tenant's",
+        "ve101.raw.damaged-x": b"original",
+    }
+    assert started == []
+
+
+async def test_what_the_ve_has_written_since_makes_no_other_volume_of_it(
+    tmp_path: Path, started: list[str]
+) -> None:
+    context = Context(tmp_path)
+    with context.image.open("r+b") as image:
+        image.write(b"written")
+    rollback.check(context.incident, discard_newer=True)
+    assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
+    assert started == ["original"]
+
+
+async def test_a_repair_by_an_earlier_version_is_rolled_back_as_it_was(
+    tmp_path: Path, started: list[str]
+) -> None:
+    context = Context(tmp_path)
+    undo = {k: v for k, v in (context.incident.undo or {}).items() if k != "repaired_file"}
+    context.incident = replace(context.incident, undo=undo)
+    restored(context)
+    rollback.check(context.incident, discard_newer=True)
+    assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
+    assert started == ["original"]
 
 
 @pytest.mark.parametrize(

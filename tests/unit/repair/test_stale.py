@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from fswatchd.repair import clone, resume, swap, ve_control
+from fswatchd.repair import clone, resume, swap, ve_control, verify
 from fswatchd.repair.clone_repair import CloneRepair
+from fswatchd.repair.journal import read_volume
 from fswatchd.repair.scope import Target
 from fswatchd.repair.volume import ImageFile
+from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
@@ -223,3 +225,34 @@ def test_a_stamp_that_is_not_known_is_never_the_same(image: ImageFile) -> None:
     os.rename(image.path, f"{image.path}.elsewhere")
     assert image.stamp() is None
     assert not image.is_unchanged(None)
+
+
+@pytest.mark.parametrize("well", [True, False])
+async def test_for_the_way_back_both_volumes_are_known(
+    monkeypatch: pytest.MonkeyPatch, image: ImageFile, *, well: bool
+) -> None:
+    async def found(*_: object) -> Any:
+        return (VE, SimpleNamespace()) if well else "it does not run"
+
+    async def healthy(*_: object) -> None: ...
+
+    monkeypatch.setattr(ve_control, "is_running", lambda _: True)
+    monkeypatch.setattr(verify, "find_mounted", found)
+    monkeypatch.setattr(verify, "healthy", healthy)
+    context: Any = Context()
+    context.state = None
+    context.reached = context.filesystem_is_now = lambda _: None
+    beside = f"{image.path}.fswatchd-clone-x1"
+    Path(beside).write_bytes(b"repaired")
+    made = ImageFile.at(beside)
+    os.rename(image.path, f"{image.path}.damaged-x1")
+    os.rename(beside, image.path)
+    await context.journal(clone=made.describe(), kept=f"{image.path}.damaged-x1")
+    ended = await CloneRepair(context, FsckStep(do="fsck")).start(target(image))
+    assert (ended.result == "repaired") is well
+    undo = ended.undo or {}
+    repaired, original = (read_volume(undo[name]) for name in ("repaired_file", "original_file"))
+    assert repaired is not None
+    assert repaired.is_at(undo["image"])
+    assert original is not None
+    assert original.is_at(undo["original"])

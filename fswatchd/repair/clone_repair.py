@@ -170,7 +170,7 @@ class CloneRepair:
             # Where no clone can be made beside it the VE is down for as long.
             asks = not stop_first or (not live and self._step.on_long_pause != "offline")
             if asks and not consent.may_hold_writers(self._context, pause_s):
-                raise consent.long_pause(self._step, target, pause_s)
+                raise await consent.long_pause(self._context, self._step, target, pause_s)
         if stop_first:
             await self._stop(target, gently=True)
             return Condition.STOPPED

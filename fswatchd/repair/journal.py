@@ -22,7 +22,8 @@ class RepairJournal:
     it; `clone` that copy, once it exists; `stopping` that the VE was about to be stopped by us;
     `stamp` what the image ended as, and `fresh` that the proven clone is a copy of that; `swapping`
     that the exchange was about to be made; `keeping` the name that the original was about to get
-    by it, `kept` the one it has.
+    by it, `kept` the one it has. `asked` says that somebody was asked the `question`, about a pause
+    of `asked_pause_s`; `granted` are those that were answered with a yes before it.
     """
 
     image: Volume | None = None
@@ -36,6 +37,9 @@ class RepairJournal:
     keeping: str | None = None
     kept: str | None = None
     asked: bool = False
+    question: str | None = None
+    asked_pause_s: float | None = None
+    granted: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> RepairJournal:
@@ -52,6 +56,9 @@ class RepairJournal:
             keeping=facts.get("keeping"),
             kept=facts.get("kept"),
             asked=bool(facts.get("asked")),
+            question=facts.get("question"),
+            asked_pause_s=facts.get("asked_pause_s"),
+            granted=frozenset(facts.get("granted") or ()),
         )
 
 

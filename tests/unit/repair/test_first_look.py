@@ -16,6 +16,7 @@ from fswatchd.repair.preview import Preview
 from fswatchd.rules.model import FsckStep
 from fswatchd.steps import DAMAGED, RECOVERED, Next, StepEnded, refuse
 from tests.unit import builders
+from tests.unit.repair.test_outage import VE
 
 CLEAN = CheckResult(returncode=0, output="", duration_s=1.0, clean=True, tool="xfs_repair")
 BROKEN = replace(CLEAN, returncode=1, clean=False, damaged=True)
@@ -131,7 +132,10 @@ async def test_the_last_resort_takes_a_yes_to_that_very_question(fstype: str) ->
     ids=["a long pause", "lost files", "an older version", "another tool"],
 )
 async def test_a_yes_to_another_question_is_none(asked_about: dict[str, Any] | None) -> None:
-    context: Any = Context(**({} if asked_about is None else {"asked_about": asked_about}))
+    journal: dict[str, Any] = {"question": "bounds", "asked_about": asked_about}
+    if asked_about is None:
+        journal = {"question": "pause", "asked_pause_s": 3600.0}
+    context: Any = Context(**journal)
     context.approve()
     done = Cure(repaired=FIXED, proof=CLEAN, by=resort("xfs"))
     with pytest.raises(StepEnded) as asked:
@@ -157,8 +161,82 @@ def test_who_asks_for_a_repair_has_approved_a_pause_but_no_outage(
     context: Any = Context()
     context.incident = replace(context.incident, requested_by=by)
     assert consent.may_hold_writers(context, pause_s) is may
+
+
+MANY = Cure(repaired=FIXED, proof=CLEAN, by=resort("xfs"))
+PAUSED: Any = SimpleNamespace(ve=VE)
+
+
+async def asked_about_pause(context: Any, pause_s: float) -> None:
+    ended = await consent.long_pause(context, STEP, PAUSED, pause_s)
+    assert (ended.result.next, ended.result.result) == (Next.ASK, "long pause")
+
+
+async def asked_about_bounds(context: Any) -> None:
+    with pytest.raises(StepEnded) as asked:
+        await consent.within_bounds(context, STEP, MANY, 1.0)
+    assert asked.value.result.next is Next.ASK
+
+
+async def test_a_yes_to_what_is_lost_is_none_to_a_pause() -> None:
+    context: Any = Context()
+    await asked_about_bounds(context)
     context.approve()
-    assert consent.may_hold_writers(context, pause_s)
+    assert not consent.may_hold_writers(context, 3600.0)
+
+
+async def test_a_yes_to_a_pause_is_for_about_that_long() -> None:
+    context: Any = Context()
+    await asked_about_pause(context, 3600.0)
+    assert not consent.may_hold_writers(context, 3600.0)
+    context.approve()
+    assert consent.may_hold_writers(context, 3600.0 * 1.4)
+    assert not consent.may_hold_writers(context, 3600.0 * 1.6)
+
+
+async def test_who_has_said_yes_to_both_questions_is_not_asked_again() -> None:
+    context: Any = Context()
+    await asked_about_bounds(context)
+    context.approve()
+    await asked_about_pause(context, 3600.0)
+    context.incident = replace(context.incident, approved_by=None)
+    assert not consent.may_hold_writers(context, 3600.0)
+    context.approve()
+    assert consent.may_hold_writers(context, 3600.0)
+    await consent.within_bounds(context, STEP, MANY, 1.0)
+
+
+async def test_a_daemon_that_is_killed_before_it_has_asked_asks_again() -> None:
+    """The yes that still stands there was to the question before."""
+    context: Any = Context()
+    await asked_about_bounds(context)
+    context.approve()
+    await asked_about_pause(context, 3600.0)
+    assert not consent.may_hold_writers(context, 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("asks", "pause", "bounds"),
+    [
+        ("lxc:a could not write for about 45 s, more than max_write_pause (10 s) allows", 1, 0),
+        ("lxc:a could not write for about 12 min, more than max_write_pause (10 s) allows", 1, 0),
+        ("3 files would be lost. A repair would do: a lot", 0, 1),
+        ("", 0, 0),
+    ],
+    ids=["pause", "longer-pause", "bounds", "not-known"],
+)
+async def test_what_an_earlier_version_has_asked_its_text_tells(
+    asks: str, pause: int, bounds: int
+) -> None:
+    context: Any = Context(asked_about=MANY.document())
+    context.incident = replace(context.incident, asks=asks)
+    context.approve()
+    assert consent.may_hold_writers(context, 60.0) is bool(pause)
+    assert not consent.may_hold_writers(context, 3600.0)
+    if bounds:
+        await consent.within_bounds(context, STEP, MANY, 1.0)
+    else:
+        await asked_about_bounds(context)
 
 
 async def test_what_is_within_bounds_is_not_asked_about() -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from fswatchd.book import IncidentBook
 from fswatchd.incidents import Incident
-from fswatchd.repair import storage
+from fswatchd.repair import originals, storage
 from fswatchd.repair.journal import read_volume
 from fswatchd.steps import ActionSettings
 
@@ -26,32 +26,31 @@ log = logging.getLogger(__name__)
 async def give_up(
     book: IncidentBook, incident_id: str, why: str, may_go: Callable[[Incident], bool]
 ) -> Incident | None:
-    """Delete the original of this incident if that `may_go` as it is now; returns the incident
-    without it, None where it stays. Raises StoreError."""
+    """Delete the original of this incident, of several the oldest, if that `may_go` as it is now;
+    returns the incident without it, None where it stays. Raises StoreError."""
 
     def doomed(found: Incident) -> Incident | None:
-        undo = dict(found.undo or {})
+        undo = found.undo or {}
         if "deleting" in undo:
             return found  # an earlier run was cut off
-        if "original" not in undo or not may_go(found):
+        oldest = next(iter(originals.kept(undo)), None)
+        if oldest is None or not may_go(found):
             return None
-        undo["deleting"] = undo.pop("original")
-        return replace(found, undo=undo)
+        return replace(found, undo={**originals.without_oldest(undo), "deleting": oldest})
 
     marked = await book.amend(incident_id, doomed)
     if marked is None or book.get(incident_id) is not None:
         return None
-    undo = marked.undo or {}
-    gone, story = await delete_original(str(undo["deleting"]), undo.get("original_file"), why)
+    doomed_one = dict((marked.undo or {})["deleting"])  # type: ignore[call-overload]
+    path, recorded = str(doomed_one["original"]), doomed_one.get("original_file")
+    gone, story = await delete_original(path, recorded, why)
     log.info("%s: %s", incident_id, story)
 
     def told(found: Incident) -> Incident:
         undo = dict(found.undo or {})
-        path = undo.pop("deleting")
-        if gone:
-            undo.pop("original_file", None)
-        else:
-            undo["original"] = path
+        undo.pop("deleting", None)
+        if not gone:
+            undo = originals.with_oldest(undo, doomed_one)
         known = bool(found.log) and found.log[-1][1] == story
         found = replace(found, undo=undo)
         return found if known else found.noted(time.time_ns(), story)

@@ -109,6 +109,7 @@ class ReserveWatch:
             log.error("%s: its original stays: %s", oldest.incident_id, error)
             return True
         if done is not None:
+            self._remember(done)
             log.warning("%s: its original is gone: %s", oldest.incident_id, why)
             self._tell(done)
         return True  # somebody holds it, or it is wanted: try the next

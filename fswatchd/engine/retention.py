@@ -56,7 +56,8 @@ class Retention:
             return
         for incident in await self._store.with_original():
             # Each deletion takes its time: the next incident may be another one by then.
-            await give_up(self._book, incident.incident_id, _WHY, self._is_due)
+            while await give_up(self._book, incident.incident_id, _WHY, self._is_due) is not None:
+                pass  # there may be more than one
         await self._sweep_undo()
         await self._evidence.sweep(self._store, self._book, self._elapsed)
 

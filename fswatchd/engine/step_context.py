@@ -12,6 +12,7 @@ from fswatchd.incidents import Incident, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve
 from fswatchd.inventory.view import describe
+from fswatchd.repair import originals
 from fswatchd.repair.platform_lock import VeLocks
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, Next, StepResult, refuse
@@ -124,7 +125,7 @@ class StepContext:
         )
         incident = self.incident.with_step(self._index, record)
         if result.undo is not None:
-            incident = replace(incident, undo={**(incident.undo or {}), **result.undo})
+            incident = replace(incident, undo=originals.merged(incident.undo, result.undo))
         self._book.put(
             incident.noted(time.time_ns(), f"{record.do}: {result.result}: {result.detail}")
         )

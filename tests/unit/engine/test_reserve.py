@@ -13,7 +13,7 @@ import pytest
 
 from fswatchd.engine.reserve import ReserveWatch
 from fswatchd.incidents import Incident, Outcome, State
-from fswatchd.repair import clone, storage
+from fswatchd.repair import clone, originals, storage
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, StepEnded
 from tests.unit.builders import NOW_NS, incident
@@ -88,6 +88,27 @@ async def test_the_oldest_goes_first_and_it_is_told(tmp_path, monkeypatch) -> No
     assert (told.incident_id, told.undo) == ("old", {})
     assert "was deleted" in told.log[-1][1]
     assert "reserve" in told.log[-1][1]
+
+
+def repaired_twice(directory: Path, name: str, ago: int) -> Incident:
+    """An incident with two repairs, each of which has put an original aside."""
+    first, second = kept(directory, f"{name}-1", ago), kept(directory, f"{name}-2", ago)
+    return replace(second, undo=originals.merged(first.undo, second.undo or {}))
+
+
+async def test_of_an_incident_with_two_repairs_the_first_original_goes_first(
+    tmp_path, monkeypatch
+) -> None:
+    known = Known(repaired_twice(tmp_path, "old", 99), kept(tmp_path, "new", 1))
+    watch = known.watch(FULL)
+    for stay in (["new", "old-2"], ["new"]):
+        rooms = iter((-5, 5))
+        monkeypatch.setattr(clone, "room", lambda *_, rooms=rooms: next(rooms))
+        await watch.look()
+        assert left(tmp_path) == stay
+    first, second = (dict(told.undo or {}) for told in known.told)
+    assert first["original"] == str(tmp_path / "image.damaged-old-2")
+    assert second == {}
 
 
 async def test_what_is_not_settled_stays_and_it_is_said(tmp_path) -> None:

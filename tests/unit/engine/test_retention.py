@@ -17,6 +17,7 @@ from fswatchd.engine import originals
 from fswatchd.engine.retention import Retention
 from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.repair import originals as kept_originals
 from fswatchd.repair import rollback
 from fswatchd.repair.images import Images
 from fswatchd.repair.volume import ImageFile
@@ -213,7 +214,7 @@ async def test_a_rollback_that_has_read_the_incident_just_before_goes_first(
 async def test_a_deletion_that_was_cut_off_is_ended(tmp_path: Path, store: Store) -> None:
     found = with_original(tmp_path, "one", closed_days_ago=0)
     undo = dict(found.undo or {})
-    undo["deleting"] = undo.pop("original")
+    undo["deleting"] = {name: undo.pop(name) for name in ("original", "original_file")}
     await look(tmp_path, store, replace(found, undo=undo))
     assert not (tmp_path / "one.damaged").exists()
     (after,) = await store.find_incidents("one")
@@ -275,3 +276,14 @@ async def test_a_daemon_that_does_not_trust_itself_deletes_nothing(
     await retention(tmp_path, store, distrust="the clock of this boot has gone back").look()
     assert (tmp_path / "one.damaged").exists()
     assert len(list(undo.iterdir())) == 2
+
+
+async def test_what_both_repairs_of_one_incident_have_kept_goes_in_time(
+    tmp_path: Path, store: Store
+) -> None:
+    first, second = with_original(tmp_path, "one"), with_original(tmp_path, "two")
+    undo = kept_originals.merged(first.undo, second.undo or {})
+    await look(tmp_path, store, replace(second, undo=undo))
+    assert not list(tmp_path.glob("*.damaged"))
+    (closed,) = await store.find_incidents("two")
+    assert closed.undo == {"keep_s": 7 * DAY_S, "image": "/x"}

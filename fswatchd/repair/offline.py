@@ -20,7 +20,7 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import block, loop
-from fswatchd.repair import outsiders, progress, scope, scratch, swap, ve_control, verify
+from fswatchd.repair import outsiders, owner, progress, scope, scratch, swap, ve_control, verify
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.journal import read_file
@@ -184,10 +184,10 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
     if not begun or (file is None and journal.get("device") is None):
         # Whoever has stopped the VE since, it was not this repair: all is asked again.
         return await run(context, step)
-    await context.inventory.refresh()
-    ve = next((v for v in context.inventory.view.ves.values() if v.ve_id == journal["ve"]), None)
-    if ve is None:
-        raise refuse("cancelled", f"{journal['ve']} is gone", Next.CANCELLED)
+    left = f"its volume is {journal.get('device')}"
+    if file is not None:
+        left = f"its volume is {owner.where(file, _aside(file, context.incident.incident_id))}"
+    ve = await owner.find(context, str(journal["ve"]), half_way=True, left=left)
     target = Target(
         filesystem=context.incident.filesystem,
         ve=ve,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fswatchd.incidents import StepRecord
-from fswatchd.repair import clone, storage, ve_control
+from fswatchd.repair import clone, owner, storage, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S
@@ -25,15 +25,13 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     journal = RepairJournal.read(context.record.journal)
     if journal.image is None or journal.ve is None:
         return await repair.run()
-    await context.inventory.refresh()
-    ves = {str(ve_id): ve for ve_id, ve in context.inventory.view.ves.items()}
-    ve = ves.get(journal.ve)
-    if ve is None:
-        raise refuse("cancelled", f"{journal.ve} is gone", Next.CANCELLED)
-    if journal.stopping:
-        ve = await context.lock_ve(ve)
     image, made = journal.image, journal.clone
     names = (made.path if made else None, journal.keeping, journal.kept)
+    half_way = journal.stopping or journal.swapping
+    left = f"the volume from before the repair is {owner.where(image, *names)}"
+    ve = await owner.find(context, journal.ve, half_way=half_way, left=left)
+    if journal.stopping:
+        ve = await context.lock_ve(ve)
     lies_in = storage.of(image, context.settings)
     await lies_in.wake(*names)
     if journal.swapping:

@@ -10,7 +10,7 @@ from typing import Any
 from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident
 from fswatchd.inventory.model import Ve
-from fswatchd.repair import outsiders, scope, storage, ve_control
+from fswatchd.repair import outsiders, owner, scope, storage, ve_control
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
@@ -95,11 +95,8 @@ async def run(context: ActionContext) -> StepResult:
     """Stop the VE, exchange the images again, start it. Raises StepEnded."""
     incident = context.incident
     undo = incident.undo or {}
-    await context.inventory.refresh()
-    ves = {str(ve_id): ve for ve_id, ve in context.inventory.view.ves.items()}
-    ve = ves.get(str(undo.get("ve")))
-    if ve is None:
-        raise refuse("cancelled", f"{undo.get('ve')} is gone", Next.CANCELLED)
+    half_way = any(context.record.journal.get(mark) for mark in ("stopping", "kept"))
+    ve = await owner.find(context, str(undo.get("ve")), half_way=half_way, left=_left(undo))
     ve = await context.lock_ve(ve)
     way = await _Way.prepare(context, undo)
     async with Outage(context) as outage:
@@ -109,6 +106,14 @@ async def run(context: ActionContext) -> StepResult:
         outage.begin(ve, None, way.original)
         kept = await way.keep(context.settings)
         return await _start(context, ve, way.original, kept)
+
+
+def _left(undo: Mapping[str, Any]) -> str:
+    """Where the volume from before the repair is, for a person who has to go on."""
+    original = read_volume(undo.get("original_file"))
+    beside = str(undo["original"])
+    found = owner.where(original, beside) if original is not None else beside
+    return f"the volume from before the repair is {found}"
 
 
 async def _stop(context: ActionContext, ve: Ve, way: _Way, outage: Outage) -> None:

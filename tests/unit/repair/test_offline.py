@@ -178,6 +178,8 @@ class Gone:
     class view:
         ves: ClassVar[dict[str, Any]] = {}
 
+    problems: ClassVar[dict[str, str]] = {}
+
     async def refresh(self) -> None: ...
 
 

@@ -24,7 +24,7 @@ from fswatchd.events import (
     names_filesystem,
     printable,
 )
-from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.incidents import Incident, Outcome, State, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, Superblock
 from fswatchd.inventory.ownership import served_from
@@ -172,6 +172,10 @@ class Closer:
         if time.monotonic_ns() < self._verified_until_ns(incident):
             return
         superblock, device = self._superblock(incident), self._bare_device(incident)
+        if superblock is None and device is None and self._is_evacuated(incident):
+            text = "what it was about has been moved away, and is not mounted here any more"
+            self._book.close(incident, Outcome.DISMISSED, text)
+            return
         well = "a write succeeds"
         if superblock is not None:
             unwell = await verify.healthy(self._inventory, self._state, superblock)
@@ -189,6 +193,13 @@ class Closer:
             return
         text = f"healthy for {incident.healthy_s:.0f} s, and {well}"
         self._book.close(current, Outcome.REPAIRED, text)
+
+    def _is_evacuated(self, incident: Incident) -> bool:
+        """Whether being gone is what the plan was for. What has come back is looked at as ever."""
+        moved = any(
+            record.do == "evacuate" and record.state is StepState.DONE for record in incident.steps
+        )
+        return moved and self._successor(incident) is None
 
     def _relapse(self, incident: Incident, why: str) -> None:
         relapsed = replace(incident, state=State.NEEDS_OPERATOR)

@@ -90,8 +90,9 @@ def test_evacuate_believes_only_that_the_ve_is_gone(daemon, make_ve) -> None:
     assert incident["steps"][0]["result"] == "not moved", incident["steps"]
     assert cgroup.pids(stays.cgroup)
     trigger(goes)
-    incident = daemon.wait_for_incident("verifying", "closed", "needs-operator", ve="ve102")
+    incident = daemon.wait_for_incident("closed", "needs-operator", ve="ve102")
     assert incident["steps"][0]["result"] == "moved", daemon.why(incident["id"])
+    assert incident["outcome"] == "dismissed", daemon.why(incident["id"])
 
 
 async def step_on(

@@ -12,11 +12,11 @@ import pytest
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.closer import Closer
-from fswatchd.incidents import Incident, State
+from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord, StepState
 from fswatchd.inventory.view import NodeView
 from fswatchd.repair import verify
 from fswatchd.store.store import Store
-from tests.unit.builders import incident
+from tests.unit.builders import filesystem, incident
 from tests.unit.inventory.test_lookup import superblock
 
 _ANY_BOOT = [1, 10**18]  # of long ago, and of a machine that ran much longer than this one
@@ -99,3 +99,38 @@ async def test_a_second_repair_has_a_period_of_its_own(book) -> None:
             await closed(book, found.incident_id)
     async with asyncio.timeout(10):
         await closed(book, found.incident_id)
+
+
+GONE = filesystem(disk_sequence=41, image="/vz/ve102.raw", image_inode=("8:1", 78))
+HERE = filesystem(
+    disk_sequence=41, image_inode=None, uuid=superblock(3).uuid
+)  # on another attachment
+
+
+@pytest.mark.parametrize(
+    ("step", "state", "known", "outcome"),
+    [
+        ("evacuate", StepState.DONE, GONE, Outcome.DISMISSED),
+        ("evacuate", StepState.FAILED, GONE, None),
+        ("fsck", StepState.DONE, GONE, None),
+        ("evacuate", StepState.DONE, HERE, None),
+    ],
+    ids=["moved", "not-moved", "repaired", "came-back"],
+)
+async def test_what_was_moved_away_is_meant_to_be_gone(
+    book, step: str, state: StepState, known: Filesystem, outcome: Outcome | None
+) -> None:
+    ended: asyncio.Future[Incident] = asyncio.get_running_loop().create_future()
+
+    def heard(_: Incident | None, after: Incident) -> None:
+        if after.state is not State.VERIFYING and not ended.done():
+            ended.set_result(after)
+
+    book.subscribe(heard)
+    book.put(verifying(1, 0.05, filesystem=known, steps=(StepRecord(do=step, state=state),)))
+    async with asyncio.timeout(10):
+        after = await ended
+    assert after.outcome is outcome
+    assert after.state is (State.CLOSED if outcome else State.NEEDS_OPERATOR)
+    if outcome is not None:
+        assert "moved away" in after.log[-1][1]

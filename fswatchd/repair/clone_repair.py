@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 
+from fswatchd.errors import FswatchError
 from fswatchd.helpers.client import HelperError
 from fswatchd.kernel import block
 from fswatchd.repair import (
@@ -47,7 +48,7 @@ from fswatchd.repair.swap import SwapError, damaged_path
 from fswatchd.repair.tools import Tools
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.rules.model import FsckStep
-from fswatchd.steps import ActionContext, Next, StepResult, refuse
+from fswatchd.steps import ActionContext, Next, StepEnded, StepResult, refuse
 
 _FREEZE_MARGIN_S = 20.0
 _CLONE_ATTEMPTS = 3
@@ -83,12 +84,30 @@ class CloneRepair:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Thaw what is still frozen, delete the clone that is not in use, give the VE back."""
-        await self._freeze.release()
-        self._let_go()
-        with suppress(OSError):
+        """Thaw what is still frozen, delete the clone that is not in use, give the VE back.
+
+        Whatever of these fails, the rest is done; the VE is the last, and told of the error.
+        """
+        stack = AsyncExitStack()
+        stack.push_async_exit(self._outage)
+        stack.push_async_callback(self._leave_no_clone)
+        stack.callback(self._let_go)
+        stack.push_async_callback(self._release, error)
+        await stack.__aexit__(kind, error, trace)
+
+    async def _release(self, error: BaseException | None) -> None:
+        try:
+            await self._freeze.release()
+        except StepEnded:
+            if isinstance(error, Exception):
+                self._context.note(str(error))  # what cannot be thawed takes its place
+            raise
+
+    async def _leave_no_clone(self) -> None:
+        try:
             await self._drop_clone()
-        await self._outage.__aexit__(kind, error, trace)
+        except (OSError, FswatchError) as error:
+            self._context.note(f"a clone that is not needed any more stays: {error}")
 
     async def run(self) -> StepResult:
         """The whole way, from the first look to the running VE. Raises StepEnded."""

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from fswatchd.process import ProcessError
 from fswatchd.repair import clone_repair, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
+from fswatchd.repair.freeze import LEFT_FROZEN
 from fswatchd.repair.scope import Target
 from fswatchd.repair.volume import ImageFile
-from fswatchd.steps import StepEnded
+from fswatchd.steps import Next, StepEnded, refuse
 from tests.unit import builders
 from tests.unit.repair.test_format import MOUNTED
 from tests.unit.repair.test_outage import VE
@@ -109,3 +111,55 @@ async def test_what_somebody_else_has_thawed_is_no_reason_to_kill(
     with pytest.raises(StepEnded, match="stale"):
         await found._stop(target)
     assert happened == []
+
+
+async def not_curable(found: CloneRepair) -> None:
+    async with found:
+        raise refuse("not curable", "damage is left")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_what_cannot_be_thawed_keeps_neither_the_ve_nor_the_clone_from_their_end(
+    monkeypatch: pytest.MonkeyPatch, happened: list[str], tmp_path: Any, *, begun: bool
+) -> None:
+    async def stuck() -> None:
+        raise refuse(LEFT_FROZEN, "loop3 may still be frozen", Next.OPERATOR)
+
+    async def given_back(*_: object) -> str:
+        return "ve101 is left stopped"
+
+    notes: list[str] = []
+    found, target = repair(happened, tmp_path)
+    monkeypatch.setattr(found._freeze, "release", stuck)
+    monkeypatch.setattr(found._context, "note", notes.append)
+    monkeypatch.setattr(clone_repair.Outage, "_give_back", given_back)
+    found._in(target)
+    (tmp_path / "clone").write_bytes(b"1")
+    found._clone = ImageFile.at(str(tmp_path / "clone"))
+    if begun:
+        found._outage.begin(target.ve, None, target.image)
+    with pytest.raises(StepEnded) as caught:
+        await not_curable(found)
+    ended = caught.value.result
+    assert (ended.next, ended.result) == (Next.OPERATOR, LEFT_FROZEN)
+    assert "may still be frozen" in ended.detail
+    assert ("left stopped" in ended.detail) is begun
+    assert notes == ["damage is left"]
+    assert not (tmp_path / "clone").exists()
+
+
+async def test_a_clone_that_cannot_be_deleted_keeps_no_ve_from_being_given_back(
+    monkeypatch: pytest.MonkeyPatch, happened: list[str], tmp_path: Any
+) -> None:
+    async def fails(*_: object) -> None:
+        raise ProcessError("lvremove cannot be run")
+
+    async def given_back(*_: object) -> str:
+        return "ve101 runs again"
+
+    found, target = repair(happened, tmp_path)
+    monkeypatch.setattr(found, "_drop_clone", fails)
+    monkeypatch.setattr(clone_repair.Outage, "_give_back", given_back)
+    found._outage.begin(target.ve, None, target.image)
+    with pytest.raises(StepEnded, match="damage is left; ve101 runs again"):
+        await not_curable(found)

@@ -87,8 +87,12 @@ class Images:
         await asyncio.to_thread(os.unlink, self._image.path)
 
     async def exchange(self, made: Volume, kept: str) -> None:
-        """See Storage: the volume is where the clone was."""
-        await asyncio.to_thread(swap.exchange, self._image, _file(made))
+        """See Storage: the volume is where the clone was.
+
+        Cancelled, it comes to its end first: until then what has the clone's name may become the
+        only original while somebody deletes the clone.
+        """
+        await swap.to_the_end(asyncio.to_thread(swap.exchange, self._image, _file(made)))
 
     async def keep(self, beside: str, kept: str) -> str:
         """See Storage."""

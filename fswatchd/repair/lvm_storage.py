@@ -27,7 +27,7 @@ from fswatchd.repair import logical_volume, lvm, scratch
 from fswatchd.repair.clone import NotShareableError
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.progress import OnProgress
-from fswatchd.repair.swap import SwapError
+from fswatchd.repair.swap import SwapError, to_the_end
 from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
@@ -247,12 +247,7 @@ class LvmStorage:
 
         Cancelled, it comes to its end first: between the renames the name leads nowhere.
         """
-        exchanging = asyncio.create_task(self._exchange(made, kept))
-        try:
-            await asyncio.shield(exchanging)
-        except asyncio.CancelledError:
-            await asyncio.wait({exchanging})
-            raise
+        await to_the_end(self._exchange(made, kept))
 
     async def _exchange(self, made: Volume, kept: str) -> None:
         volume, other = self._volume, _logical(made)

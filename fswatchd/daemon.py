@@ -88,6 +88,10 @@ _WITHOUT_ROOT = (
 )
 
 
+class PartEndedError(Exception):
+    """A part of the daemon has ended: what it did nobody does any more."""
+
+
 class Daemon:
     """One running daemon: `start`, then `run` until told to stop, then `stop`."""
 
@@ -138,6 +142,7 @@ class Daemon:
         self._endpoints = Endpoints()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
+        self._ended: list[str] = []
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -302,12 +307,18 @@ class Daemon:
         )
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT; SIGHUP reads the rules again."""
+        """Until SIGTERM or SIGINT; SIGHUP reads the rules again.
+
+        Raises PartEndedError when the daemon cannot go on, so that whoever has started it does it
+        again.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self._stopping.wait()
+        if self._ended:
+            raise PartEndedError(f"the daemon cannot go on without: {', '.join(self._ended)}")
 
     async def stop(self) -> None:
         """Take everything down in the opposite order."""
@@ -410,13 +421,12 @@ class Daemon:
         async def guarded() -> None:
             try:
                 await work()
-            except asyncio.CancelledError:
-                raise
+                log.critical("%s has ended unexpectedly", name)
             except Exception:
-                # Without one of its parts the daemon would look alive and be deaf.
                 log.critical("%s has ended unexpectedly", name, exc_info=True)
-                self._stopping.set()
-                raise
+            # Without one of its parts the daemon would look alive and be deaf.
+            self._ended.append(name)
+            self._stopping.set()
 
         self._tasks.append(asyncio.create_task(guarded(), name=name))
 
@@ -487,6 +497,9 @@ def main(argv: list[str] | None = None) -> int:
         log.warning("%s", _WITHOUT_ROOT)
     try:
         asyncio.run(_serve(settings))
+    except PartEndedError as error:
+        log.critical("%s", error)
+        return Exit.SOFTWARE
     except FswatchError as error:
         log.critical("%s", error)
         return Exit.DATA if isinstance(error, ConfigError) else 1

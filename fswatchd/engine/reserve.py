@@ -55,12 +55,23 @@ class ReserveWatch:
 
     async def run(self) -> None:
         """Look for ever."""
-        for incident in await self._store.with_original():
-            if incident.incident_id not in self._kept:
-                self._remember(incident)
+        read = False
         while True:
+            read = read or await self._read_stored()
             await self.look()
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _read_stored(self) -> bool:
+        """Take up what was kept before; False where the store does not tell."""
+        try:
+            stored = await self._store.with_original()
+        except StoreError as error:
+            log.error("not all originals that are kept are known yet: %s", error)
+            return False
+        for incident in stored:
+            if incident.incident_id not in self._kept:
+                self._remember(incident)
+        return True
 
     async def look(self) -> None:
         """Where the reserve is touched, delete the oldest that may go, one after the other."""

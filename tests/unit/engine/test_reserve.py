@@ -11,11 +11,13 @@ from typing import Any, cast
 
 import pytest
 
+from fswatchd.engine import reserve
 from fswatchd.engine.reserve import ReserveWatch
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.repair import clone, originals, storage
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, StepEnded
+from fswatchd.store.store import StoreError
 from tests.unit.builders import NOW_NS, incident
 
 FULL = ActionSettings(reserve_bytes=1 << 60)
@@ -109,6 +111,31 @@ async def test_of_an_incident_with_two_repairs_the_first_original_goes_first(
     first, second = (dict(told.undo or {}) for told in known.told)
     assert first["original"] == str(tmp_path / "image.damaged-old-2")
     assert second == {}
+
+
+async def test_a_store_that_does_not_answer_at_first_is_asked_again(tmp_path, monkeypatch) -> None:
+    """What was kept before the start is known as soon as it can be read."""
+    one = kept(tmp_path, "old", 99)
+    known, answers = Known(one), iter((StoreError("it is locked"), [one]))
+    monkeypatch.setattr(known, "subscribe", lambda _: None)
+    monkeypatch.setattr(reserve, "_LOOK_EVERY_S", 0.0)
+
+    async def with_original() -> list[Incident]:
+        answer = next(answers)
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    known.with_original = with_original  # type: ignore[attr-defined]
+    gone = asyncio.Event()
+    watch = ReserveWatch(cast("Any", known), cast("Any", known), FULL, lambda _incident: gone.set())
+    running = asyncio.create_task(watch.run())
+    told = asyncio.create_task(gone.wait())
+    await asyncio.wait({running, told}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+    assert not running.done()
+    assert left(tmp_path) == []
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_what_is_not_settled_stays_and_it_is_said(tmp_path) -> None:

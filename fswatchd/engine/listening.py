@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fswatchd import views
@@ -29,6 +31,8 @@ from fswatchd.store.memory import FactCursor, VolumeMemory
 from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
+
+_MARKS_AGAIN_S = 30.0
 
 
 class Listening:
@@ -101,9 +105,19 @@ class Listening:
     async def keep_marked(self) -> None:
         """A filesystem that was unmounted and mounted between two looks has lost its mark."""
         changes = self._watch.changes()
+        again_s: float | None = None
         while True:
-            await changes.get()
-            for devno in self._fanotify.unmarked():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(again_s):
+                    await changes.get()
+            try:
+                unmarked = self._fanotify.unmarked()
+            except OSError as error:
+                log.error("which filesystems have lost their mark cannot be read: %s", error)
+                again_s = _MARKS_AGAIN_S
+                continue
+            again_s = None
+            for devno in unmarked:
                 superblock = self._superblock(devno)
                 if superblock is not None:
                     await self._inventory.announce(superblock)

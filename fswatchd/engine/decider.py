@@ -35,6 +35,8 @@ _SETTLE_S = 0.2
 _RETRY_MAX_S = 3600.0
 # Whether what is to blame is well again is looked at after 1, 2, 4… seconds.
 _CAUSE_RETRY_MAX_S = 30.0
+# After a decision that could not be made: at first, and at most, doubled each time.
+_AGAIN_S = (5.0, 300.0)
 # Who has not taken his turn by then is passed over: his disk may be one that does not answer.
 _TURN_TAKEN_S = 20.0
 
@@ -71,6 +73,8 @@ class Decider:
         self._on_decided = on_decided
         self._substrate = substrate
         self._cause_looks: dict[str, int] = {}
+        # Incident → how long to wait after the next decision about it that cannot be made.
+        self._again_s: dict[str, float] = {}
         book.subscribe(self._changed)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         # Incident → whether to decide once more when the decision that is under way has ended.
@@ -190,6 +194,18 @@ class Decider:
                 self._decide(self._as_of_now(incident), layers)
         except Exception:  # a task border: one incident must not stop the others
             log.exception("no decision about %s", incident_id)
+            self._try_again(incident_id)
+        else:
+            self._again_s.pop(incident_id, None)
+
+    def _try_again(self, incident_id: str) -> None:
+        """Perhaps nothing else ever asks about it, and nobody has been told of it yet."""
+        if self._book.get(incident_id) is None:
+            self._again_s.pop(incident_id, None)
+            return
+        pause_s = self._again_s.get(incident_id, _AGAIN_S[0])
+        self._again_s[incident_id] = min(2 * pause_s, _AGAIN_S[1])
+        self.poke(incident_id, pause_s)
 
     async def _look_again(self) -> None:
         """Who uses the filesystem now, not some seconds ago.
@@ -343,6 +359,7 @@ class Decider:
             self._gave_way.pop(after.incident_id, None)
         if closed:
             self._cause_looks.pop(after.incident_id, None)
+            self._again_s.pop(after.incident_id, None)
         devno = after.filesystem.devno
         if devno is None or not (worse or closed):
             return

@@ -12,6 +12,7 @@ import pytest
 
 from fswatchd.cause import Layer
 from fswatchd.engine import decider
+from fswatchd.engine.decider import Decider
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.model import VeId
 from fswatchd.inventory.view import NodeView
@@ -111,3 +112,30 @@ async def test_after_the_end_nothing_is_decided_any_more(engine: Engine) -> None
     engine.decider.stop()
     await engine.until(lambda: not engine.decider._tasks)
     assert not engine.decider._timers
+
+
+async def test_a_decision_that_could_not_be_made_is_made_later(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else may ever ask about the incident, and nobody would be told of it."""
+    pauses: list[float] = []
+    failing = [True] * 8
+
+    async def refresh() -> None:
+        if failing:
+            failing.pop()
+            raise OSError(24, "Too many open files")
+
+    def poke(incident_id: str, delay_s: float) -> None:
+        pauses.append(delay_s)
+        Decider.poke(engine.decider, incident_id, 0.0)
+
+    monkeypatch.setattr(engine.decider._inventory, "refresh", refresh)
+    monkeypatch.setattr(engine.decider, "poke", poke)
+    await engine.fails(3)
+    await engine.until(lambda: engine.told)
+    assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
+    failing.append(True)
+    await engine.decider._look_and_decide("i3")
+    assert pauses[-1] == 5.0
+    await engine.until(lambda: not engine.decider._tasks and not engine.decider._timers)

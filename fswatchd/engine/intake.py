@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _RECORDS_KEPT = 8192
 _DIGEST_S = 0.002
 _IDLE_SHARE = 3.0  # after reading everything: so many times what that took
+_AGAIN_S = (1.0, 60.0)  # after a failure to do so: at first, and at most, doubled each time
 
 
 class Intake:
@@ -45,6 +46,8 @@ class Intake:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading_everything = False
         self._lost_more = False
+        self._again: asyncio.TimerHandle | None = None
+        self._again_s = _AGAIN_S[0]
         self._on_incident: list[Callable[[str], None]] = []
         self._undigested: list[tuple[StoredEvent, Attribution]] = []
         self._since_ns = time.monotonic_ns()
@@ -86,9 +89,8 @@ class Intake:
         """See sources.Sink: whatever was missed, the state of everything tells."""
         log.warning("%s lost %s: %s", lost.source, lost.count or "an unknown number", lost.reason)
         self._lost_more = True
-        if not self._reading_everything:
-            self._reading_everything = True
-            self._later(self._read_everything())
+        if not self._reading_everything and self._again is None:
+            self._begin_reading_everything()
 
     def canary(self, source: str, token: str) -> None:
         """See sources.Sink."""
@@ -107,10 +109,16 @@ class Intake:
                 self._join(stored)
 
     async def settle(self) -> None:
-        """Wait until everything that was heard has been dealt with."""
+        """Wait until everything that was heard has been dealt with.
+
+        But for what was missed and cannot be read: the next start reads all.
+        """
         self._digest_all()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     def _is_copy(self, record: str) -> bool:
         known = _fingerprint(record)
@@ -122,7 +130,10 @@ class Intake:
         return False
 
     async def _attribute_again(self, event: FsEvent) -> None:
-        await self._inventory.refresh()
+        try:
+            await self._inventory.refresh()
+        except Exception:  # a task border: its record is known as read, no other source brings it
+            log.exception("whose %s is cannot be read again", event.device or event.devno)
         self._accept(event, attribute(event, self._inventory.view))
 
     async def _read_everything(self) -> None:
@@ -133,12 +144,30 @@ class Intake:
                 await asyncio.sleep(_IDLE_SHARE * took_s)
                 self._lost_more = False
                 begin = time.monotonic()
-                await self._inventory.refresh(forget=True)
-                if self.state is not None:
-                    self.state.check_all()
+                try:
+                    await self._inventory.refresh(forget=True)
+                finally:
+                    if self.state is not None:
+                        self.state.check_all()
                 took_s = time.monotonic() - begin
+        except Exception:  # a task border: what was missed stays to be read
+            log.exception("not all that was missed could be read, again in %g s", self._again_s)
+            self._lost_more = True
+            self._read_again_later()
+        else:
+            self._again_s = _AGAIN_S[0]
         finally:
             self._reading_everything = False
+
+    def _begin_reading_everything(self) -> None:
+        self._again = None
+        self._reading_everything = True
+        self._later(self._read_everything())
+
+    def _read_again_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._again = loop.call_later(self._again_s, self._begin_reading_everything)
+        self._again_s = min(2 * self._again_s, _AGAIN_S[1])
 
     def _accept(self, event: FsEvent, found: Attribution) -> None:
         """Store first: what the event means for its incident can wait some milliseconds.

@@ -215,3 +215,54 @@ async def test_losses_that_come_faster_than_everything_is_read_are_one_more_read
     readings[2].set()
     await running.intake.settle()
     await running.store.close()
+
+
+async def _cannot_refresh(**_: object) -> None:
+    raise OSError(24, "Too many open files")
+
+
+async def test_an_event_whose_place_cannot_be_looked_for_is_kept_all_the_same(path) -> None:
+    """Its record counts as read: a second witness of it would be taken for a copy."""
+    running = await Running(path).start()
+    running.intake._inventory.refresh = _cannot_refresh
+    record = "7000000:EXT4-fs error (device loop3)"
+    running.intake.event(event("kmsg", record=record))
+    running.intake.event(event("journal", record=record))
+    await running.intake.settle()
+    (found,) = running.book.open_incidents()
+    assert (found.sources, found.ves, found.filesystem.device) == (("kmsg",), (), "loop3")
+    await running.stored(1)
+    await running.store.close()
+
+
+async def test_what_was_missed_is_read_when_it_can_be_read_again(path, monkeypatch) -> None:
+    monkeypatch.setattr(intake, "_AGAIN_S", (0.0, 0.0))
+    running = await Running(path).start()
+    tries: list[bool] = []
+    checked = asyncio.Event()
+
+    async def refresh(**_: object) -> None:
+        tries.append(len(tries) < 2)
+        if tries[-1]:
+            await _cannot_refresh()
+
+    def check_all() -> None:
+        if not tries[-1]:
+            checked.set()
+
+    running.intake._inventory.refresh = refresh
+    running.intake.state = SimpleNamespace(check_all=check_all)
+    running.intake.lost(Lost(source="kmsg", since_ns=1, until_ns=2, reason="overflow"))
+    await asyncio.wait_for(checked.wait(), 30)
+    await running.intake.settle()
+    assert tries == [True, True, False]
+    await running.store.close()
+
+
+async def test_the_end_does_not_wait_for_what_cannot_be_read(path) -> None:
+    running = await Running(path).start()
+    running.intake._inventory.refresh = _cannot_refresh
+    running.intake.lost(Lost(source="kmsg", since_ns=1, until_ns=2, reason="overflow"))
+    await asyncio.wait_for(running.intake.settle(), 30)
+    assert running.intake._again is None
+    await running.store.close()

@@ -132,6 +132,9 @@ class Inventory:
             scanner or best_scanner(), self._namespace_seen, unclaimed, own_paths
         )
         self._leaving = _Leaving()
+        # Seen, and no subscriber was told yet: the refresh that saw them may have failed, or nobody
+        # waited for its end.
+        self._unannounced: set[Devno] = set()
         # Seen, but not reached yet: nobody watches them, so it is tried again.
         self._unreached: dict[Devno, _Unreached] = {}
 
@@ -222,7 +225,9 @@ class Inventory:
                 found
                 for devno, found in view.superblocks.items()
                 if not same_superblock(before.superblocks.get(devno), found)
+                or devno in self._unannounced
             ]
+            self._unannounced = {found.devno for found in appeared}
             for devno in self._unreached.keys() - view.superblocks.keys():
                 del self._unreached[devno]
             to_retry = self._to_retry(appeared, before)
@@ -276,6 +281,10 @@ class Inventory:
         superblocks = self.view.superblocks
         return sorted(superblocks[d].device for d in self._unreached if d in superblocks)
 
+    def is_behind(self) -> bool:
+        """Whether there are filesystems that nobody was told of, or they are being told of now."""
+        return bool(self._unannounced)
+
     def _to_retry(self, appeared: list[Superblock], before: NodeView) -> list[Superblock]:
         """Those that could not be reached before and are due, the longest waiting first.
 
@@ -292,15 +301,22 @@ class Inventory:
         return [found for *_, found in sorted(due, key=lambda one: one[:2])]
 
     async def _identify(self, superblock: Superblock, *, mmp: bool | None = None) -> Superblock:
+        devno = superblock.devno
         try:
-            fd, answer = await self._open(superblock)
+            superblock = await self._handed_on(superblock, mmp=mmp)
         except (OSError, HelperError) as error:
-            failed = self._unreached.get(superblock.devno)
+            failed = self._unreached.get(devno)
             if failed is None:
                 log.warning("cannot reach the filesystem on %s: %s", superblock.device, error)
-            self._unreached[superblock.devno] = _Unreached.after(failed)
-            return superblock
-        self._unreached.pop(superblock.devno, None)
+            self._unreached[devno] = _Unreached.after(failed)
+        else:
+            self._unreached.pop(devno, None)
+        self._unannounced.discard(devno)
+        return superblock
+
+    async def _handed_on(self, superblock: Superblock, *, mmp: bool | None) -> Superblock:
+        """Find out what it is, and tell the subscribers of it; raises as `opened`."""
+        fd, answer = await self._open(superblock)
         try:
             fsid, uuid = answer.get("fsid"), answer.get("uuid")
             superblock = replace(

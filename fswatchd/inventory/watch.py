@@ -106,7 +106,10 @@ class InventoryWatch:
             await self._refresh()
 
     def _is_due(self) -> bool:
-        """Whether to look without any sign of change: a new namespace, or much time has passed."""
+        """Whether to look without any sign of change: a new namespace, something that a look did
+        not get to, or much time has passed."""
+        if self._inventory.is_behind():
+            return True
         every = max(_SCAN_EVERY_S, self._took / _IDLE_SHARE)
         return time.monotonic() - self._last >= every or self._has_new_namespaces()
 

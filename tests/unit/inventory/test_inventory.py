@@ -1,0 +1,81 @@
+"""What a refresh owes to its subscribers, also when it does not get to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.view import NodeView
+from tests.unit.inventory.test_lookup import INSIDE, superblock
+
+MOUNTED = [superblock(n, (INSIDE, "/")) for n in range(3)]
+
+
+class Node:
+    """An inventory of three mounted filesystems; `opens` is called before one is opened."""
+
+    def __init__(self) -> None:
+        self.inventory = Inventory([], cast("Any", SimpleNamespace()))
+        self.inventory.subscribe(on_superblock=lambda found, _: self.told(found.device))
+        reader = SimpleNamespace(read=self._read, forget=lambda: None, devices=lambda _: {})
+        self.inventory._reader = cast("Any", reader)
+        self.inventory._open = self._open  # type: ignore[method-assign, assignment]
+        self.heard: list[str] = []
+        self.told: Callable[[str], None] = self.heard.append
+        self.opening: list[str] = []
+        self.hangs = asyncio.Event()
+
+    def _read(self, _ves: object, before: NodeView) -> NodeView:
+        known = before.superblocks or {one.devno: one for one in MOUNTED}
+        return NodeView(superblocks=dict(known))
+
+    async def _open(self, found: Any) -> tuple[int, dict[str, object]]:
+        self.opening.append(found.device)
+        if found.device == "loop1" and not self.hangs.is_set():
+            await self.hangs.wait()
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), {}
+
+
+async def test_what_a_cancelled_refresh_did_not_get_to_is_told_of_by_the_next() -> None:
+    """Steps of a plan have deadlines, and a preview that nobody wants any more is cancelled."""
+    node = Node()
+    asked = asyncio.create_task(node.inventory.refresh())
+    async with asyncio.timeout(30):
+        while "loop1" not in node.opening:
+            await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert asked.cancelled()
+    assert node.heard == ["loop0"]
+    assert node.inventory.is_behind()
+    node.hangs.set()
+    changes = await node.inventory.refresh()
+    assert node.heard == ["loop0", "loop1", "loop2"]
+    assert [found.device for found in changes.appeared] == ["loop1", "loop2"]
+    assert not node.inventory.is_behind()
+    assert (await node.inventory.refresh()).appeared == ()
+
+
+async def test_one_that_cannot_be_handed_on_does_not_keep_the_others_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = Node()
+    node.hangs.set()
+
+    def told(device: str) -> None:
+        if device == "loop0" and "loop0" not in node.inventory.unreached():
+            raise OSError(24, "Too many open files")
+        node.heard.append(device)
+
+    monkeypatch.setattr(node, "told", told)
+    await node.inventory.refresh()
+    assert (node.heard, node.inventory.unreached()) == (["loop1", "loop2"], ["loop0"])
+    await node.inventory.refresh()
+    assert node.heard == ["loop1", "loop2", "loop0"]
+    assert node.inventory.unreached() == []

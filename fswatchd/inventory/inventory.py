@@ -218,7 +218,7 @@ class Inventory:
             if forget:
                 self._reader.forget()
             ves = await self._list_ves()
-            view = await asyncio.to_thread(self._reader.read, ves, self.view)
+            view = await self._read(ves)
             before = self.view
             self.view = view
             appeared = [
@@ -251,6 +251,15 @@ class Inventory:
             finally:
                 await self._leaving.all_left()
             return Changes(appeared=tuple(identified), vanished=tuple(vanished))
+
+    async def _read(self, ves: dict[VeId, Ve]) -> NodeView:
+        """Where nobody waits any more the thread goes on, and the next look not beside it."""
+        reading = asyncio.ensure_future(asyncio.to_thread(self._reader.read, ves, self.view))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            await asyncio.wait([reading])
+            raise
 
     async def announce(self, superblock: Superblock) -> bool:
         """Hand the superblock to the subscribers again; False when it cannot be reached."""

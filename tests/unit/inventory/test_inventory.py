@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -79,3 +80,31 @@ async def test_one_that_cannot_be_handed_on_does_not_keep_the_others_from_it(
     await node.inventory.refresh()
     assert node.heard == ["loop1", "loop2", "loop0"]
     assert node.inventory.unreached() == []
+
+
+async def test_two_threads_never_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread cannot be cancelled, and what it remembers from look to look is not locked."""
+    node, goes_on = Node(), threading.Event()
+    node.hangs.set()
+    reading: list[str] = []
+    both: list[str] = []
+
+    def read(_ves: object, _before: NodeView) -> NodeView:
+        both.extend(reading)
+        reading.append("one")
+        goes_on.wait(30)
+        reading.remove("one")
+        return NodeView()
+
+    monkeypatch.setattr(node.inventory._reader, "read", read)
+    first = asyncio.create_task(node.inventory.refresh())
+    async with asyncio.timeout(30):
+        while not reading:
+            await asyncio.sleep(0.001)
+    first.cancel()
+    second = asyncio.create_task(node.inventory.refresh())
+    await asyncio.wait({second}, timeout=0.05)
+    goes_on.set()
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert first.cancelled()
+    assert both == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -96,10 +96,8 @@ class StatmountScanner:
 
     def namespaces_changed(self) -> bool | None:
         """See MountScanner."""
-        found = mounts.open_namespaces()
-        for _, fd in found:
-            os.close(fd)
-        return {namespace_id for namespace_id, _ in found} != set(self._ids.values())
+        with closing(mounts.namespaces()) as found:
+            return {namespace_id for namespace_id, _ in found} != set(self._ids.values())
 
     def current(self, namespace: NamespaceKey, mount: Mount) -> Mount | None:
         """See MountScanner."""
@@ -117,12 +115,20 @@ class StatmountScanner:
 
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
         """See MountScanner."""
+        moved, self._moved = self._moved, set()
+        try:
+            return self._scan(moved, on_namespace)
+        except BaseException:
+            self._moved |= moved
+            raise
+
+    def _scan(
+        self, moved: set[int], on_namespace: Callable[[NamespaceKey, int], None] | None
+    ) -> MountTable:
         table: dict[NamespaceKey, Sequence[NamespaceMount]] = {}
         alive: dict[int, _Namespace] = {}
         seen: dict[NamespaceKey, int] = {}
-        moved, self._moved = self._moved, set()
-        namespaces = mounts.open_namespaces()
-        try:
+        with closing(mounts.namespaces()) as namespaces:
             for namespace_id, fd in namespaces:
                 key = NamespaceKey(os.fstat(fd).st_ino)
                 seen[key] = namespace_id
@@ -130,7 +136,9 @@ class StatmountScanner:
                     on_namespace(key, fd)
                 try:
                     ids = mounts.list_mounts(namespace_id)
-                except OSError:
+                except OSError as error:
+                    if mounts.is_shortage(error):
+                        raise
                     continue  # it ended between the listing and the question
                 known = self._known.get(namespace_id)
                 if (
@@ -142,9 +150,6 @@ class StatmountScanner:
                     known = _described(key, namespace_id, ids)
                 alive[namespace_id] = known
                 table[key] = known.places
-        finally:
-            for _, fd in namespaces:
-                os.close(fd)
         self._known = alive
         self._ids = seen
         return table
@@ -212,22 +217,33 @@ class MountinfoScanner:
             if inode is None or NamespaceKey(inode) in table:
                 continue
             key = NamespaceKey(inode)
-            with suppress(OSError, mountinfo.MountinfoError):
-                if on_namespace is not None:
-                    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-                    try:
-                        on_namespace(key, fd)
-                    finally:
-                        os.close(fd)
-                found = {mount.mount_id: mount for mount in mountinfo.read(pid)}
-                table[key] = [
-                    NamespaceMount(namespace=key, mount=_with_parent(mount, found))
-                    for mount in found.values()
-                    if _is_watched(mount)
-                ]
-                pids[key] = pid
+            try:
+                table[key] = self._read(pid, key, on_namespace)
+            except mountinfo.MountinfoError:
+                continue
+            except OSError as error:
+                if mounts.is_shortage(error):
+                    raise
+                continue  # the process has ended
+            pids[key] = pid
         self._pids = pids
         return table
+
+    def _read(
+        self, pid: int, key: NamespaceKey, on_namespace: Callable[[NamespaceKey, int], None] | None
+    ) -> list[NamespaceMount]:
+        if on_namespace is not None:
+            fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                on_namespace(key, fd)
+            finally:
+                os.close(fd)
+        found = {mount.mount_id: mount for mount in mountinfo.read(pid)}
+        return [
+            NamespaceMount(namespace=key, mount=_with_parent(mount, found))
+            for mount in found.values()
+            if _is_watched(mount)
+        ]
 
 
 def _is_watched(mount: Mount) -> bool:
@@ -259,13 +275,12 @@ def open_namespace(key: NamespaceKey, pid: int | None) -> int:
     found = namespace_of_process(key, pid)
     if found is not None:
         return found
-    wanted = None
-    with suppress(OSError):
-        for _, fd in mounts.open_namespaces():
-            if wanted is None and os.fstat(fd).st_ino == key:
-                wanted = fd
-            else:
-                os.close(fd)
-    if wanted is None:
-        raise FileNotFoundError(2, "the mount namespace is gone", str(key))
-    return wanted
+    try:
+        with closing(mounts.namespaces()) as namespaces:
+            for _, fd in namespaces:
+                if os.fstat(fd).st_ino == key:
+                    return os.dup(fd)
+    except OSError as error:
+        if mounts.is_shortage(error):
+            raise
+    raise FileNotFoundError(2, "the mount namespace is gone", str(key))

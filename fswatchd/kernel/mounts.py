@@ -7,9 +7,12 @@ hang the caller.
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 
 from fswatchd.devno import Devno
@@ -111,29 +114,38 @@ def namespace_of(pid: int) -> tuple[int, int | None] | None:
         os.close(fd)
 
 
-def open_namespaces() -> list[tuple[int, int]]:
-    """`(namespace id, descriptor)` of every mount namespace this one may see.
+def namespaces() -> Generator[tuple[int, int], None, None]:
+    """`(namespace id, descriptor)` of every mount namespace this one may see, one after the other.
 
-    The caller closes the descriptors, and soon: each keeps its namespace, and so every
-    filesystem mounted in it, alive.
+    The descriptor is closed when the next one is asked for: it keeps the namespace, and so every
+    filesystem mounted in it, alive; and a node has more namespaces than a process may have open
+    files. Who does not go on to the end closes the iterator.
     """
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    found = [(namespace_id(own), own)]
     try:
+        yield namespace_id(own), own
         for direction in (NS_MNT_GET_PREV, NS_MNT_GET_NEXT):
-            current = own
-            while True:
-                info = bytearray(_MNT_NS_INFO.pack(_MNT_NS_INFO.size, 0, 0))
-                try:
-                    current = fcntl.ioctl(current, direction, info)
-                except FileNotFoundError:
-                    break
-                found.append((_MNT_NS_INFO.unpack(info)[2], current))
-    except BaseException:
-        for _, fd in found:
-            os.close(fd)
-        raise
-    return found
+            current = os.dup(own)
+            try:
+                while True:
+                    info = bytearray(_MNT_NS_INFO.pack(_MNT_NS_INFO.size, 0, 0))
+                    try:
+                        following = fcntl.ioctl(current, direction, info)
+                    except FileNotFoundError:
+                        break
+                    os.close(current)
+                    current = following
+                    yield _MNT_NS_INFO.unpack(info)[2], current
+            finally:
+                os.close(current)
+    finally:
+        os.close(own)
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether the error says something of this process or the node, and nothing of what was asked
+    for."""
+    return error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def list_mounts(namespace: int) -> list[int]:
@@ -175,7 +187,7 @@ def stat_mount(namespace: int, mount_id: int) -> Mount:
         except OverflowError:
             raise
         except OSError as error:
-            if error.errno == 75 and size < 1 << 20:  # EOVERFLOW: the strings did not fit
+            if error.errno == errno.EOVERFLOW and size < 1 << 20:  # the strings did not fit
                 size *= 4
                 continue
             raise
@@ -214,11 +226,16 @@ def _decode(raw: bytes) -> Mount:
 
 
 def supported() -> bool:
-    """Whether this kernel lists the mounts of foreign namespaces (Linux 6.12)."""
+    """Whether this kernel lists the mounts of foreign namespaces (Linux 6.12).
+
+    Raises OSError where the process has no descriptors or memory left to find that out.
+    """
     try:
-        for namespace, fd in open_namespaces():
-            os.close(fd)
-            list_mounts(namespace)
-    except OSError:
+        with closing(namespaces()) as found:
+            for namespace, _ in found:
+                list_mounts(namespace)
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return False
     return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fswatchd import __version__
-from fswatchd.cli import commands, policy_commands
+from fswatchd.cli import commands, policy_commands, streams
 from fswatchd.client import DEFAULT_SOCKET, Client, ClientError
 from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.exitcode import Exit
@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
             )
 
     events = add("events", commands.events, "what the sources have heard")
+    events.set_defaults(endless=True)
     events.add_argument(
         "--follow", action="store_true", help="go on with what is heard from now on"
     )
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     events.add_argument("--ve", metavar="VE")
 
     classify = add("classify", commands.classify, "what lines of a kernel log mean (no daemon)")
+    classify.set_defaults(endless=True)
     classify.add_argument("file", nargs="?", metavar="FILE", help="default: standard input")
     classify.add_argument("--problems", action="store_true", help="only lines that are problems")
 
@@ -257,8 +259,23 @@ def _add_policy(
 
 def main(argv: list[str] | None = None) -> int:
     """The program."""
+    output = streams.opened()
+    try:
+        try:
+            return _command(argv, output)
+        finally:
+            sys.stdout.flush()
+    except streams.OutputError as error:
+        if error.reason is None:
+            return Exit.OK
+        print(f"fswatch: cannot print: {error.reason} [FSW-OUTPUT]", file=sys.stderr)
+        return Exit.UNKNOWN
+
+
+def _command(argv: list[str] | None, output: streams.Output) -> int:
     arguments = parser().parse_args(argv)
     arguments.json = getattr(arguments, "json", False)
+    output.endless = getattr(arguments, "endless", False)
     client = Client(getattr(arguments, "socket", None))
     try:
         return int(arguments.serve(arguments, client))
@@ -270,10 +287,6 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(arguments, error.message, error.hint, error.code, Exit.DATA)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has stopped; nothing is wrong.
-        sys.stderr.close()
-        return 0
 
 
 def _fail(

@@ -42,8 +42,11 @@ class Notices:
         book.subscribe(self._changed)
 
     def opened(self, incident: Incident) -> None:
-        """The first decision has been made: now it is known whom to tell."""
-        self.send(incident, "opened")
+        """The first decision has been made: now it is known whom to tell.
+
+        What waits for a person from the beginning has no later change that would tell so.
+        """
+        self._tell_of(incident)
 
     def send(
         self, incident: Incident, kind: str, channels: tuple[str, ...] | None = None
@@ -117,7 +120,8 @@ class Notices:
         if before.channels != after.channels and after.consequences:
             self._tell_others(before, after)
         again = self._tries_again(after)
-        if before.state is not after.state and after.state in _KIND:
+        moved = before.state is not after.state and after.state in _KIND
+        if moved or (_asks(after) and not _asks(before)):
             if not again:
                 self.send(after, _KIND[after.state])
         elif _substance(before) != _substance(after):
@@ -147,7 +151,13 @@ class Notices:
         known = self._resolve(before, before.channels)
         new = [name for name in self._resolve(after, after.channels) if name not in known]
         if new:
-            self.send(after, "opened", tuple(new))
+            self._tell_of(after, tuple(new))
+
+    def _tell_of(self, incident: Incident, channels: tuple[str, ...] | None = None) -> None:
+        """To those who have not heard of it."""
+        self.send(incident, "opened", channels)
+        if _asks(incident):
+            self.send(incident, "waiting", channels)
 
     def _update(self, incident: Incident, delay_s: float) -> None:
         """Tell of a change, not too often: what is held back is told with the next."""
@@ -173,6 +183,10 @@ class Notices:
         due = self._due.pop(incident_id, None)
         if due is not None:
             due.cancel()
+
+
+def _asks(incident: Incident) -> bool:
+    return incident.state is State.WAITING and incident.waiting_for == "approval"
 
 
 def _extent(incident: Incident) -> tuple[int, int]:

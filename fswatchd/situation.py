@@ -129,11 +129,16 @@ class Disarm:
     until_ns: int | None = None
     since_ns: int = 0
 
+    @property
+    def names_a_ve(self) -> bool:
+        """Whether it is about one VE, and not about the node or a label."""
+        return self.target != NODE and not self.target.startswith(_LABEL)
+
     def holds(self, ves: Iterable[Labelled]) -> bool:
         """Whether it is about one of these. A VE whose labels nobody knows could have any."""
         if self.target == NODE:
             return True
-        if not self.target.startswith(_LABEL):
+        if self.names_a_ve:
             return any(ve.ve_id == self.target for ve in ves)
         key, _, value = self.target.removeprefix(_LABEL).partition("=")
         return any(not ve.labels_known or ve.labels.get(key) == value for ve in ves)

@@ -14,10 +14,12 @@ from fswatchd.engine.history import History, boottime_ns
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.trust import Trust
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
+from fswatchd.events import VeState
 from fswatchd.incidents import Incident
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import VeId
+from fswatchd.inventory.model import Ve, VeId
+from fswatchd.inventory.view import NodeView
 from fswatchd.situation import NODE, Disarm, Labelled, label_target
 from fswatchd.units import show_duration
 
@@ -87,7 +89,7 @@ class Arming:
         """
         if for_s is not None and for_s <= 0:
             raise ValueError("a disarm for no time at all disarms nothing")
-        name = self._target(target, label)
+        name = self._target(target, label, self._inventory.view)
         until = None if for_s is None else boottime_ns() + int(for_s * _NS)
         since = time.time_ns()
         found = Disarm(target=name, reason=reason, by=by, until_ns=until, since_ns=since)
@@ -102,17 +104,33 @@ class Arming:
     ) -> tuple[str, list[str]]:
         """Act again; returns what was armed, and, for the node, what the daemon doubted in itself
         until now. Raises ConflictError when there was neither."""
-        name = self._target(target, label)
+        name = self._target(target, label, self._with_those_gone())
         known = await self._history.arm(name)
         accepted = self._trust.accept(by) if name == NODE else []
         if not known and not accepted:
-            raise ConflictError(f"{name} is not disarmed", code="FSW-CONFLICT-ARMED")
+            hint = self._what_holds(name)
+            raise ConflictError(f"{name} is not disarmed", hint=hint, code="FSW-CONFLICT-ARMED")
         result = "armed" + "".join(f"; accepted: {text}" for text in accepted)
         self._operations.record("arm", name, by, reason, result)
         self._poke_all()
         return name, accepted
 
-    def _target(self, target: str | None, label: str | None) -> str:
+    def _with_those_gone(self) -> NodeView:
+        """The VEs that there are, and those that have gone and are still disarmed by their id."""
+        known = self._inventory.view.ves
+        targets = [one.target for one in self._history.current_disarms() if one.names_a_ve]
+        gone = {VeId(target): _gone(target) for target in targets if target not in known}
+        return NodeView(ves={**known, **gone})
+
+    def _what_holds(self, name: str) -> str:
+        """What to arm instead, where something else is why nothing is done about a VE."""
+        found = None if name == NODE else self._history.disarm_of(self._labelled([name]))
+        if found is None or found.target == name:
+            return ""
+        # A target is written like the option that names it.
+        return f"{found.target} was disarmed by {found.by}: fswatch arm --{found.target} ends that"
+
+    def _target(self, target: str | None, label: str | None, view: NodeView) -> str:
         if target is not None and label is not None:
             raise UnknownTargetError("a VE or a label, not both", code="FSW-UNKNOWN-LABEL")
         if label is not None:
@@ -125,8 +143,15 @@ class Arming:
             return label_target(key, value)
         if target is None:
             return NODE
-        return str(lookup.find_ve(self._inventory.view, target).ve_id)
+        return str(lookup.find_ve(view, target).ve_id)
 
     def _labelled(self, ves: Iterable[str]) -> list[Labelled]:
         view = self._inventory.view
         return [view.ves.get(VeId(ve)) or _Unknown(ve) for ve in ves]
+
+
+def _gone(target: str) -> Ve:
+    platform, _, name = target.partition(":")
+    return Ve(
+        ve_id=VeId(target), platform=platform, native_id=name, name=name, state=VeState.UNKNOWN
+    )

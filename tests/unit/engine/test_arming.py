@@ -16,6 +16,7 @@ from fswatchd.engine.trust import Trust
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.events import VeState
 from fswatchd.inventory.model import Ve, VeId
+from fswatchd.situation import Disarm
 from fswatchd.store.store import Store
 from tests.unit import builders
 
@@ -120,3 +121,31 @@ async def test_a_disarm_for_no_time_is_refused_and_not_just_over(node: Node) -> 
     with pytest.raises(ValueError, match="no time at all"):
         await node.arming.disarm(None, None, "x", "alice", 0.0)
     assert node.poked == 0
+
+
+@pytest.mark.parametrize("text", ["lxc:ve101", "ve101", "101", "lxc:101"])
+async def test_a_ve_that_has_gone_is_armed_by_any_of_its_names(node: Node, text: str) -> None:
+    await node.history.disarm(Disarm(target="lxc:ve101", reason="move", by="alice"))
+    assert (await node.arming.arm(text, None, "", "bob"))[0] == "lxc:ve101"
+    assert node.history.current_disarms() == ()
+    with pytest.raises(UnknownTargetError):
+        await node.arming.arm(text, None, "", "bob")
+
+
+async def test_what_could_be_one_that_has_gone_or_another_one_is_asked_for(node: Node) -> None:
+    await node.history.disarm(Disarm(target="incus:gold", reason="move", by="alice"))
+    with pytest.raises(UnknownTargetError, match="incus:gold, lxc:gold"):
+        await node.arming.arm("gold", None, "", "bob")
+    assert (await node.arming.arm("incus:gold", None, "", "bob"))[0] == "incus:gold"
+
+
+@pytest.mark.parametrize(
+    ("label", "hint"), [("tier=gold", "arm --label tier=gold"), (None, "arm --node")]
+)
+async def test_who_arms_a_ve_is_told_what_else_holds_it(
+    node: Node, label: str | None, hint: str
+) -> None:
+    await node.arming.disarm(None, label, "new disks", "alice", None)
+    with pytest.raises(ConflictError) as caught:
+        await node.arming.arm("gold", None, "", "bob")
+    assert hint in caught.value.hint

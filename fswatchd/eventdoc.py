@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fswatchd.devno import Devno
 from fswatchd.errors import ConfigError
 from fswatchd.events import EventClass, FsEvent, Severity, usual_severity
+from fswatchd.rules.match import CLASSES, did_you_mean
 from fswatchd.situation import Scope, VeFacts
 from fswatchd.units import parse_timestamp
 
@@ -24,15 +25,23 @@ _ASSUMED = ("severity", "confirms", "source", "count", "fstype", "device", "ves"
 
 
 def _class(value: str) -> str:
-    return EventClass(value).value
+    if value not in CLASSES:
+        raise ValueError(f"no class is called {value!r}{did_you_mean(value, CLASSES)}")
+    return value
 
 
 def _severity(value: str) -> str:
-    return Severity.parse(value).label
+    known = [severity.label for severity in Severity]
+    if value.lower() not in known:
+        raise ValueError(f"no severity is called {value!r}{did_you_mean(value, known)}")
+    return value.lower()
 
 
 def _devno(value: str) -> str:
-    return str(Devno.parse(value))
+    try:
+        return str(Devno.parse(value))
+    except ValueError:
+        raise ValueError("expected a device number like 7:3") from None
 
 
 def _moment(value: str) -> str:
@@ -169,7 +178,8 @@ def _line(where: str, detail: Any) -> str:
         return f'{where}: {key}: unknown key "{place[-1]}"; {hint}'
     if detail["type"] == "missing":
         return f'{where}: "{key}" is missing'
-    return f"{where}: {key}: {message}, not {detail['input']!r}"
+    given = repr(detail["input"])
+    return f"{where}: {key}: {message}" + ("" if given in message else f", not {given}")
 
 
 def _wrong(message: str) -> ConfigError:

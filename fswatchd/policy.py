@@ -14,6 +14,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from fswatchd.cause import Cause, blame
+from fswatchd.events import EventClass
 from fswatchd.guards import (
     GUARDS,
     HANDING_OVER,
@@ -118,6 +119,13 @@ def decide(
         answers=tuple(answers),
         shadows=shadows,
     )
+
+
+def no_incident(klass: EventClass) -> Decision:
+    """About an event that is no problem by itself: whatever the rules say, nobody is told of it."""
+    text = f"an event of the class {klass.value} opens no incident by itself"
+    answer = GuardAnswer(guard="class", passed=False, text=text)
+    return Decision(verdict=Verdict.NONE, answers=(answer,))
 
 
 def for_request(rules: RuleSet) -> RuleSet:

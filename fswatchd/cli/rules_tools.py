@@ -270,7 +270,9 @@ def _alone(
         ves=tuple(ve.ve_id for ve in hypothesis.ves),
     ).joined(event, now_ns)
     state = PolicyState(mode=settings.mode)
-    decision = policy.decide(rules, incident, Scope(ves=hypothesis.ves), state, now_ns)
+    decision = policy.no_incident(event.klass)
+    if event.klass.is_problem:
+        decision = policy.decide(rules, incident, Scope(ves=hypothesis.ves), state, now_ns)
     return {
         "state": "files",
         "mode": settings.mode,

@@ -15,12 +15,13 @@ from fswatchd.engine.history import boottime_ns
 from fswatchd.engine.substrate import Substrate
 from fswatchd.errors import ConfigError
 from fswatchd.eventdoc import Hypothesis
-from fswatchd.events import domain_of
+from fswatchd.events import FsEvent, domain_of
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
 from fswatchd.inventory.view import NodeView
+from fswatchd.policy import Decision
 from fswatchd.rules.model import RuleSet, assemble
 
 _BUSY = {State.ACTING, State.VERIFYING, State.NEEDS_OPERATOR}
@@ -48,15 +49,15 @@ class Rehearsal:
         rules = self._decider.rules if files is None else await asyncio.to_thread(_rules, files)
         await self._inventory.refresh()
         notes: list[str] = []
-        incident = self._incident(hypothesis, notes)
-        layers = await self._substrate.beneath(incident)
-        scope = replace(self._decider.scope(incident), beneath=layers)
-        state = self._decider.policy_state()
-        wanted = policy.for_request(rules) if incident.requested_by else rules
-        decision = policy.decide(wanted, incident, scope, state, boottime_ns())
+        if hypothesis.event.klass.is_problem:
+            incident = self._incident(hypothesis, notes)
+            decision = await self._decision(rules, incident)
+        else:
+            incident = self._new(hypothesis.event, self._attribution(hypothesis, notes))
+            decision = policy.no_incident(hypothesis.event.klass)
         return {
             "state": "daemon",
-            "mode": state.mode,
+            "mode": self._decider.policy_state().mode,
             "ves": list(incident.ves),
             "filesystem": incident.filesystem.device,
             "assumed": list(hypothesis.assumed),
@@ -64,16 +65,25 @@ class Rehearsal:
             "decision": decisions.document(decision, rules),
         }
 
+    async def _decision(self, rules: RuleSet, incident: Incident) -> Decision:
+        layers = await self._substrate.beneath(incident)
+        scope = replace(self._decider.scope(incident), beneath=layers)
+        state = self._decider.policy_state()
+        wanted = policy.for_request(rules) if incident.requested_by else rules
+        return policy.decide(wanted, incident, scope, state, boottime_ns())
+
+    def _new(self, event: FsEvent, found: Attribution) -> Incident:
+        incident = self._book.new(found.filesystem, domain_of(event.klass), tuple(found.ves))
+        return replace(incident, through=tuple(found.through))
+
     def _incident(self, hypothesis: Hypothesis, notes: list[str]) -> Incident:
         found = self._attribution(hypothesis, notes)
         event = replace(hypothesis.event, time_ns=time.time_ns(), mono_ns=time.monotonic_ns())
         if event.fstype is None:
             event = replace(event, fstype=found.filesystem.fstype)
-        domain = domain_of(event.klass)
-        incident = self._book.find(found.filesystem, domain)
+        incident = self._book.find(found.filesystem, domain_of(event.klass))
         if incident is None:
-            incident = self._book.new(found.filesystem, domain, tuple(found.ves))
-            incident = replace(incident, through=tuple(found.through))
+            incident = self._new(event, found)
         else:
             notes.append(f"it would join the open incident {incident.incident_id}")
             if incident.state in _BUSY:

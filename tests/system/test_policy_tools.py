@@ -214,6 +214,12 @@ def test_a_hypothetical_event_is_decided_about_with_the_nodes_state(daemon, ve, 
     fswatch(daemon, "disarm", "ve101", "--reason", "storage move")
     found = answer(fswatch(daemon, *again))
     assert found["decision"]["waiting_for"] == "armed"
+    file.write_text('{"class": "recovered", "ves": ["ve101"]}')
+    found = answer(fswatch(daemon, *again))
+    assert (found["decision"]["verdict"], found["filesystem"]) == (
+        "none",
+        os.path.basename(ve.device),
+    )
     file.write_text('{"class": "corruption", "ves": ["nonsense"]}')
     assert fswatch(daemon, *again).returncode == 64
     assert not [one for one in daemon.incidents("ve101") if one["class"] == "corruption"]

@@ -11,6 +11,7 @@ import pytest
 from fswatchd import config, views
 from fswatchd.cli.main import main
 from fswatchd.client import Client, ClientError
+from fswatchd.events import EventClass
 from fswatchd.exitcode import Exit
 from fswatchd.store.store import StoredEvent
 from tests.unit.builders import NOW_NS, event
@@ -45,6 +46,16 @@ def _no_daemon(monkeypatch) -> None:
     monkeypatch.setattr(config, "DEFAULT_PATH", Path("/nonexistent"))
 
 
+TELL_ALL = """
+[[rule]]
+name = "all"
+mode = "auto"
+[[rule.step]]
+do = "notify"
+to = ["ops"]
+"""
+
+
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
     directory = tmp_path / "rules.d"
@@ -73,6 +84,18 @@ def test_a_hypothetical_event_is_decided_about_without_a_daemon(rules, tmp_path,
     assert "no daemon" in text
     assert "[FSW-GUARD-MODE]" in text
     assert "nothing was done" in text
+
+
+@pytest.mark.parametrize("klass", [one for one in EventClass if not one.is_problem])
+def test_what_is_no_problem_by_itself_is_told_to_nobody(klass, tmp_path, capsys) -> None:
+    (tmp_path / "all.toml").write_text(TELL_ALL)
+    file = tmp_path / "event.json"
+    file.write_text(json.dumps({"class": klass, "ves": ["lxc:ve101"]}))
+    code, found = run(capsys, "rules", "test", "--event", file, "--rules", tmp_path)
+    decision = found["decision"]
+    assert (code, decision["verdict"], decision["rule"]) == (0, "none", None)
+    assert decision["channels"] == []
+    assert "opens no incident by itself" in decision["answers"][-1]["text"]
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,9 @@ class Daemon:
         self._reserve = ReserveWatch(
             self.store, self._book, settings, lambda told: self.notices.send(told, "updated")
         )
-        self._status = StatusView(self.inventory, self._listening.state, self._book)
+        self._status = StatusView(
+            self.inventory, self._listening.state, self._book, self.notices.is_of_another
+        )
 
     # --- life -----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fswatchd import views
@@ -20,10 +21,17 @@ _REPAIRING = {State.ACTING, State.VERIFYING}
 class StatusView:
     """Puts together what inventory, sources and book know."""
 
-    def __init__(self, inventory: Inventory, state: StateSource, book: IncidentBook) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        state: StateSource,
+        book: IncidentBook,
+        is_of_another: Callable[[Incident], bool],
+    ) -> None:
         self._inventory = inventory
         self._state = state
         self._book = book
+        self._is_of_another = is_of_another
 
     def ves(self, only: Ve | None = None) -> list[dict[str, Any]]:
         """All VEs, or one."""
@@ -47,9 +55,12 @@ class StatusView:
         ]
 
     def incidents(self, only: Ve | None = None) -> list[dict[str, Any]]:
-        """All open incidents but those that are a part of another one, or all of one VE."""
+        """All open incidents but those that are a part of another one, or all of one VE.
+
+        `hands_off` says that another daemon handles it: then it is no fault of this node.
+        """
         return [
-            views.incident(incident)
+            {**views.incident(incident), "hands_off": self._is_of_another(incident)}
             for incident in self._book.open_incidents()
             if (only.ve_id in incident.ves if only else not self._book.told_elsewhere(incident))
         ]

@@ -41,7 +41,8 @@ def _is_without_rules(document: dict[str, Any]) -> bool:
 
 def status_code(document: dict[str, Any]) -> Exit:
     """0 fine, 1 an incident is open or waits, 2 a person or a source is missing."""
-    states = {incident["state"] for incident in document["incidents"]}
+    ours = [one for one in document["incidents"] if not one.get("hands_off")]
+    states = {incident["state"] for incident in ours}
     if document.get("distrust") or _is_without_rules(document):
         return Exit.CRITICAL
     if "needs-operator" in states or any(map(_hears_too_little, document["sources"])):

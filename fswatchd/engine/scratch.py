@@ -33,7 +33,10 @@ class ScratchVes:
             raise ConfigError(f"not a VE: {error}") from None
         self._refuse_owned_images(wanted)
         notify = body.get("notify") or {}
-        ve_id = self._platform.register(wanted, hands_off=bool(body.get("hands_off")))
+        hands_off = bool(body.get("hands_off"))
+        ve_id = self._platform.register(wanted, hands_off=hands_off)
+        if hands_off:
+            self._notices.leave_to_another(ve_id)
         self._forget_with(pid, ve_id)
         if notify.get("url"):
             secret = str(notify["secret"]).encode() if notify.get("secret") else None

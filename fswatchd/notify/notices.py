@@ -39,6 +39,7 @@ class Notices:
         self._due: dict[str, asyncio.TimerHandle] = {}
         self._busy: set[str] = set()
         self._scratch: dict[str, str] = {}
+        self._elsewhere: set[str] = set()
         book.subscribe(self._changed)
 
     def opened(self, incident: Incident) -> None:
@@ -89,6 +90,18 @@ class Notices:
         if name is not None:
             self._outbox.remove_channel(name)
 
+    def leave_to_another(self, ve_id: str) -> None:
+        """Another daemon handles the drill of this VE, and tells of it.
+
+        For good: an incident may end after its VE has gone, and no other VE gets its id.
+        """
+        self._elsewhere.add(ve_id)
+
+    def is_of_another(self, incident: Incident) -> bool:
+        """Whether it is about nothing but VEs that another daemon handles."""
+        ves = incident.direct_ves
+        return bool(ves) and self._elsewhere.issuperset(ves)
+
     def delivered(self, delivery: Delivery) -> None:
         """A notice has arrived."""
         incident = self._book.get(delivery.incident_id)
@@ -96,6 +109,8 @@ class Notices:
             self._book.put(incident.reached("notified", time.monotonic_ns()))
 
     def _resolve(self, incident: Incident, wanted: tuple[str, ...]) -> list[str]:
+        if self.is_of_another(incident):
+            return []
         # Not those through the stack: an error of the node's own disk is no drill's.
         if any(ve in self._scratch for ve in incident.direct_ves):
             return [self._scratch[ve] for ve in incident.direct_ves if ve in self._scratch]

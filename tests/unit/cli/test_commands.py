@@ -24,6 +24,7 @@ def demanded(state: str) -> dict:
         (document(), Exit.OK),
         (document("open"), Exit.WARNING),
         (document("waiting", "acting"), Exit.WARNING),
+        ({"incidents": [{"state": "needs-operator", "hands_off": True}], "sources": []}, Exit.OK),
         (document("open", "needs-operator"), Exit.CRITICAL),
         (document(source="blind"), Exit.CRITICAL),
         (document(source="deaf"), Exit.CRITICAL),

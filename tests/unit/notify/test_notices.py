@@ -87,3 +87,19 @@ async def test_who_hears_of_it_later_is_told_that_it_waits(engine: Engine) -> No
     engine.outbox.told.clear()
     engine.decide("approval", channels=("ops", "storage"), consequences=("20261121-fghij",))
     assert engine.outbox.told[:2] == [("storage", "opened"), ("storage", "waiting")]
+
+
+async def test_a_drill_that_another_daemon_handles_is_told_to_nobody(engine: Engine) -> None:
+    engine.notices.leave_to_another("drill:target-1")
+    drilled = {"ves": ("drill:target-1", "lxc:ve101"), "through": ("lxc:ve101",)}
+    engine.decide("approval", **drilled)
+    engine.decide("", state=State.NEEDS_OPERATOR)
+    assert engine.outbox.told == []
+    assert engine.notices.is_of_another(engine.now())
+
+
+async def test_a_fault_that_a_drill_and_others_have_is_told(engine: Engine) -> None:
+    engine.notices.leave_to_another("drill:target-1")
+    engine.decide("", ves=("drill:target-1", "lxc:ve101"))
+    assert engine.outbox.told == [("ops", "opened")]
+    assert not engine.notices.is_of_another(engine.now())

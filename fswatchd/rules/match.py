@@ -307,7 +307,7 @@ def tokens(match: Match) -> list[Token] | None:
 def tokens_of(ve: VeNames) -> list[Token]:
     """All that `tokens` could name of this VE."""
     names = _called(ve)
-    found = [("ve", name) for name in (*names, *_bare_ids(ve))]
+    found = [("ve", name) for name in (*names, *_written_out(ve))]
     found += [("prefix", name[:end]) for name in names for end in range(1, len(name) + 1)]
     found += [(f"label {key}", value) for key, value in ve.labels.items()]
     return found
@@ -317,10 +317,16 @@ def _called(ve: VeNames) -> tuple[str, ...]:
     return (ve.ve_id, ve.name, *ve.aliases)
 
 
-def _bare_ids(ve: VeNames) -> list[str]:
-    """Its ids without the platform before them: for who writes such a one out, and not for globs,
-    which would meet the random ids of engines."""
-    return [one.partition(":")[2] for one in (ve.ve_id, *ve.aliases)]
+def _written_out(ve: VeNames) -> list[str]:
+    """How else a person may write its name, as in every command: its ids without the platform
+    before them, and a number with or without "ve".
+
+    Not for globs, which would meet the random ids of engines.
+    """
+    bare = [one.partition(":")[2] for one in (ve.ve_id, *ve.aliases)]
+    numbers = {one.removeprefix("ve") for one in (ve.name, *bare)}
+    short = [f"{ve}{one}" for one in numbers if one.isdecimal() for ve in ("", "ve")]
+    return [*bare, *short, *(f"{ve.platform}:{one}" for one in short)]
 
 
 def _name_tokens(patterns: list[str]) -> list[Token] | None:
@@ -406,7 +412,8 @@ def whole(match: Match) -> Test:
             lambda _s, ve: (
                 ve is not None
                 and (
-                    any(named(one) for one in _called(ve)) or not literal.isdisjoint(_bare_ids(ve))
+                    any(named(one) for one in _called(ve))
+                    or not literal.isdisjoint(_written_out(ve))
                 )
             )
         )

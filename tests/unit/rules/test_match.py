@@ -88,6 +88,32 @@ def test_a_ve_is_asked_for_by_any_of_its_ids(pattern: str, wanted: bool) -> None
     assert matches({"not": {"ve": pattern}}, ves=(known,)) is not wanted
 
 
+@pytest.mark.parametrize("name", ["ve101", "101"])
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("101", True),
+        ("ve101", True),
+        ("lxc:101", True),
+        ("lxc:ve101", True),
+        ("incus:101", False),
+        ("1", False),
+        ("veve101", False),
+    ],
+)
+def test_a_number_is_written_with_or_without_ve_as_in_commands(
+    name: str, pattern: str, wanted: bool
+) -> None:
+    known = ve_facts(ve_id=f"lxc:{name}", name=name)
+    assert matches({"ve": pattern}, ves=(known,)) is wanted
+    assert matches({"not": {"ve": pattern}}, ves=(known,)) is not wanted
+
+
+def test_a_glob_is_asked_about_what_a_ve_is_called() -> None:
+    assert not matches({"ve": "10?"}, ves=(ve_facts(ve_id="lxc:ve101", name="ve101"),))
+    assert not matches({"ve": "veb*"}, ves=(ve_facts(ve_id="lxc:b1", name="b1"),))
+
+
 def test_with_several_ves_each_must_match_also_in_groups() -> None:
     ves = (ve_facts(labels={"tier": "gold"}), ve_facts(ve_id="lxc:b", name="b"))
     assert not matches({"label": {"tier": "gold"}}, ves=ves)
@@ -126,7 +152,9 @@ def test_a_window_changes_at_its_next_border_and_not_before(begin: int, end: int
     assert not window.holds(end)
 
 
-NAMES = st.sampled_from(["a", "b", "a*", "?", "*", "re:[ab]+", "lxc:a", "lxc:*", "[ab]b"])
+NAMES = st.sampled_from(
+    ["a", "b", "a*", "?", "*", "re:[ab]+", "lxc:a", "lxc:*", "[ab]b", "7", "ve7"]
+)
 TABLES = st.recursive(
     st.fixed_dictionaries(
         {},
@@ -157,7 +185,7 @@ VES = st.lists(
         lambda name, platform, labels: ve_facts(
             ve_id=f"{platform}:{name}", name=name, platform=platform, labels=labels
         ),
-        st.sampled_from(["a", "b", "ab"]),
+        st.sampled_from(["a", "b", "ab", "7", "ve7"]),
         st.sampled_from(["lxc", "docker"]),
         st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from(["a", "b", ""])),
     ),

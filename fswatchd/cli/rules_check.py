@@ -19,8 +19,8 @@ def run(paths: list[Path], *, as_json: bool) -> int:
 
     What looks unintended is a warning, and changes nothing about that.
     """
-    problems, rules, refused = _check(paths)
-    warnings, count = [*refused, *review.warnings(rules)], len(rules.rules)
+    problems, rules = _check(paths)
+    warnings, count = review.warnings(rules), len(rules.rules)
     if as_json:
         document = {
             "ok": not problems,
@@ -49,24 +49,28 @@ def _document(problem: RuleProblem) -> dict[str, str | None]:
     }
 
 
-def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet, list[RuleProblem]]:
-    """What is wrong, the rules, and the files that are right but would not be taken from there."""
+def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet]:
+    """What is wrong, and the rules."""
     if not paths:
         rules, problems = files.load(config.load(None).daemon.rules)
-        return problems, rules, []
+        return problems, rules
     problems = [found for path in paths if path.is_dir() and (found := files.unreadable(path))]
     chosen = [one for path in paths for one in (files.chosen([path]) if path.is_dir() else [path])]
     texts: list[tuple[str, str]] = []
-    refused: list[RuleProblem] = []
     for file in chosen:
-        # Whoever checks a file may be editing it as themselves: ownership is for the daemon.
         text = files.read(file, trusted=True)
         if isinstance(text, RuleProblem):
             problems.append(text)
             continue
         texts.append((str(file), text))
-        trusted = files.read(file, trusted=os.geteuid() != 0)
-        if isinstance(trusted, RuleProblem):
-            refused.append(replace(trusted, message=f"fswatchd would refuse it: {trusted.message}"))
+        refused = files.read(file, trusted=_may_be_anybodys(file))
+        if isinstance(refused, RuleProblem):
+            problems.append(replace(refused, message=f"fswatchd refuses it: {refused.message}"))
     rules, wrong = assemble(texts)
-    return problems + wrong, rules, refused
+    return problems + wrong, rules
+
+
+def _may_be_anybodys(file: Path) -> bool:
+    """Whether nobody minds who can write it: whoever is not root may be editing it before it is put
+    in place, and the shipped rules are the program's own."""
+    return os.geteuid() != 0 or file.parent.resolve() == files.embedded_rules()

@@ -187,16 +187,17 @@ def test_rules_that_cannot_be_read_are_65_also_without_a_daemon(tmp_path, capsys
     assert (code, found["code"]) == (65, "FSW-RULE")
 
 
-def test_root_is_warned_of_files_that_the_daemon_would_refuse(rules, capsys, monkeypatch) -> None:
+def test_for_root_a_file_that_the_daemon_refuses_is_an_error(rules, capsys, monkeypatch) -> None:
     for file in rules.iterdir():
         file.chmod(0o666)
     monkeypatch.setattr("os.geteuid", lambda: 0)
     code, found = run(capsys, "rules", "check", rules)
-    assert (code, found["ok"]) == (0, True)
-    assert {one["code"] for one in found["warnings"]} == {"FSW-RULE-FILE"}
-    assert len(found["warnings"]) == len(list(rules.iterdir()))
+    assert (code, found["ok"]) == (65, False)
+    assert {one["code"] for one in found["errors"]} == {"FSW-RULE-FILE"}
+    assert len(found["errors"]) == len(list(rules.iterdir()))
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert run(capsys, "rules", "check", rules)[1]["warnings"] == []
+    code, found = run(capsys, "rules", "check", rules)
+    assert (code, found["errors"], found["warnings"]) == (0, [], [])
 
 
 def test_a_code_is_explained(capsys) -> None:

@@ -245,6 +245,9 @@ class Operator:
                 code="FSW-CONFLICT-NOT-WAITING",
             )
         incident = replace(incident, denied_by=by, approved_by=None)
+        # Who has said no is answered with what follows from it, not with what was before.
+        if self._decision(incident).verdict is not policy.Verdict.WAIT:
+            incident = replace(incident, state=State.OPEN, waiting_for="")
         self._book.put(incident.noted(time.time_ns(), _said(f"denied by {by}", reason)))
         self._decider.poke(incident.incident_id, 0.0)
         return incident
@@ -327,11 +330,17 @@ class Operator:
         if refused is not None:
             raise RefusedError(f"not repaired: {refused}", code="FSW-REFUSED-REPAIR")
 
+    def _decision(self, incident: Incident) -> policy.Decision:
+        """What the decider would decide now, as far as no look at the node is needed for it."""
+        rules, state = self._decider.rules, self._decider.policy_state()
+        if incident.requested_by:
+            rules = policy.for_request(rules)
+        scope_now = self._decider.scope(incident)
+        return policy.decide(rules, incident, scope_now, state, boottime_ns())
+
     def _refuse_if_it_flaps(self, incident: Incident) -> None:
         """Now, so that nobody waits for what will not be done."""
-        scope_now, state = self._decider.scope(incident), self._decider.policy_state()
-        rules = policy.for_request(self._decider.rules)
-        last = policy.decide(rules, incident, scope_now, state, boottime_ns()).answers[-1]
+        last = self._decision(incident).answers[-1]
         if last.guard == "flap" and not last.passed and not last.waits:
             hint = "fswatch repair --force does it all the same"
             raise RefusedError(f"not repaired: {last.text}", hint=hint, code="FSW-REFUSED-REPAIR")

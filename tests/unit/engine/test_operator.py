@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -12,8 +12,9 @@ from fswatchd.engine.operator import Operator, refuse_another
 from fswatchd.errors import ConflictError, UnknownTargetError
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.view import NodeView
+from fswatchd.situation import PolicyState, Scope, VeFacts
 from fswatchd.store.database import StoreError
-from tests.unit.builders import filesystem, incident
+from tests.unit.builders import filesystem, incident, policy_state, rules, scope, ve_facts
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,9 @@ class Book:
     def open_incidents(self) -> list[Incident]:
         return list(self.found)
 
+    def put(self, incident: Incident) -> None:
+        self.found = (incident,)
+
     def newest(self) -> dict[str, Incident]:
         return {one.incident_id: one for one in self.found}
 
@@ -83,11 +87,55 @@ class Database:
         return [one for one in self.found if one.incident_id.endswith(f"-{text}")]
 
 
-def operator(book: Book, database: Database) -> Operator:
+def operator(book: Book, database: Database, decider: object = None) -> Operator:
     rest: dict[str, Any] = dict.fromkeys(
-        ("inventory", "state", "decider", "executor", "arming", "closer", "settings")
+        ("inventory", "state", "executor", "arming", "closer", "settings")
     )
-    return Operator(book=cast("Any", book), store=cast("Any", database), **rest)
+    known: dict[str, Any] = {"book": book, "store": database, "decider": decider}
+    return Operator(**known, **rest)
+
+
+class Decider:
+    """Knows rules and node; decides nothing itself."""
+
+    rules = rules(
+        """
+        [[rule]]
+        name = "ask"
+        mode = "approve"
+        [[rule.step]]
+        do = "fsck"
+        """
+    )
+
+    def __init__(self, *ves: VeFacts) -> None:
+        self.ves = ves
+        self.poked: list[str] = []
+
+    def scope(self, _incident: Incident) -> Scope:
+        return scope(*self.ves)
+
+    def policy_state(self) -> PolicyState:
+        return policy_state()
+
+    def poke(self, incident_id: str, _delay_s: float) -> None:
+        self.poked.append(incident_id)
+
+
+@pytest.mark.parametrize(
+    ("busy", "waiting_for", "answered"),
+    [(None, "approval", (State.OPEN, "")), ("a backup", "busy", (State.WAITING, "busy"))],
+)
+async def test_a_denial_is_answered_with_the_state_that_follows_from_it(
+    busy: str | None, waiting_for: str, answered: tuple[State, str]
+) -> None:
+    asking = incident(state=State.WAITING, waiting_for=waiting_for, rule="ask")
+    decider = Decider(ve_facts(busy=busy))
+    asked = operator(Book(asking), Database(), decider)
+    found = await asked.deny(asking.incident_id, "root")
+    assert (found.state, found.waiting_for) == answered
+    assert found.denied_by == "root"
+    assert decider.poked == [asking.incident_id]
 
 
 async def test_an_incident_that_cannot_be_written_is_listed_and_found_all_the_same() -> None:

@@ -19,10 +19,10 @@ from fswatchd import guards, views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.arming import Arming
 from fswatchd.engine.decider import Decider
+from fswatchd.engine.left_frozen import KEY, LeftFrozen
 from fswatchd.engine.operations import Operations
 from fswatchd.errors import ConfigError, ConflictError, RefusedError
 from fswatchd.events import Domain, VeState
-from fswatchd.helpers.client import HelperError
 from fswatchd.incidents import Filesystem, State
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 USUAL_S = 60.0
 _LONGEST_S = 3600.0
-_KEY = "frozen:"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,17 +69,18 @@ class Freezer:
         self._frozen: dict[VeId, _Frozen] = {}
         self._busy: dict[VeId, str] = {}
         self._timers: set[asyncio.Task[None]] = set()
+        self._left = LeftFrozen(store, inventory, self._let_others_go_on)
         inventory.adjust.append(self.seen)
 
     # --- what others see ------------------------------------------------------------------------
 
     def current(self) -> list[dict[str, Any]]:
         """What is frozen now, for `status`."""
-        return [frozen.document for frozen in self._frozen.values()]
+        return [frozen.document for frozen in self._frozen.values()] + self._left.current()
 
     def seen(self, ve: Ve) -> Ve:
         """The VE for the inventory: what is held here, nobody else acts on."""
-        text = self._busy.get(ve.ve_id)
+        text = self._busy.get(ve.ve_id) or self._left.busy(ve.ve_id)
         return ve if text is None else replace(ve, busy=ve.busy or text)
 
     def held(self, ve_id: VeId) -> VeFreeze | None:
@@ -132,8 +132,9 @@ class Freezer:
             longest = show_duration(_LONGEST_S)
             raise ConfigError(f"a VE can be frozen for more than nothing and {longest} at the most")
         ve = lookup.find_ve(self._inventory.view, text)
-        if ve.ve_id in self._busy:
-            raise ConflictError(f"{ve.ve_id}: {self._busy[ve.ve_id]}", code="FSW-CONFLICT-BUSY")
+        busy = self._busy.get(ve.ve_id) or self._left.busy(ve.ve_id)
+        if busy is not None:
+            raise ConflictError(f"{ve.ve_id}: {busy}", code="FSW-CONFLICT-BUSY")
         async with self.reserved(ve.ve_id, f"{by} freezes it"):
             now = lookup.find_ve(self._inventory.view, ve.ve_id)
             ve = replace(now, busy=None) if now.busy == self._busy[ve.ve_id] else now
@@ -150,6 +151,8 @@ class Freezer:
         """Thaw a VE that `freeze` has frozen."""
         ve = lookup.find_ve(self._inventory.view, text)
         frozen = self._frozen.get(ve.ve_id)
+        if frozen is None and self._left.busy(ve.ve_id) is not None:
+            return await self._thaw_left(ve.ve_id, by, reason)
         if frozen is None:
             hint = "only what fswatch freeze has frozen is thawed; others may rely on their freeze"
             raise ConflictError(
@@ -168,17 +171,25 @@ class Freezer:
             )
         return {"ve": ve.ve_id, "state": "thawed", "held": held, "problem": None}
 
+    async def _thaw_left(self, ve_id: VeId, by: str, reason: str) -> dict[str, Any]:
+        problem = await self._left.thaw(ve_id)
+        await self._let_others_go_on()
+        self._operations.record("thaw", ve_id, by, reason, problem or "thawed")
+        if problem is not None:
+            raise RefusedError(
+                f"{ve_id}: {problem}", hint="see fsfreeze(8)", code="FSW-REFUSED-THAW"
+            )
+        return {"ve": ve_id, "state": "thawed", "held": True, "problem": None}
+
     # --- life -----------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Thaw what an earlier run has left frozen."""
-        for key, left in (await self._store.facts(_KEY)).items():
-            if left["boot"] == proc.boot_id():
-                await self._thaw_leftover(left)
-            self._store.set_fact(key, None)
+        await self._left.recover()
 
     async def close(self) -> None:
         """Thaw everything: the daemon ends."""
+        await self._left.close()
         for timer in self._timers:
             timer.cancel()
         await asyncio.gather(*self._timers, return_exceptions=True)
@@ -232,15 +243,16 @@ class Freezer:
         now = time.time_ns()
         journal = {
             "boot": proc.boot_id(),
+            "started": ve.init_started,
             "marks": [freeze.mark(superblock) for superblock in mine],
             **ve_freeze.describe_tasks(ve),
         }
-        await self._store.set_fact(_KEY + ve.ve_id, journal, durable=True)
+        await self._store.set_fact(KEY + ve.ve_id, journal, durable=True)
         hold = VeFreeze()
         try:
             left |= await hold.hold(self._inventory, ve, mine, for_s)
         except BaseException as error:
-            self._store.set_fact(_KEY + ve.ve_id, None)
+            self._store.set_fact(KEY + ve.ve_id, None)
             if not isinstance(error, HoldError):
                 raise
             self._operations.record("freeze", ve.ve_id, by, reason, f"not frozen: {error}")
@@ -257,6 +269,7 @@ class Freezer:
                 {"device": one.device, "devno": str(one.devno)} for one in hold.filesystems
             ],
             "not_frozen": [{"device": device, "why": why} for device, why in left.items()],
+            "problem": None,
         }
         frozen = self._frozen[ve.ve_id] = _Frozen(ve=ve, hold=hold, document=document)
         return frozen
@@ -284,20 +297,9 @@ class Freezer:
         del self._frozen[ve_id]
         self._busy.pop(ve_id, None)
         if not problems:
-            self._store.set_fact(_KEY + ve_id, None)
+            self._store.set_fact(KEY + ve_id, None)
         return problems
 
     async def _let_others_go_on(self) -> None:
         await self._inventory.refresh()
         self._decider.poke_all()
-
-    async def _thaw_leftover(self, left: dict[str, Any]) -> None:
-        for marked in reversed(left["marks"]):
-            try:
-                device = await freeze.thaw_marked(self._inventory, marked)
-                if device is not None:
-                    log.warning("thawed %s, left frozen", device)
-            except (OSError, HelperError) as error:
-                log.error("cannot thaw what an earlier run has frozen: %s", error)
-        if not await ve_freeze.thaw_journaled(left):
-            log.error("cannot thaw the processes that an earlier run has frozen: %s", left)

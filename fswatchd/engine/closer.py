@@ -178,7 +178,10 @@ class Closer:
             return
         well = "a write succeeds"
         if superblock is not None:
-            unwell = await verify.healthy(self._inventory, self._state, superblock)
+            may_be_full = incident.domain is not Domain.SPACE
+            unwell = await verify.healthy(
+                self._inventory, self._state, superblock, may_be_full=may_be_full
+            )
         elif device is not None and incident.domain is Domain.SPACE:
             # Room can be read of a device; that it will not report another error cannot.
             well = f"/dev/{device.name} has room again"

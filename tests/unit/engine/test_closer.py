@@ -26,7 +26,7 @@ _ANY_BOOT = [1, 10**18]  # of long ago, and of a machine that ran much longer th
 async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[IncidentBook]:
     """A book that a closer looks after, in which everything is healthy."""
 
-    async def healthy(*_: object) -> None:
+    async def healthy(*_: object, **__: object) -> None:
         return None
 
     monkeypatch.setattr(verify, "healthy", healthy)

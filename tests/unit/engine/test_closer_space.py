@@ -47,7 +47,7 @@ async def look(
     unwell: str | None = None,
     damage: Incident | None = None,
 ) -> list[tuple[Outcome, str]]:
-    async def healthy(*_: object) -> str | None:
+    async def healthy(*_: object, **__: object) -> str | None:
         return unwell
 
     async def has_room(_superblock: object) -> bool | None:

@@ -137,7 +137,7 @@ async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             argv=argv, returncode=0, output=output, duration_s=0.0, timed_out=False
         )
 
-    async def healthy(*_: object) -> str | None:
+    async def healthy(*_: object, **__: object) -> str | None:
         return None if nodes[-1].healthy else "a write fails"
 
     monkeypatch.setattr(process, "run", dmsetup)

@@ -234,7 +234,7 @@ async def test_for_the_way_back_both_volumes_are_known(
     async def found(*_: object) -> Any:
         return (VE, SimpleNamespace()) if well else "it does not run"
 
-    async def healthy(*_: object) -> None: ...
+    async def healthy(*_: object, **__: object) -> None: ...
 
     monkeypatch.setattr(ve_control, "is_running", lambda _: True)
     monkeypatch.setattr(verify, "find_mounted", found)

@@ -63,7 +63,7 @@ from fswatchd.exitcode import Exit
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.watch import InventoryWatch
-from fswatchd.kernel import memlock
+from fswatchd.kernel import filelimit, memlock
 from fswatchd.notify.journal import JournalNotices
 from fswatchd.notify.journal_socket import JournalSocket
 from fswatchd.notify.notices import Notices
@@ -497,6 +497,7 @@ def main(argv: list[str] | None = None) -> int:
     listener = logs.set_up()
     if os.geteuid() != 0:
         log.warning("%s", _WITHOUT_ROOT)
+    filelimit.allow_many()
     try:
         asyncio.run(_serve(settings))
     except PartEndedError as error:

@@ -14,6 +14,7 @@ import pytest
 from fswatchd import daemon, logs
 from fswatchd.daemon import Daemon
 from fswatchd.exitcode import Exit
+from fswatchd.kernel import filelimit
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -58,6 +59,7 @@ def ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return daemon.main(["--config", str(config)])
 
     monkeypatch.setattr(logs, "set_up", NoListener)
+    monkeypatch.setattr(filelimit, "allow_many", lambda: 0)
     monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
     monkeypatch.setattr(asyncio, "set_child_watcher", lambda _: None)
     return run

@@ -116,6 +116,7 @@ class Daemon:
             asked.changed = self._watch.poke
         self._history = History(self.store)
         self._trust = Trust(self.store, self._tell_of_trust)
+        self.inventory.on_refreshed = self._trust.follow_mounts
         self._selfcheck = SelfCheck(self.store, self._book, self._history, self._trust)
         self._intake = Intake(self.store, self._book, self.inventory, self.stream)
         self._listening = Listening(

@@ -1,12 +1,13 @@
 """Whether the daemon trusts itself. Where it does not, it observes (`PolicyState.distrust`).
 
 A daemon that cannot read what it has kept, whose clocks or whose node are not those that it
-remembers, or that is deaf, knows less than it thinks. What is wrong is a `Doubt`. One that `heals`
-ends by itself when what it is about was read again and found in order; another one ends when a
-person has looked (`fswatch arm --node`). Who arms while a source is still deaf has decided that: it
-is doubted again when the source has heard something and goes deaf once more.
+remembers, that cannot read who has mounted what, or that is deaf, knows less than it thinks. What
+is wrong is a `Doubt`. One that `heals` ends by itself when what it is about was read again and
+found in order; another one ends when a person has looked (`fswatch arm --node`). Who arms while a
+source is still deaf has decided that: it is doubted again when the source has heard something and
+goes deaf once more.
 
-Not here: finding out what is wrong (`engine.selfcheck`, `engine.hearing`).
+Not here: finding out what is wrong (`engine.selfcheck`, `engine.hearing`, `inventory`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _KEY = "doubt:"
 SOURCE = "source "
+_MOUNTS = "mounts"
 
 # Called with "lost" or "regained", and what is told.
 Tell = Callable[[str, dict[str, Any]], None]
@@ -32,7 +34,7 @@ Tell = Callable[[str, dict[str, Any]], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubt:
     """Something that is wrong with the daemon itself: `what` it is about (`store`, `clock`,
-    `identity`, `source NAME`), since when (CLOCK_REALTIME), and who has accepted it."""
+    `identity`, `mounts`, `source NAME`), since when (CLOCK_REALTIME), and who has accepted it."""
 
     what: str
     text: str
@@ -116,6 +118,15 @@ class Trust:
             self.doubt(f"{SOURCE}{name}", f"{name} does not hear: {detail}", heals=True)
         for name in self.doubted_sources() - deaf.keys():
             self.settle(f"{SOURCE}{name}", "it hears again")
+
+    def follow_mounts(self, wrong: str) -> None:
+        """What is wrong with the last look at the node, empty where nothing is; see
+        `Inventory.on_refreshed`."""
+        if wrong:
+            text = f"the mounts of this node cannot be read: {wrong}"
+            self.doubt(_MOUNTS, text, heals=True)
+        else:
+            self.settle(_MOUNTS, "they were read again")
 
     def accept(self, by: str) -> list[str]:
         """A person has looked, and wants the daemon to go on; returns what was doubted."""

@@ -123,6 +123,8 @@ class Inventory:
         self.problems: dict[str, str] = {}
         # What the daemon itself does with a VE, its platform cannot know.
         self.adjust: list[Callable[[Ve], Ve]] = []
+        # Called after each refresh with what went wrong, empty where nothing did.
+        self.on_refreshed: Callable[[str], None] = lambda _: None
         self._helper = Helper(_HELPER)
         self._lock = asyncio.Lock()
         self._on_superblock: list[NewSuperblock] = []
@@ -135,6 +137,7 @@ class Inventory:
         # Seen, and no subscriber was told yet: the refresh that saw them may have failed, or nobody
         # waited for its end.
         self._unannounced: set[Devno] = set()
+        self._failed = False
         # Seen, but not reached yet: nobody watches them, so it is tried again.
         self._unreached: dict[Devno, _Unreached] = {}
 
@@ -215,42 +218,53 @@ class Inventory:
     async def refresh(self, *, forget: bool = False) -> Changes:
         """Read VEs and mounts again. With `forget`, nothing is taken from a cache."""
         async with self._lock:
-            if forget:
-                self._reader.forget()
-            ves = await self._list_ves()
-            view = await self._read(ves)
-            before = self.view
-            self.view = view
-            appeared = [
-                found
-                for devno, found in view.superblocks.items()
-                if not same_superblock(before.superblocks.get(devno), found)
-                or devno in self._unannounced
-            ]
-            self._unannounced = {found.devno for found in appeared}
-            for devno in self._unreached.keys() - view.superblocks.keys():
-                del self._unreached[devno]
-            to_retry = self._to_retry(appeared, before)
-            vanished = [
-                old
-                for devno, old in before.superblocks.items()
-                if not same_superblock(old, view.superblocks.get(devno))
-            ]
-            for superblock in vanished:
-                for callback in self._on_vanished:
-                    callback(superblock)
-            mmp = await _all_mmp(appeared) if appeared else {}
             try:
-                identified = [
-                    await self._identify(found, mmp=mmp.get(found.devno)) for found in appeared
-                ]
-                until = time.monotonic() + _RETRY_BUDGET_S
-                identified += [
-                    await self._identify(found) for found in to_retry if time.monotonic() < until
-                ]
-            finally:
-                await self._leaving.all_left()
-            return Changes(appeared=tuple(identified), vanished=tuple(vanished))
+                changes = await self._refresh(forget=forget)
+            except Exception as error:
+                self._failed = True
+                self.on_refreshed(str(error) or type(error).__name__)
+                raise
+            self._failed = False
+            self.on_refreshed("")
+            return changes
+
+    async def _refresh(self, *, forget: bool) -> Changes:
+        if forget:
+            self._reader.forget()
+        ves = await self._list_ves()
+        view = await self._read(ves)
+        before = self.view
+        self.view = view
+        appeared = [
+            found
+            for devno, found in view.superblocks.items()
+            if not same_superblock(before.superblocks.get(devno), found)
+            or devno in self._unannounced
+        ]
+        self._unannounced = {found.devno for found in appeared}
+        for devno in self._unreached.keys() - view.superblocks.keys():
+            del self._unreached[devno]
+        to_retry = self._to_retry(appeared, before)
+        vanished = [
+            old
+            for devno, old in before.superblocks.items()
+            if not same_superblock(old, view.superblocks.get(devno))
+        ]
+        for superblock in vanished:
+            for callback in self._on_vanished:
+                callback(superblock)
+        mmp = await _all_mmp(appeared) if appeared else {}
+        try:
+            identified = [
+                await self._identify(found, mmp=mmp.get(found.devno)) for found in appeared
+            ]
+            until = time.monotonic() + _RETRY_BUDGET_S
+            identified += [
+                await self._identify(found) for found in to_retry if time.monotonic() < until
+            ]
+        finally:
+            await self._leaving.all_left()
+        return Changes(appeared=tuple(identified), vanished=tuple(vanished))
 
     async def _read(self, ves: dict[VeId, Ve]) -> NodeView:
         """Where nobody waits any more the thread goes on, and the next look not beside it."""
@@ -291,8 +305,9 @@ class Inventory:
         return sorted(superblocks[d].device for d in self._unreached if d in superblocks)
 
     def is_behind(self) -> bool:
-        """Whether there are filesystems that nobody was told of, or they are being told of now."""
-        return bool(self._unannounced)
+        """Whether the last refresh has failed, or there are filesystems that nobody was told of (or
+        they are being told of now)."""
+        return self._failed or bool(self._unannounced)
 
     def _to_retry(self, appeared: list[Superblock], before: NodeView) -> list[Superblock]:
         """Those that could not be reached before and are due, the longest waiting first.

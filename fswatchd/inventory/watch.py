@@ -55,6 +55,7 @@ class InventoryWatch:
         self._debt = 0.0
         self._listeners: list[asyncio.Queue[Changes]] = []
         self.refreshes = 0
+        self._problem = ""
 
     def start(self) -> None:
         """Open the watches; what the kernel lacks is covered by the timer."""
@@ -139,7 +140,9 @@ class InventoryWatch:
         try:
             changes = await self._inventory.refresh(forget=forget)
         except OSError as error:
-            log.error("cannot read the mounts of this node: %s", error)
+            if str(error) != self._problem:
+                self._problem = str(error)
+                log.error("cannot read the mounts of this node: %s", error)
             return
         finally:
             debt = self._debt_now()
@@ -150,6 +153,7 @@ class InventoryWatch:
             else:
                 self._took = took
             self._debt = debt + took
+        self._problem = ""
         self.refreshes += 1
         if changes.appeared or changes.vanished:
             for queue in self._listeners:

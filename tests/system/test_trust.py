@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
+import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -113,3 +115,16 @@ async def test_a_source_that_dies_is_no_trust_until_a_canary_is_heard(
     await asyncio.sleep(0)
     assert len(kinds) == 2
     await store.close()
+
+
+def test_without_descriptors_it_does_not_trust_itself_until_it_has_some(daemon) -> None:
+    daemon.configure(mode="auto", rules=rules.TELL)
+    daemon.start()
+    usual = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: "the mounts of this node cannot be read" in daemon.log())
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, usual)
+    wait_until(lambda: doubts(daemon) == [])
+    assert daemon.status()["mode"] == "auto"
+    assert "they were read again" in daemon.log()

@@ -361,3 +361,17 @@ async def test_a_daemon_that_did_not_run_does_not_call_its_sources_deaf(start: S
     assert (sources["kmsg"].status.state, run.trust.why) == (SourceState.OK, "")
     await minds._tick(131.0)
     assert "did not hear a canary" in run.trust.why
+
+
+async def test_a_daemon_that_cannot_read_the_mounts_observes_until_it_can(start: Start) -> None:
+    run = await start()
+    run.trust.follow_mounts("")
+    assert run.told == []
+    for _ in range(2):
+        run.trust.follow_mounts("Too many open files")
+    assert "mounts" in run.trust.why
+    assert "Too many open files" in run.trust.why
+    run = await start()
+    assert run.trust.has("mounts")
+    run.trust.follow_mounts("")
+    assert (run.trust.why, run.told) == ("", ["regained"])

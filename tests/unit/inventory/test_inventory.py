@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -80,6 +80,27 @@ async def test_one_that_cannot_be_handed_on_does_not_keep_the_others_from_it(
     await node.inventory.refresh()
     assert node.heard == ["loop1", "loop2", "loop0"]
     assert node.inventory.unreached() == []
+
+
+async def test_a_look_that_fails_is_told_until_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node, told = Node(), list[str]()
+    node.hangs.set()
+    node.inventory.on_refreshed = told.append
+    read = node.inventory._reader.read
+
+    def fails(*_: object) -> NoReturn:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(node.inventory._reader, "read", fails)
+    with pytest.raises(OSError, match="Too many"):
+        await node.inventory.refresh()
+    assert node.inventory.is_behind()
+    monkeypatch.setattr(node.inventory._reader, "read", read)
+    await node.inventory.refresh()
+    assert told == ["[Errno 24] Too many open files", ""]
+    assert not node.inventory.is_behind()
 
 
 async def test_two_threads_never_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,10 +52,14 @@ def _document(problem: RuleProblem) -> dict[str, str | None]:
 def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet]:
     """What is wrong, and the rules."""
     if not paths:
-        rules, problems = files.load(config.load(None).daemon.rules)
-        return problems, rules
-    problems = [found for path in paths if path.is_dir() and (found := files.unreadable(path))]
-    chosen = [one for path in paths for one in (files.chosen([path]) if path.is_dir() else [path])]
+        rules, wrong = files.load(config.load(None).daemon.rules)
+        return wrong, rules
+    problems: list[RuleProblem] = []
+    chosen: list[Path] = []
+    for path in paths:
+        found, wrong = files.chosen([path]) if path.is_dir() else ([path], [])
+        chosen += found
+        problems += wrong
     texts: list[tuple[str, str]] = []
     for file in chosen:
         text = files.read(file, trusted=True)
@@ -66,8 +70,8 @@ def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet]:
         refused = files.read(file, trusted=_may_be_anybodys(file))
         if isinstance(refused, RuleProblem):
             problems.append(replace(refused, message=f"fswatchd refuses it: {refused.message}"))
-    rules, wrong = assemble(texts)
-    return problems + wrong, rules
+    rules, mistakes = assemble(texts)
+    return problems + mistakes, rules
 
 
 def _may_be_anybodys(file: Path) -> bool:

@@ -192,17 +192,16 @@ def _asked(client: Client, body: dict[str, Any]) -> Any:
 def _texts(directories: list[Path]) -> list[tuple[str, str]]:
     """The files of the directories; raises ConfigError with all that is wrong with them."""
     _load(directories)
-    paths = files.chosen(directories)
+    paths, _ = files.chosen(directories)
     found = [(str(path), files.read(path, trusted=True)) for path in paths]
     return [(name, text) for name, text in found if isinstance(text, str)]
 
 
 def _load(directories: list[Path]) -> RuleSet:
     """Rules that somebody is only trying need not belong to root; raises ConfigError."""
-    found = [files.unreadable(directory) for directory in directories]
-    problems = [problem for problem in found if problem is not None]
+    paths, problems = files.chosen(directories)
     texts: list[tuple[str, str]] = []
-    for path in files.chosen(directories):
+    for path in paths:
         text = files.read(path, trusted=True)
         if isinstance(text, RuleProblem):
             problems.append(text)

@@ -55,6 +55,8 @@ class RuleKeeper:
         self._good: list[tuple[str, str]] = []
         self._read_ns = 0
         self._seen: object = None
+        # Whether the last reading got all files: else nothing may ever tell that it can.
+        self._is_to_be_had = True
         self._files = FileWatch(directories)
         self.current = RuleSet()
         self.problems: list[RuleProblem] = []
@@ -71,8 +73,11 @@ class RuleKeeper:
             good = (await self._store.facts(_GOOD)).get(_GOOD, [])
             self._good = [(str(name), str(text)) for name, text in good]
 
-    def read(self) -> None:
-        """Read the files; where anything is wrong the last good set stays."""
+    def read(self, *, again: bool = False) -> None:
+        """Read the files; where anything is wrong the last good set stays.
+
+        Read `again` because a file or directory could not be had, the same is not logged once more.
+        """
         self._seen = signature(self.directories)
         texts: list[tuple[str, str]] = []
         try:
@@ -85,11 +90,13 @@ class RuleKeeper:
         before = [str(problem) for problem in self.problems]
         self.problems = problems
         now = [str(problem) for problem in problems]
+        self._is_to_be_had = not any(problem.code == files.NOT_HAD for problem in problems)
         if problems:
             if not self._read_ns:
                 self._go_on_with_those_of_before()
             what = "the last good ones stay" if self._read_ns else "none are in force"
-            log.error("the rules have errors, %s:\n%s", what, "\n".join(now))
+            if not again or now != before:
+                log.error("the rules have errors, %s:\n%s", what, "\n".join(now))
             if now != before:
                 self._tell("rejected", {"problems": now[:_PROBLEMS_TOLD], "count": len(now)})
             return
@@ -131,6 +138,8 @@ class RuleKeeper:
                 found = await asyncio.to_thread(signature, self.directories)
                 if told or found != self._seen:
                     await self._read_when_quiet(found)
+                elif not self._is_to_be_had:
+                    self.read(again=True)
         finally:
             self._files.stop()
 
@@ -192,8 +201,10 @@ class RuleKeeper:
 
 def signature(directories: list[Path]) -> object:
     """Changes whenever what `files.read_all` would read has changed."""
-    found: list[tuple[object, ...]] = [(str(one), one.is_dir()) for one in directories]
-    for path in files.chosen(directories):
+    paths, problems = files.chosen(directories)
+    found: list[tuple[object, ...]] = [(str(one), os.path.isdir(one)) for one in directories]
+    found += [(str(problem),) for problem in problems]
+    for path in paths:
         try:
             status = os.stat(path)
         except OSError as error:

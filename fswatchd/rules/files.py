@@ -16,6 +16,9 @@ from fswatchd.config import SHIPPED_RULES, DaemonTable
 from fswatchd.rules.model import RuleSet, assemble
 from fswatchd.rules.problem import RuleProblem
 
+# The code of what is wrong with a file or a directory itself, and not with what is written there.
+NOT_HAD = "FSW-RULE-FILE"
+
 
 def embedded_rules() -> Path:
     """The shipped rules inside the program, which a package has installed elsewhere instead."""
@@ -39,10 +42,8 @@ def read_all(
 ) -> tuple[list[tuple[str, str]], list[RuleProblem]]:
     """The name and text of each file that applies, and those that cannot be had."""
     texts: list[tuple[str, str]] = []
-    problems: list[RuleProblem] = []
-    directories = list(directories)
-    problems += [found for directory in directories if (found := unreadable(directory))]
-    for path in chosen(directories):
+    paths, problems = chosen(directories)
+    for path in paths:
         trusted = path.parent == embedded_rules()
         text = read(path, trusted=trusted)
         if isinstance(text, RuleProblem):
@@ -52,45 +53,48 @@ def read_all(
     return texts, problems
 
 
-def unreadable(directory: Path) -> RuleProblem | None:
-    """What is wrong with a directory that was named and cannot be listed.
+def chosen(directories: Iterable[Path]) -> tuple[list[Path], list[RuleProblem]]:
+    """The files that apply, in the order in which they are read, and which directories are wrong.
 
-    The default ones need not exist.
+    The default ones need not exist. What cannot be listed is not empty: its rules are not known.
     """
+    by_name: dict[str, Path] = {}
+    problems: list[RuleProblem] = []
+    for directory in directories:
+        try:
+            paths = _listed(directory)
+        except FileNotFoundError:
+            if directory not in DaemonTable().rules:
+                problems.append(_problem(directory, "there is no such directory"))
+            continue
+        except OSError as error:
+            problems.append(_problem(directory, f"cannot be listed: {error.strerror}"))
+            continue
+        for path in paths:
+            if path.name.endswith(".toml") and not path.name.startswith("."):
+                by_name[path.name] = path
+    found = [path for _, path in sorted(by_name.items())]
+    return [path for path in found if os.path.realpath(path) != "/dev/null"], problems
+
+
+def _listed(directory: Path) -> list[Path]:
     try:
-        os.scandir(directory).close()
+        return list(directory.iterdir())
     except FileNotFoundError:
-        if directory in DaemonTable().rules:
-            return None
-        reason = "there is no such directory"
-    except OSError as error:
-        reason = f"cannot be listed: {error.strerror}"
-    else:
-        return None
+        if directory != SHIPPED_RULES:
+            raise
+        return list(embedded_rules().iterdir())
+
+
+def _problem(directory: Path, reason: str) -> RuleProblem:
     return RuleProblem(
         file=str(directory),
         rule="",
         key="",
         message=reason,
         hint="`rules` in fswatchd.toml names the directories",
-        code="FSW-RULE-FILE",
+        code=NOT_HAD,
     )
-
-
-def chosen(directories: Iterable[Path]) -> list[Path]:
-    """The files that apply, in the order in which they are read."""
-    by_name: dict[str, Path] = {}
-    for directory in directories:
-        if directory == SHIPPED_RULES and not directory.is_dir():
-            directory = embedded_rules()
-        try:
-            names = sorted(entry.name for entry in directory.iterdir())
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith(".toml") and not name.startswith("."):
-                by_name[name] = directory / name
-    return [path for _, path in sorted(by_name.items()) if os.path.realpath(path) != "/dev/null"]
 
 
 def read(path: Path, *, trusted: bool = False) -> str | RuleProblem:
@@ -104,5 +108,5 @@ def read(path: Path, *, trusted: bool = False) -> str | RuleProblem:
             key="",
             message=error.message,
             hint=error.hint,
-            code="FSW-RULE-FILE",
+            code=NOT_HAD,
         )

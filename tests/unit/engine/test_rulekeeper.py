@@ -16,6 +16,7 @@ from fswatchd.engine.rulekeeper import RuleKeeper
 from fswatchd.incidents import State
 from fswatchd.kernel import inotify
 from fswatchd.rules import files
+from fswatchd.rules.problem import RuleProblem
 from fswatchd.store.store import Store
 from tests.unit import builders
 
@@ -74,6 +75,36 @@ async def test_a_bad_file_keeps_the_last_good_rules_and_is_told_once(kept: Kept)
     assert kept.taken[1:] == [["one", "two"]]
     assert kept.told[1:] == [("accepted", {"problems": [], "count": 2})]
     assert kept.keeper.status()["problems"] == []
+
+
+async def test_a_directory_that_could_not_be_listed_for_once_is_read_when_it_can_be(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has changed in it: no event tells, and no time of a file."""
+    kept.write(RULE.replace("NAME", "one"))
+    kept.keeper.read()
+    kept.write(RULE.replace("NAME", "two"), "b.toml")
+    read_all = files.read_all
+
+    def fails(directories: list[Path]) -> object:
+        problem = RuleProblem(
+            file=str(kept.directory), rule="", key="", message="EMFILE", code=files.NOT_HAD
+        )
+        return [], [problem]
+
+    monkeypatch.setattr(files, "read_all", fails)
+    kept.keeper.read()
+    assert (kept.names(), len(kept.told)) == (["one"], 1)
+    monkeypatch.setattr(files, "read_all", read_all)
+    monkeypatch.setattr(rulekeeper, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(rulekeeper, "_LOOK_UNTOLD_S", 0.01)
+    watching = asyncio.create_task(kept.keeper.watch())
+    async with asyncio.timeout(30):
+        while kept.names() != ["one", "two"]:
+            await asyncio.sleep(0.005)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert [kind for kind, _ in kept.told] == ["rejected", "accepted"]
 
 
 async def test_whatever_goes_wrong_while_they_are_read_the_last_good_rules_stay(

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fswatchd.config import DaemonTable
 from fswatchd.rules.files import chosen, embedded_rules, load, read
 from fswatchd.rules.model import assemble, parse_file, step_from_options
 from fswatchd.rules.problem import RuleProblem
@@ -257,7 +261,7 @@ class TestFiles:
         (two / "10-a.toml").symlink_to("/dev/null")
         (two / ".hidden.toml").write_text("nonsense")
         (two / "README").write_text("nonsense")
-        assert [str(p.relative_to(tmp_path)) for p in chosen([one, two])] == [
+        assert [str(p.relative_to(tmp_path)) for p in chosen([one, two])[0]] == [
             "two/20-b.toml",
             "one/30-c.toml",
         ]
@@ -292,6 +296,24 @@ def test_a_directory_that_is_named_and_not_there_is_a_problem(tmp_path: Path) ->
     assert rules.rules == ()
     (problem,) = wrong
     assert problem.file == str(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Also a default one, and also the shipped rules, which the program has beside it."""
+    (tmp_path / "a.toml").write_text(TestFiles.GOOD.format("a"))
+
+    def fails(path: Path) -> Iterator[Path]:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", fails)
+    for directory in (tmp_path, *DaemonTable().rules):
+        paths, (problem,) = chosen([directory])
+        assert paths == []
+        assert problem.file == str(directory)
+        assert problem.message == f"cannot be listed: {os.strerror(number)}"
 
 
 def test_the_default_directories_need_not_exist() -> None:

@@ -266,9 +266,12 @@ class Daemon:
         await self.inventory.refresh()
         await self.freezer.recover()
         await self.snapshots.recover()
+        await self.operator.preview_clones.load()
         await self._executor.recover()
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
+        # A host filesystem that hangs does not hold up the start.
+        self._run_forever("clones of previews", self.operator.preview_clones.discard_left)
         retention = Retention(
             self.store,
             self._book,

@@ -14,6 +14,7 @@ from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
 from fswatchd.engine.history import boottime_ns
+from fswatchd.engine.preview_clones import PreviewClones
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
@@ -59,6 +60,7 @@ class Operator:
         self._arming = arming
         self._closer = closer
         self._settings = settings
+        self.preview_clones = PreviewClones(store, settings)
 
     async def find(self, text: str) -> Incident:
         """An incident by its id or the end of it; raises UnknownTargetError."""
@@ -147,13 +149,14 @@ class Operator:
         return {"target": target, **await self.look(filesystem, ves)}
 
     async def look(self, filesystem: Filesystem, ves: tuple[str, ...]) -> dict[str, Any]:
-        """The same for a filesystem of these VEs. Raises RefusedError, OSError."""
+        """The same for a filesystem of these VEs. Raises RefusedError, OSError, StoreError."""
         context = self.dry_run(filesystem, ves)
         try:
             resolved = await scope.resolve(context)
             volume = require_volume(resolved)
             await storage.of(volume, context.settings).prepare()
-            seen = await preview.look(context, resolved, volume)
+            async with self.preview_clones.noted(volume, context.incident.incident_id):
+                seen = await preview.look(context, resolved, volume)
         except StepEnded as ended:
             raise RefusedError(ended.result.detail, code="FSW-REFUSED-PREVIEW") from None
         except clone.NotShareableError as error:

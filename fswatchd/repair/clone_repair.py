@@ -44,7 +44,7 @@ from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import Target
 from fswatchd.repair.storage import Storage
-from fswatchd.repair.swap import SwapError, damaged_path
+from fswatchd.repair.swap import HalfSwappedError, SwapError, damaged_path
 from fswatchd.repair.tools import Tools
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.rules.model import FsckStep
@@ -406,6 +406,11 @@ class CloneRepair:
         except SwapError as error:
             text = f"{error}; the original is untouched"
             raise refuse("not exchanged", text, Next.OPERATOR) from None
+        except HalfSwappedError as error:
+            self._clone = None  # a person may need both
+            self._outage.end()
+            text = f"{error}; {target.ve.ve_id} stays stopped"
+            raise refuse("half exchanged", text, Next.OPERATOR) from None
         self._clone = None  # it is the VE's image from here on, nothing of ours to delete
         self._let_go()
         await self.keep_original(target)

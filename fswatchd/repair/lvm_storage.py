@@ -27,7 +27,7 @@ from fswatchd.repair import logical_volume, lvm, scratch
 from fswatchd.repair.clone import NotShareableError
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.progress import OnProgress
-from fswatchd.repair.swap import SwapError, to_the_end
+from fswatchd.repair.swap import HalfSwappedError, SwapError, to_the_end
 from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
@@ -259,14 +259,26 @@ class LvmStorage:
                 await lvm.rename(volume.path, kept)
                 try:
                     await lvm.rename(other.path, volume.path)
-                except OSError:
-                    await lvm.rename(kept, volume.path)
+                except OSError as error:
+                    await self._take_back(kept, error)
                     raise
         except OSError as error:
             raise SwapError(f"cannot exchange {volume.path} and {other.path}: {error}") from None
         if not other.is_at(volume.path) or not volume.is_at(kept):
-            text = f"LVM has exchanged {volume.path} and {other.path}, and the kernel has not"
-            raise SwapError(text)
+            text = (
+                f"LVM has exchanged {volume.path} and {other.path}, and the kernel has not: for "
+                f"LVM what was {volume.path} is {kept} now; see lvs(8) and dmsetup(8)"
+            )
+            raise HalfSwappedError(text)
+
+    async def _take_back(self, kept: str, why: OSError) -> None:
+        """The volume gets its name again. Raises HalfSwappedError where it cannot."""
+        path = self._volume.path
+        try:
+            await lvm.rename(kept, path)
+        except OSError as error:
+            text = f"nothing is {path} now, what was it is {kept}: {why}; then {error}"
+            raise HalfSwappedError(text) from None
 
     async def keep(self, beside: str, kept: str) -> str:
         """See Storage."""

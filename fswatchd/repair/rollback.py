@@ -14,7 +14,7 @@ from fswatchd.repair import outsiders, owner, scope, storage, ve_control
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
-from fswatchd.repair.swap import SwapError
+from fswatchd.repair.swap import HalfSwappedError, SwapError
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionContext, ActionSettings, Next, StepResult, refuse
 
@@ -102,7 +102,7 @@ async def run(context: ActionContext) -> StepResult:
     async with Outage(context) as outage:
         if not way.is_exchanged:
             await _stop(context, ve, way, outage)
-            await way.exchange(context.settings)
+            await way.exchange(context.settings, ve, outage)
         outage.begin(ve, None, way.original)
         kept = await way.keep(context.settings)
         return await _start(context, ve, way.original, kept)
@@ -182,13 +182,17 @@ class _Way:
         """Whether the volume's name leads to the original already."""
         return self.original.is_at(self.repaired.path)
 
-    async def exchange(self, settings: ActionSettings) -> None:
+    async def exchange(self, settings: ActionSettings, ve: Ve, outage: Outage) -> None:
         """Put the original in place. Raises StepEnded."""
         original = replace(self.original, path=self.beside)
         try:
             await storage.of(self.repaired, settings).exchange(original, self.kept)
         except SwapError as error:
             raise refuse("not exchanged", str(error), Next.OPERATOR) from None
+        except HalfSwappedError as error:
+            outage.end()
+            text = f"{error}; {ve.ve_id} stays stopped"
+            raise refuse("half exchanged", text, Next.OPERATOR) from None
 
     async def keep(self, settings: ActionSettings) -> str:
         """Give the repaired volume the name under which it is kept; returns the one it has."""

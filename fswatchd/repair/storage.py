@@ -85,6 +85,7 @@ class Storage(Protocol):
     async def exchange(self, made: Volume, kept: str) -> None:
         """Give the clone the volume's name; raises SwapError where nothing was changed.
 
+        Raises HalfSwappedError where it was cut off with names changed.
         The volume is at `kept` afterwards, or where the clone was: see `keep`.
         """
 

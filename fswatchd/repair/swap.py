@@ -23,6 +23,13 @@ class SwapError(Exception):
     """The exchange was not made, and nothing was changed."""
 
 
+class HalfSwappedError(Exception):
+    """Names were changed, and not as they should be: who has which is in the text.
+
+    Nothing is deleted then, and nothing is started: that is for a person to put right.
+    """
+
+
 def exchange(image: ImageFile, clone: ImageFile) -> None:
     """Give the clone the image's name, and the image the clone's.
 

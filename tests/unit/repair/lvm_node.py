@@ -62,6 +62,7 @@ class LvmNode:
         self.free_bytes = 50 << 30
         self.copies: list[str] = []
         self.copying_fails = False
+        self.names_in_kernel: dict[str, str] = {}
         monkeypatch.setattr(process, "run", self._run)
         monkeypatch.setattr(dm, "find", self._find)
         monkeypatch.setattr(block, "attribute", self._attribute)
@@ -93,6 +94,13 @@ class LvmNode:
         """As the kernel has it."""
         return "LVM-" + f"{GROUP_UUID}{self.volumes[name].uuid}".replace("-", "")
 
+    def kernel_follows_no_more(self) -> None:
+        """What LVM renames from now on keeps its name in the kernel."""
+        self.names_in_kernel = {one.uuid: name for name, one in self.volumes.items()}
+
+    def _shown(self, name: str) -> str:
+        return dm.join("vg", self.names_in_kernel.get(self.volumes[name].uuid, name))
+
     def _at(self, devno: Devno) -> Volume:
         return next(one for one in self.volumes.values() if one.devno == devno)
 
@@ -101,7 +109,7 @@ class LvmNode:
 
     def _find(self, attribute: str, value: str, *_: object) -> Devno | None:
         for name, one in self.volumes.items():
-            shown = dm.join("vg", name) if attribute == "name" else self.device_uuid(name)
+            shown = self._shown(name) if attribute == "name" else self.device_uuid(name)
             if one.active and shown == value:
                 return one.devno
         return None
@@ -115,7 +123,7 @@ class LvmNode:
             if one.active and one.devno == devno:
                 return {
                     "dm/uuid": self.device_uuid(volume),
-                    "dm/name": dm.join("vg", volume),
+                    "dm/name": self._shown(volume),
                     "dm/suspended": "0",
                 }.get(name)
         return None

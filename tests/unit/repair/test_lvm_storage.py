@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -395,6 +396,73 @@ async def test_where_the_second_rename_fails_the_first_is_taken_back(node: LvmNo
     with pytest.raises(SwapError, match="does not like"):
         await storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}")
     assert before.is_at("/dev/vg/thin")
+
+
+def never_back(node: LvmNode) -> None:
+    """Nothing is given the volume's name."""
+    real = node._lvrename
+
+    def rename(words: list[str]) -> tuple[int, str]:
+        return (5, "  it does not like that\n") if words[-1] == "vg/thin" else real(words)
+
+    node._lvrename = rename  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("fault", [never_back, LvmNode.kernel_follows_no_more])
+async def test_where_an_exchange_stays_half_done_both_are_left_and_the_truth_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    node: LvmNode,
+    stopped: list[str],
+    fault: Callable[[LvmNode], None],
+) -> None:
+    context, before = Context(node), volume(node)
+    await context.journal(image=before.describe(), ve=str(VE.ve_id), stopping=True)
+    repair = Repair(context)
+    target = Target.stopped(builders.filesystem(), VE, before)
+    made = repair._make_clone
+
+    async def make(target: Target) -> None:
+        await made(target)
+        fault(node)
+
+    monkeypatch.setattr(repair, "_make_clone", make)
+    with pytest.raises(StepEnded) as ended:
+        await finished(repair, target)
+    assert ended.value.result.result == "half exchanged"
+    assert ended.value.result.next is Next.OPERATOR
+    assert f"is /dev/vg/{DAMAGED}" in ended.value.result.detail
+    assert "untouched" not in ended.value.result.detail
+    assert node.device_uuid(DAMAGED) == before.uuid
+    assert len(node.volumes) == 2, "the repaired one is not deleted"
+    assert stopped == []
+
+
+async def finished(repair: CloneRepair, target: Target) -> None:
+    async with repair:
+        repair.resume_outage(target)
+        await repair.finish(target, fresh=False)
+
+
+async def test_a_rollback_that_stays_half_done_starts_nothing(
+    node: LvmNode, stopped: list[str]
+) -> None:
+    original = volume(node)
+    repaired = await cloned(node)
+    await storage.of(original, SETTINGS).exchange(repaired, f"/dev/vg/{DAMAGED}")
+    undo = {
+        "image": "/dev/vg/thin",
+        "original": f"/dev/vg/{DAMAGED}",
+        "original_file": original.describe(),
+        "ve": str(VE.ve_id),
+    }
+    context: Any = Context(node, undo=undo)
+    await context.journal(stopping=True)
+    node.kernel_follows_no_more()
+    with pytest.raises(StepEnded) as ended:
+        await rollback.run(context)
+    assert ended.value.result.result == "half exchanged"
+    assert ended.value.result.detail.endswith("stays stopped")
+    assert stopped == []
 
 
 # --- a whole repair, cut off ------------------------------------------------------------------

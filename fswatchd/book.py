@@ -141,12 +141,12 @@ class IncidentBook:
         """Replace the incident; with `durable`, what is returned waits for the disk."""
         before = self._open.get(incident.incident_id)
         if before is not None and before.key != incident.key:
-            self._by_key.pop(before.key, None)
+            self._leave_key(before)
         if incident.state is State.CLOSED:
             # What passes from now on can be told without the wall clock, until the next boot.
             incident = incident.on_clock(*self.clock())
             self._open.pop(incident.incident_id, None)
-            self._by_key.pop(incident.key, None)
+            self._leave_key(incident)
             self._remember_repair(incident)
         else:
             self._remember(incident)
@@ -244,11 +244,28 @@ class IncidentBook:
             self._save(oldest)
 
     def _remember(self, incident: Incident) -> None:
+        """A rollback opens an old incident again, beside the one that events join since."""
         self._open[incident.incident_id] = incident
-        self._by_key[incident.key] = incident.incident_id
+        joined = self._open.get(self._by_key.get(incident.key, ""))
+        if joined is None or joined.opened_ns <= incident.opened_ns:
+            self._by_key[incident.key] = incident.incident_id
         if incident.filesystem.devno is not None:
             devices = self._devices.setdefault(incident.incident_id, set())
             devices.add(incident.filesystem.devno)
+
+    def _leave_key(self, incident: Incident) -> None:
+        """Events join it no more, but the newest of the others that are open, if any is."""
+        if self._by_key.get(incident.key) != incident.incident_id:
+            return
+        del self._by_key[incident.key]
+        others = [
+            one
+            for one in self._open.values()
+            if one.key == incident.key and one.incident_id != incident.incident_id
+        ]
+        if others:
+            newest = max(others, key=lambda one: one.opened_ns)
+            self._by_key[incident.key] = newest.incident_id
 
     def _remember_repair(self, incident: Incident) -> None:
         devices = self._devices.pop(incident.incident_id, set())

@@ -52,6 +52,39 @@ async def test_what_is_told_of_an_image_during_its_repair_belongs_to_the_repair(
     assert (found is not None) is joins
 
 
+@pytest.mark.parametrize("first", ["old", "new"])
+async def test_a_rollback_of_an_old_incident_takes_no_events_from_the_one_that_is_open(
+    book, first: str
+) -> None:
+    """Both are about one filesystem; whichever ends, events join the other."""
+    new = builders.incident(incident_id="new", opened_ns=builders.NOW_NS + 1)
+    old = builders.incident(incident_id="old", state=State.ACTING)
+    same = builders.filesystem()
+    book.put(new)
+    book.put(old)
+    book.put(replace(old, attempts=2))
+    assert book.find(same, Domain.DAMAGE) == new
+    ends, stays = (old, new) if first == "old" else (new, old)
+    book.close(ends, Outcome.DISMISSED, "over")
+    assert book.find(same, Domain.DAMAGE).incident_id == stays.incident_id
+    book.close(stays, Outcome.DISMISSED, "over")
+    assert book.find(same, Domain.DAMAGE) is None
+
+
+async def test_an_incident_that_is_about_another_device_now_leaves_that_of_others_alone(
+    book,
+) -> None:
+    """The VE was started on the original again, on another attachment of the device."""
+    new = builders.incident(incident_id="new", opened_ns=builders.NOW_NS + 1)
+    old = builders.incident(incident_id="old", state=State.ACTING)
+    book.put(old)
+    book.put(new)
+    elsewhere = builders.filesystem(disk_sequence=43)
+    book.put(replace(old, filesystem=elsewhere))
+    assert book.find(builders.filesystem(), Domain.DAMAGE) == new
+    assert book.find(elsewhere, Domain.DAMAGE).incident_id == "old"
+
+
 async def disk_takes_writes(book: IncidentBook, *, whether: bool) -> None:
     """SQLite itself refuses them, and goes on to read, as with a filesystem that is full."""
     refuses = "BEFORE INSERT ON incident BEGIN SELECT RAISE(FAIL, 'disk full'); END"

@@ -10,11 +10,17 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from fswatchd.events import printable
 from fswatchd.exitcode import Exit
 
 DEFAULT_SOCKET = "/run/fswatchd/api.sock"
 _TIMEOUT_S = 60.0
+# For what the daemon has at hand: monitoring must hear in time that it hangs.
+_AT_ONCE_S = 8.0
+# Longer ones the daemon's HTTP server refuses, and nothing that exists is called so.
+_LONGEST_URL = 4096
 _SILENCE_S = 60.0  # four heartbeats
+_HINT = "does fswatchd run? --socket or $FSWATCH_SOCKET name another socket"
 _CODE = {
     400: Exit.USAGE,
     404: Exit.USAGE,
@@ -70,36 +76,43 @@ class Client:
 
     def get(self, path: str, **query: object) -> Any:
         """The JSON document at `path`; keys with None are left out."""
-        return self._json("GET", _url(path, query), None)
+        return self._json("GET", _url(path, query), None, _TIMEOUT_S)
+
+    def get_at_once(self, path: str, **query: object) -> Any:
+        """The same of what nothing has to be looked up for: no answer soon is none at all."""
+        return self._json("GET", _url(path, query), None, _AT_ONCE_S)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Ask for a change."""
-        return self._json("POST", path, body or {})
+        return self._json("POST", path, body or {}, _TIMEOUT_S)
 
     def delete(self, path: str) -> Any:
         """Ask for something to be dropped."""
-        return self._json("DELETE", path, {})
+        return self._json("DELETE", path, {}, _TIMEOUT_S)
 
     def follow(self, path: str, **query: object) -> Iterator[Message]:
         """Server-sent events from `path` until the daemon ends them.
 
         Raises ClientError with UNKNOWN when the connection breaks, or nothing comes for too long.
         """
+        url = _url(path, query)
+        _refuse_too_long(url)
         connection = self._connected(_SILENCE_S)
         try:
-            connection.request("GET", _url(path, query))
+            connection.request("GET", url)
             response = connection.getresponse()
             if response.status != 200:
                 raise _refused(response.status, response.read())
             yield Message("open", response.headers.get("Fswatchd-Log"), None)
             yield from _messages(response)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._unreachable(error) from None
         finally:
             connection.close()
 
-    def _json(self, method: str, url: str, body: dict[str, Any] | None) -> Any:
-        connection = self._connected(_TIMEOUT_S)
+    def _json(self, method: str, url: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+        _refuse_too_long(url)
+        connection = self._connected(timeout_s)
         try:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, url, data, {"Content-Type": "application/json"})
@@ -111,7 +124,10 @@ class Client:
             connection.close()
         if response.status >= 400:
             raise _refused(response.status, content)
-        return json.loads(content)
+        document = _object(content)
+        if document is None:
+            raise ClientError(f"{self.path} answers, but not as fswatchd does", _HINT, Exit.UNKNOWN)
+        return document
 
     def _connected(self, timeout: float | None) -> _UnixConnection:
         connection = _UnixConnection(self.path, timeout)
@@ -124,10 +140,13 @@ class Client:
 
     def _unreachable(self, error: Exception) -> ClientError:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        hint = "does fswatchd run? --socket or $FSWATCH_SOCKET name another socket"
+        hint = _HINT
         if isinstance(error, PermissionError):
             hint = "the socket is for root and for the group of [api] in fswatchd.toml"
-        return ClientError(f"cannot reach the daemon at {self.path}: {reason}", hint, Exit.UNKNOWN)
+        if isinstance(error, TimeoutError):
+            hint = "it has taken the connection, and does not answer: does it hang?"
+        message = f"cannot reach the daemon at {self.path}: {printable(reason)}"
+        return ClientError(message, hint, Exit.UNKNOWN)
 
 
 def quoted(name: str) -> str:
@@ -156,14 +175,27 @@ def _url(path: str, query: dict[str, object]) -> str:
     return f"{path}?{urllib.parse.urlencode(given, errors='surrogateescape')}"
 
 
-def _refused(status: int, content: bytes) -> ClientError:
+def _refuse_too_long(url: str) -> None:
+    if len(url) > _LONGEST_URL:
+        raise ClientError("nothing has so long a name", "", Exit.USAGE, "FSW-UNKNOWN")
+
+
+def _object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that it is, None where it is none: then nobody knows what it is."""
     try:
         document = json.loads(content)
-    except ValueError:
-        document = {}
-    message = document.get("error") or f"the daemon answered with HTTP {status}"
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _refused(status: int, content: bytes) -> ClientError:
+    document = _object(content)
+    if document is None or not isinstance(document.get("error"), str):
+        hint = "its log may say why: journalctl -u fswatchd"
+        return ClientError(f"the daemon answered with HTTP {status}", hint, Exit.UNKNOWN)
     return ClientError(
-        message,
+        document["error"],
         document.get("hint") or "",
         _CODE.get(status, Exit.CRITICAL),
         document.get("code") or "FSW-DAEMON",

@@ -23,7 +23,7 @@ _FILES_SHOWN = 20
 
 def status(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch status [VE]`"""
-    document = client.get("/v1/status", ve=arguments.ve)
+    document = client.get_at_once("/v1/status", ve=arguments.ve)
     if arguments.json:
         _print_json(document)
     else:
@@ -59,7 +59,7 @@ def _hears_too_little(source: dict[str, Any]) -> bool:
 def incidents(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch incidents`"""
     every = "1" if arguments.all else None
-    found = client.get("/v1/incidents", all=every, ve=arguments.ve)["incidents"]
+    found = client.get_at_once("/v1/incidents", all=every, ve=arguments.ve)["incidents"]
     if arguments.json:
         _print_json(found)
     else:
@@ -69,7 +69,7 @@ def incidents(arguments: argparse.Namespace, client: Client) -> int:
 
 def incident(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch incident ID`"""
-    document = client.get(f"/v1/incidents/{quoted(arguments.id)}")
+    document = client.get_at_once(f"/v1/incidents/{quoted(arguments.id)}")
     if arguments.evidence is not None:
         return _write_evidence(arguments, client, document["id"])
     if arguments.json:
@@ -107,7 +107,7 @@ def _write_evidence(arguments: argparse.Namespace, client: Client, incident_id: 
 
 def why(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch why ID`"""
-    document = client.get(f"/v1/incidents/{quoted(arguments.id)}/why")
+    document = client.get_at_once(f"/v1/incidents/{quoted(arguments.id)}/why")
     if arguments.json:
         _print_json(document)
     else:

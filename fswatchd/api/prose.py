@@ -14,6 +14,7 @@ from fswatchd.events import (
     witnesses,
 )
 from fswatchd.incidents import Filesystem, Incident, StepRecord
+from fswatchd.rules.model import Budget
 from fswatchd.units import show_duration
 
 _NS = 1_000_000_000
@@ -24,10 +25,15 @@ CONSEQUENCES_SHOWN = 20
 _UNSAID = "what was not on the disk when the kernel stopped writing; it does not say of which files"
 
 
-def why(incident: Incident, consequences: Sequence[Incident] = ()) -> str:
+def why(
+    incident: Incident,
+    consequences: Sequence[Incident] = (),
+    budget: tuple[Budget, int] | None = None,
+) -> str:
     """The whole story: in short, evidence, identity, rule, guards, decision, steps.
 
-    `consequences` are the first of those that `incident` names.
+    `consequences` are the first of those that `incident` names, `budget` is that of its rule, with
+    how many repairs run now.
     """
     lines = [
         *_head(incident),
@@ -37,6 +43,7 @@ def why(incident: Incident, consequences: Sequence[Incident] = ()) -> str:
         *_evidence(incident),
         "",
         *_decision(incident),
+        *([_budget(*budget)] if budget and incident.guards else []),
         *_steps(incident),
         "",
         "What happened:",
@@ -182,6 +189,16 @@ def _decision(incident: Incident) -> list[str]:
     if not incident.guards[-1][1] and len(answered) > 1 and (left := guards.not_asked(answered)):
         lines.append(f"      not asked after that: {', '.join(left)}")
     return lines
+
+
+def _budget(allowed: Budget, running: int) -> str:
+    """Also where the asking ended before the guard of that name: it is what comes next."""
+    limits = [f"{allowed.node} on the node", f"{allowed.device} on a device"]
+    if allowed.filesystem is not None:
+        limits.append(f"{allowed.filesystem} on a filesystem with images")
+    limits += [f"{count} with the same label {key}" for key, count in allowed.label.items()]
+    now = f"{running or 'none'} run{'s' if running == 1 else ''} now"
+    return f"      its budget is {', '.join(limits)}; {now}"
 
 
 def _steps(incident: Incident) -> list[str]:

@@ -168,7 +168,7 @@ class _Api:
     async def why(self, request: web.Request) -> web.Response:
         found = await self._daemon.operator.find(request.match_info["id"])
         came_of_it = await self._daemon.operator.consequences(found, prose.CONSEQUENCES_SHOWN)
-        story = prose.why(found, came_of_it)
+        story = prose.why(found, came_of_it, self._daemon.operator.budget(found))
         return web.json_response({"id": found.incident_id, "text": story})
 
     async def evidence(self, request: web.Request) -> web.Response:

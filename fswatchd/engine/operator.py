@@ -25,6 +25,7 @@ from fswatchd.inventory.view import describe
 from fswatchd.kernel import block, magic
 from fswatchd.repair import clone, preview, rollback, scope, storage, tools
 from fswatchd.repair.scope import require_volume
+from fswatchd.rules.model import Budget
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionSettings, StepEnded
 from fswatchd.store.store import Store, StoreError
@@ -108,6 +109,17 @@ class Operator:
         """The first of the incidents that this one is, or was, to blame for."""
         found = [await self._store.find_incidents(one) for one in incident.consequences[:limit]]
         return [self._book.get(one.incident_id) or one for (one, *_) in found if one]
+
+    def budget(self, incident: Incident) -> tuple[Budget, int] | None:
+        """What the incident's rule allows at once, and how many repairs run now; None where no
+        rule decides about it."""
+        rules = self._decider.rules
+        if incident.requested_by:
+            rules = policy.for_request(rules)
+        rule = rules.by_name.get(incident.rule or "")
+        if rule is None:
+            return None
+        return rule.budget, len(self._decider.policy_state().running)
 
     async def repair(self, target: str, by: str, *, force: bool = False) -> Incident:
         """Begin to repair the filesystem of a VE, a device or a mount point; with `force` also one

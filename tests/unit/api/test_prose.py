@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fswatchd import guards, policy
 from fswatchd.api import prose
+from fswatchd.rules.model import Budget
 from tests.unit import builders
 
 RULE = """
@@ -34,6 +37,19 @@ def test_where_all_were_asked_none_is_named() -> None:
     assert "budget" in [guard for guard, _, _ in answers]
     assert guards.not_asked([guard for guard, _, _ in answers]) == []
     assert "not asked after that" not in prose.why(builders.incident(guards=answers))
+
+
+@pytest.mark.parametrize(
+    ("running", "now"), [(0, "none run now"), (1, "1 runs now"), (3, "3 run now")]
+)
+def test_the_rules_budget_is_told_wherever_the_asking_ended(running: int, now: str) -> None:
+    found = builders.incident(guards=decided("approve"))
+    budget = Budget(node=2, filesystem=3, label={"rack": 1})
+    told = prose.why(found, budget=(budget, running))
+    limits = (
+        "2 on the node, 1 on a device, 3 on a filesystem with images, 1 with the same label rack"
+    )
+    assert f"budget is {limits}; {now}" in told
 
 
 def test_where_no_rule_matches_there_was_nothing_to_ask() -> None:

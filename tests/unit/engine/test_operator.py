@@ -12,6 +12,7 @@ from fswatchd.engine.operator import Operator, refuse_another
 from fswatchd.errors import ConflictError, UnknownTargetError
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory.view import NodeView
+from fswatchd.rules.model import Budget
 from fswatchd.situation import PolicyState, Scope, VeFacts
 from fswatchd.store.database import StoreError
 from tests.unit.builders import filesystem, incident, policy_state, rules, scope, ve_facts
@@ -136,6 +137,14 @@ async def test_a_denial_is_answered_with_the_state_that_follows_from_it(
     assert (found.state, found.waiting_for) == answered
     assert found.denied_by == "root"
     assert decider.poked == [asking.incident_id]
+
+
+def test_the_budget_is_that_of_the_rule_that_decides() -> None:
+    asked = operator(Book(), Database(), Decider(ve_facts()))
+    assert asked.budget(incident(rule="ask")) == (Budget(), 0)
+    assert asked.budget(incident(rule="operator-request", requested_by="root")) is not None
+    assert asked.budget(incident(rule="gone")) is None
+    assert asked.budget(incident()) is None
 
 
 async def test_an_incident_that_cannot_be_written_is_listed_and_found_all_the_same() -> None:

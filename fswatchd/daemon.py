@@ -55,6 +55,7 @@ from fswatchd.engine.rulekeeper import RuleKeeper
 from fswatchd.engine.scratch import ScratchVes
 from fswatchd.engine.selfcheck import SelfCheck
 from fswatchd.engine.snapshots import Snapshots
+from fswatchd.engine.statedir import StateDirectory
 from fswatchd.engine.stream import EventStream
 from fswatchd.engine.substrate import Substrate
 from fswatchd.engine.trust import Trust
@@ -140,6 +141,7 @@ class Daemon:
         self._make_engine()
         self.refusals = Refusals(self.store)
         self._runtime = RuntimeDirectory(settings.daemon.runtime_dir)
+        self._state_dir = StateDirectory(settings.daemon.state_dir)
         self._endpoints = Endpoints()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -242,6 +244,7 @@ class Daemon:
     async def start(self) -> None:
         """Bring everything up; raises FswatchError where the daemon cannot run at all."""
         self._runtime.claim()
+        self._state_dir.claim()
         channels = self._channels()
         await self.store.open()
         self.stream.begin()
@@ -350,6 +353,7 @@ class Daemon:
             await asked.close()
         await self.inventory.close()
         await self.store.close()
+        self._state_dir.release()
         self._runtime.release()
 
     def _reload(self) -> None:

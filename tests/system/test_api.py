@@ -256,6 +256,25 @@ def test_two_daemons_do_not_share_a_directory(daemon, ve) -> None:
     assert daemon.answers()
 
 
+def test_two_daemons_do_not_share_what_they_keep(daemon, ve) -> None:
+    other = daemon.config.with_name("other.toml")
+    own = f'runtime_dir = "{daemon.socket.parent}"'
+    text = daemon.config.read_text()
+    assert own in text
+    other.write_text(text.replace(own, f'runtime_dir = "{other.with_name("other")}"'))
+    done = subprocess.run(
+        [sys.executable, "-m", "fswatchd", "--config", str(other)],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "another fswatchd uses" in done.stderr
+    assert "state_dir" in done.stderr
+
+
 def test_without_root_it_says_by_name_what_cannot_work(work) -> None:
     script = "import sys; from fswatchd.daemon import main; sys.exit(main(sys.argv[1:]))"
     work.chmod(0o755)

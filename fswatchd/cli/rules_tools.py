@@ -56,8 +56,9 @@ def run_list(client: Client, directory: Path | None, *, as_json: bool) -> int:
         return Exit.OK
     if document["state"] == "files":
         print(f"{_NO_DAEMON}: no counts" if directory is None else "from files: no counts")
+    code = "FSW-RULE-LAST-GOOD" if document.get("read") else "FSW-RULE-NONE"
     for problem in document.get("problems", ()):
-        print(f"not in force [FSW-RULE-LAST-GOOD]: {problem}")
+        print(f"not in force [{code}]: {problem}")
     for warning in document.get("warnings", ()):
         print(f"warning: {warning}")
     render.table(

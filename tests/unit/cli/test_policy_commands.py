@@ -130,6 +130,17 @@ def test_rules_are_listed_without_counts_where_nobody_counts(rules, capsys) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("read", "code"),
+    [(None, "FSW-RULE-NONE"), ("2026-11-21T00:00:00Z", "FSW-RULE-LAST-GOOD")],
+)
+def test_whether_any_rules_are_in_force_is_listed(read, code, capsys, monkeypatch) -> None:
+    document = {"mode": "auto", "problems": ["a mistake"], "read": read, "rules": []}
+    monkeypatch.setattr(Client, "get", lambda *_: document)
+    assert main(["rules", "list"]) == 0
+    assert capsys.readouterr().out == f"not in force [{code}]: a mistake\n"
+
+
 def recorded(tmp_path: Path) -> Path:
     lines = []
     for number in range(10):

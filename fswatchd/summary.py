@@ -67,6 +67,10 @@ def _what(found: Incident) -> str:
     point = layer.get("mountpoint") if layer.get("kind") == "filesystem" else None
     device = f"/dev/{filesystem.device}" if filesystem.device else filesystem.image or "a volume"
     thing = f"{point} ({filesystem.fstype} on {device})" if point else device
+    if found.requested_by and not found.events:
+        whose = f" of {names(found.direct_ves)}" if found.direct_ves else ""
+        wanted = f"{found.requested_by} asked for a repair of {thing}{whose}"
+        return f"{wanted}; no source has heard an error of it."
     if found.direct_ves:
         verb = "" if found.confirmed else ", as far as log lines tell,"
         return f"{thing} of {names(found.direct_ves)}{verb} {what}."

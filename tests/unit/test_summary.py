@@ -8,7 +8,8 @@ import pytest
 
 from fswatchd import summary
 from fswatchd.api import prose
-from fswatchd.incidents import Outcome, State
+from fswatchd.events import Domain
+from fswatchd.incidents import Incident, Outcome, State
 from tests.unit.builders import NOW_NS, event, filesystem, incident, lost_write
 
 
@@ -47,6 +48,24 @@ def test_lost_data_does_not_hide_what_can_be_repaired_when_there_is_room_again()
     events = (event("kmsg", "io_error"), event("kmsg", "data_loss"), event("state", "readonly"))
     assert incident(*events, cause=cause).klass_of_its_own == "readonly"
     assert incident(*events[:2], cause=cause).klass_of_its_own == "data_loss"
+
+
+def test_a_repair_that_somebody_asked_for_is_no_fault() -> None:
+    asked = Incident(
+        incident_id="20261121-abcde",
+        node="hn1",
+        domain=Domain.DAMAGE,
+        filesystem=filesystem(),
+        opened_ns=NOW_NS,
+        updated_ns=NOW_NS,
+        ves=("lxc:ve101",),
+        requested_by="root",
+        state=State.ACTING,
+    )
+    said = "root asked for a repair of /dev/loop3 of lxc:ve101; no source has heard an error of it."
+    assert summary.of(asked) == f"{said} It is being repaired."
+    heard = asked.joined(event(), NOW_NS)
+    assert "asked for" not in summary.of(heard)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fswatchd.cause import blame
-from fswatchd.events import Domain
+from fswatchd.events import Domain, printable
 from fswatchd.incidents import Incident, Load
 from fswatchd.rules.model import Budget, Rule
 from fswatchd.rules.modes import MODES, Mode
@@ -207,7 +207,7 @@ def _guard_armed(
 ) -> GuardAnswer:
     for disarm in state.disarms:
         if disarm.holds(scope.ves) and (disarm.until_ns is None or now_ns < disarm.until_ns):
-            text = f"{disarm.target} was disarmed by {disarm.by}: {disarm.reason}"
+            text = printable(f"{disarm.target} was disarmed by {disarm.by}: {disarm.reason}")
             left_s = None if disarm.until_ns is None else (disarm.until_ns - now_ns) / NS
             return _later("armed", text, left_s)
     return _yes("armed", "nothing is disarmed")

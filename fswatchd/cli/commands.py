@@ -330,7 +330,8 @@ def _show_status(document: dict[str, Any]) -> None:
         print(f"platform: {problem}")
     for entry in document["disarmed"]:
         until = f" until {render.clock(entry['until'])}" if entry["until"] else ""
-        print(f"disarmed: {entry['target']} by {entry['by']}{until}: {printable(entry['reason'])}")
+        said = f"{entry['target']} by {entry['by']}{until}: {entry['reason']}"
+        print(f"disarmed: {printable(said)}")
     for entry in document["frozen"]:
         _show_frozen(entry)
     for problem in document["reserve"]["low"]:

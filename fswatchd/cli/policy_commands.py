@@ -74,7 +74,8 @@ def disarm(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch disarm`"""
     body = {**_whom(arguments), "reason": arguments.reason, "for": arguments.duration}
     document = client.post("/v1/disarm", body)
-    print(json.dumps(document) if arguments.json else f"disarmed: {document['disarmed']}")
+    said = f"disarmed: {printable(document['disarmed'])}"
+    print(json.dumps(document) if arguments.json else said)
     return Exit.OK
 
 
@@ -85,7 +86,7 @@ def arm(arguments: argparse.Namespace, client: Client) -> int:
     if arguments.json:
         print(json.dumps(document))
         return Exit.OK
-    print(f"armed: {document['armed']}")
+    print(f"armed: {printable(document['armed'])}")
     for text in document["accepted"]:
         print(f"  accepted: {printable(text)}")
     return Exit.OK

@@ -14,7 +14,7 @@ from fswatchd.engine.history import History, boottime_ns
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.trust import Trust
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
-from fswatchd.events import VeState
+from fswatchd.events import VeState, printable
 from fswatchd.incidents import Incident
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
@@ -74,7 +74,7 @@ class Arming:
         if found.until_ns is not None:
             left = f" for another {show_duration((found.until_ns - boottime_ns()) / _NS)}"
         raise RefusedError(
-            f"{found.target} was disarmed by {found.by}{left}: {found.reason}",
+            printable(f"{found.target} was disarmed by {found.by}{left}: {found.reason}"),
             hint="fswatch arm ends that",
             code="FSW-REFUSED-DISARMED",
         )
@@ -109,7 +109,9 @@ class Arming:
         accepted = self._trust.accept(by) if name == NODE else []
         if not known and not accepted:
             hint = self._what_holds(name)
-            raise ConflictError(f"{name} is not disarmed", hint=hint, code="FSW-CONFLICT-ARMED")
+            raise ConflictError(
+                f"{printable(name)} is not disarmed", hint=hint, code="FSW-CONFLICT-ARMED"
+            )
         result = "armed" + "".join(f"; accepted: {text}" for text in accepted)
         self._operations.record("arm", name, by, reason, result)
         self._poke_all()
@@ -128,7 +130,8 @@ class Arming:
         if found is None or found.target == name:
             return ""
         # A target is written like the option that names it.
-        return f"{found.target} was disarmed by {found.by}: fswatch arm --{found.target} ends that"
+        said = f"{found.target} was disarmed by {found.by}: fswatch arm --{found.target} ends that"
+        return printable(said)
 
     def _target(self, target: str | None, label: str | None, view: NodeView) -> str:
         if target is not None and label is not None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fswatchd.events import printable
 from fswatchd.kernel import proc
 from fswatchd.situation import Disarm, Labelled
 from fswatchd.store.store import Store
@@ -174,7 +175,9 @@ class History:
     def why_disarmed(self, ves: Collection[Labelled]) -> str | None:
         """Who has disarmed one of these, and why; None when nobody has."""
         found = self.disarm_of(ves)
-        return f"{found.target} was disarmed by {found.by}: {found.reason}" if found else None
+        if found is None:
+            return None
+        return printable(f"{found.target} was disarmed by {found.by}: {found.reason}")
 
     def wall_ns(self, moment_ns: int | None) -> int | None:
         """A moment of CLOCK_BOOTTIME by the wall clock as it is set now."""

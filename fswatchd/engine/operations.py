@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from fswatchd import views
+from fswatchd.events import printable
 from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ class Operations:
             "reason": reason or None,
             "result": result,
         }
-        log.info("%s of %s for %s (%s): %s", what, target, by, reason or "no reason given", result)
+        told = f"{what} of {target} for {by} ({reason or 'no reason given'}): {result}"
+        log.info("%s", printable(told))
         self._known.append((f"{_KEY}{now:020}", value))
         self._store.set_fact(*self._known[-1])
         while len(self._known) > _KEPT:

@@ -149,3 +149,17 @@ async def test_who_arms_a_ve_is_told_what_else_holds_it(
     with pytest.raises(ConflictError) as caught:
         await node.arming.arm("gold", None, "", "bob")
     assert hint in caught.value.hint
+
+
+async def test_a_label_with_a_line_break_makes_no_line_of_its_own(node: Node, caplog) -> None:
+    caplog.set_level("INFO")
+    label = "a\nb=c"
+    assert await node.arming.disarm(None, label, "x\ny", "alice", None) == f"label {label}"
+    assert (
+        node.arming.why_disarmed(["lxc:untold"]) == "label a\\x0ab=c was disarmed by alice: x\\x0ay"
+    )
+    with pytest.raises(RefusedError) as caught:
+        node.arming.refuse_if_disarmed(["lxc:untold"])
+    assert "\n" not in caught.value.message
+    await node.arming.arm(None, label, "", "bob")
+    assert "\n" not in "".join(record.getMessage() for record in caplog.records)

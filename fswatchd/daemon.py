@@ -274,7 +274,7 @@ class Daemon:
         self._run_forever("inventory watch", self._watch.run)
         self._run_forever("closer", self._closer.run)
         # A host filesystem that hangs does not hold up the start.
-        self._run_forever("clones of previews", self.operator.preview_clones.discard_left)
+        self._run_beside("clones of previews", self.operator.preview_clones.discard_left)
         retention = Retention(
             self.store,
             self._book,
@@ -437,6 +437,17 @@ class Daemon:
             # Without one of its parts the daemon would look alive and be deaf.
             self._ended.append(name)
             self._stopping.set()
+
+        self._tasks.append(asyncio.create_task(guarded(), name=name))
+
+    def _run_beside(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """What has an end, and may fail without the daemon."""
+
+        async def guarded() -> None:
+            try:
+                await work()
+            except Exception:
+                log.exception("%s: it is tried again at the next start", name)
 
         self._tasks.append(asyncio.create_task(guarded(), name=name))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from io import BufferedReader
+from typing import cast
 
 from fswatchd.errors import FswatchError
 from fswatchd.events import EventClass, Severity
@@ -23,7 +24,8 @@ def run(path: str | None, *, problems_only: bool, as_json: bool) -> int:
     if path is None or path == "-":
         if sys.stdin is None:
             raise FswatchError("standard input is closed", hint="name a file", code="FSW-FILE")
-        _classify(sys.stdin.buffer, problems_only=problems_only, as_json=as_json)
+        lines = cast("BufferedReader", sys.stdin.buffer)
+        _classify(lines, problems_only=problems_only, as_json=as_json)
         return Exit.OK
     try:
         with open(path, "rb") as file:
@@ -33,22 +35,33 @@ def run(path: str | None, *, problems_only: bool, as_json: bool) -> int:
     return Exit.OK
 
 
-def _classify(lines: BinaryIO, *, problems_only: bool, as_json: bool) -> None:
+def _classify(lines: BufferedReader, *, problems_only: bool, as_json: bool) -> None:
     row = _json if as_json else _text
     finder = prefix.finder(grammar.shipped())
-    found = finder.scan(_pieces(lines), problems_only=problems_only)
-    rows = _problems(found, row) if problems_only else _all(found, row)
     held: list[str] = []
+    found = finder.scan(_pieces(lines, held), problems_only=problems_only)
+    rows = _problems(found, row) if problems_only else _all(found, row)
     for text in rows:
         held.append(text)
         if len(held) >= _ROWS:
-            sys.stdout.write("".join(held))
-            held.clear()
+            _write(held)
+    _write(held)
+
+
+def _pieces(lines: BufferedReader, held: list[str]) -> Iterator[bytes]:
+    """What there is, piece by piece; the rows of one are written before the next is waited for.
+
+    So a live log is classified while it comes, and not when it ends.
+    """
+    while piece := lines.read1(_PIECE):
+        yield piece
+        _write(held)
+
+
+def _write(held: list[str]) -> None:
     sys.stdout.write("".join(held))
-
-
-def _pieces(lines: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: lines.read(_PIECE), b"")
+    sys.stdout.flush()
+    held.clear()
 
 
 def _problems(

@@ -86,7 +86,7 @@ class Finder:
     ) -> Iterator[tuple[int, LineClass | None]]:
         """All messages in a log that is read piece by piece, with their line numbers from 1.
 
-        The last item is the number of the last line, with None.
+        After each piece, and at the end, comes the number of the last whole line, with None.
         """
         count = 0
         for text in _whole_lines(chunks):
@@ -100,6 +100,7 @@ class Finder:
                 if found:
                     yield count, found
             count += text.count("\n", position)
+            yield count, None
         yield count, None
 
 

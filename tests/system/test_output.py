@@ -48,6 +48,25 @@ def test_an_output_that_is_full_is_one_line_and_3(command: str) -> None:
     assert "No space left" in said
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_live_log_is_classified_while_it_comes(options: list[str]) -> None:
+    with subprocess.Popen(
+        [PROGRAM, "classify", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in (b"nothing\n", b"[    1.0] EXT4-fs error (device sda1): a:1: b\n", b"more\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline()
+        process.stdin.close()
+        assert process.stdout.read() == b""
+        assert process.wait() == 0
+
+
 def test_a_closed_input_is_no_empty_one() -> None:
     code, said = shell("fswatch classify <&-")
     assert code == 65

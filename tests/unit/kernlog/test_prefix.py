@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import example, given
@@ -35,9 +36,15 @@ LOGS = st.builds(
 
 
 def in_pieces(log: bytes, size: int) -> list[tuple[int, LineClass | None]]:
-    return list(
-        finder(shipped()).scan(log[start : start + size] for start in range(0, len(log), size))
-    )
+    """All that was found, and the number of the last line."""
+    return found_in(log[start : start + size] for start in range(0, len(log), size))
+
+
+def found_in(
+    pieces: Iterable[bytes], *, problems_only: bool = False
+) -> list[tuple[int, LineClass | None]]:
+    found = list(finder(shipped()).scan(pieces, problems_only=problems_only))
+    return [one for one in found if one[1]] + found[-1:]
 
 
 def one_by_one(log: bytes) -> list[tuple[int, LineClass | None]]:
@@ -63,7 +70,7 @@ def test_pieces_and_lines_agree(log: bytes, size: int) -> None:
 @given(LOGS)
 def test_asked_only_for_problems_it_gives_those(log: bytes) -> None:
     everything = in_pieces(log, 1 << 20)
-    problems = list(finder(shipped()).scan([log], problems_only=True))
+    problems = found_in([log], problems_only=True)
     assert problems == [found for found in everything if found[1] is None or found[1].problem]
 
 

@@ -255,6 +255,7 @@ def install(arguments: argparse.Namespace, client: Client) -> int:
         program=arguments.program,
         systemd=arguments.systemd,
         uninstall=arguments.uninstall,
+        as_json=arguments.json,
     )
 
 

@@ -49,7 +49,13 @@ class Layout:
 
 
 def run(
-    *, root: Path, prefix: Path, program: Path | None, systemd: int | None, uninstall: bool
+    *,
+    root: Path,
+    prefix: Path,
+    program: Path | None,
+    systemd: int | None,
+    uninstall: bool,
+    as_json: bool = False,
 ) -> int:
     """Install or uninstall, and say what was done; raises FswatchError."""
     layout = Layout(
@@ -68,12 +74,19 @@ def run(
             story = _remove_all(layout)
         else:
             story = _write_all(layout)
+        files_done = []
         for done, path in story:
-            print(f"{done:<10} {path}")
+            files_done.append({"what": done, "path": str(path)})
+            if not as_json:
+                print(f"{done:<10} {path}")
     except OSError as error:
         raise FswatchError(f"{error.filename or root}: {error.strerror}") from error
-    if live:
-        _tell_systemd(layout, installed=not uninstall)
+    warnings = list(_tell_systemd(layout, installed=not uninstall)) if live else []
+    if as_json:
+        print(json.dumps({"files": files_done, "warnings": warnings}))
+        return Exit.OK
+    for warning in warnings:
+        print(f"warning:   {warning}")
     if not uninstall:
         print("next:      systemctl enable --now fswatchd, then fswatch doctor")
     return Exit.OK
@@ -220,22 +233,23 @@ def _systemd_version() -> int:
     return int(found[1]) if found else 0
 
 
-def _tell_systemd(layout: Layout, *, installed: bool) -> None:
+def _tell_systemd(layout: Layout, *, installed: bool) -> Iterator[str]:
+    """What did not go well."""
     if installed:
         lib = layout.root / layout.prefix / "lib"
         for argv in (
             ("systemd-sysusers", str(lib / "sysusers.d/fswatchd.conf")),
             ("systemd-tmpfiles", "--create", str(lib / "tmpfiles.d/fswatchd.conf")),
         ):
-            _say(_call(*argv))
-    _say(_call("journalctl", "--update-catalog"))
+            yield from _warning(_call(*argv))
+    yield from _warning(_call("journalctl", "--update-catalog"))
     if Path("/run/systemd/system").is_dir():
-        _say(_call("systemctl", "daemon-reload"))
+        yield from _warning(_call("systemctl", "daemon-reload"))
 
 
-def _say(ended: process.Completed | None) -> None:
+def _warning(ended: process.Completed | None) -> Iterator[str]:
     if ended is not None and not ended.succeeded:
-        print(f"warning:   {ended.describe()}")
+        yield ended.describe()
 
 
 def _call(*argv: str) -> process.Completed | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from fswatchd import config
 from fswatchd.cli.install import run
+from fswatchd.cli.main import main
 from fswatchd.errors import FswatchError
 
 CONFIG = Path("etc/fswatchd/fswatchd.toml")
@@ -147,3 +149,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / "usr/lib").write_text("in the way")
     with pytest.raises(FswatchError, match="usr/lib/fswatchd"):
         install(tmp_path)
+
+
+def test_programs_get_one_document_of_what_was_done(tmp_path, capsys) -> None:
+    program = str(tmp_path / "fswatchd")
+    argv = ["install", "--root", str(tmp_path), "--program", program, "--systemd", "257", "--json"]
+    for argv_more, what in (([], "installed"), ([], "unchanged"), (["--uninstall"], "removed")):
+        assert main([*argv, *argv_more]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["warnings"] == []
+        assert {one["what"] for one in document["files"]} == {what}
+        assert str(tmp_path / SERVICE) in {one["path"] for one in document["files"]}

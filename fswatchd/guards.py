@@ -458,7 +458,13 @@ GUARDS: tuple[_Guard, ...] = (
     _guard_cooldown,
     _guard_budget,
 )
-HANDING_OVER: tuple[_Guard, ...] = (_guard_confirmed, _guard_threshold, _guard_armed, _guard_mode)
+HANDING_OVER: tuple[_Guard, ...] = (
+    _guard_confirmed,
+    _guard_threshold,
+    _guard_denied,
+    _guard_armed,
+    _guard_mode,
+)
 """For a rule that does nothing but to hand over to a person: nothing else speaks against that."""
 _NAMES = tuple(guard.__name__.lstrip("_").removeprefix("guard_") for guard in GUARDS)
 

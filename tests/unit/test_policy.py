@@ -82,6 +82,7 @@ to = ["*"]
     assert decision.verdict is Verdict.ACT
     assert [step.do for step in decision.steps] == ["quarantine", "notify"]
     assert ask(text=text, state=policy_state(mode="observe")).verdict is not Verdict.ACT
+    assert guard(ask(incident(event(count=2), denied_by="root"), text=text)) == "denied"
     shared = scope(ve_facts(), ve_facts(ve_id="lxc:b", name="b"))
     assert ask(text=text, who=shared).verdict is Verdict.ACT
     assert ask(who=shared).verdict is not Verdict.ACT

@@ -110,9 +110,12 @@ class StepContext:
     def ended(self, result: StepResult) -> None:
         """The step has ended. What follows from it is kept with it: a daemon that ends before the
         plan does ends that plan when it starts again, and goes on with nothing else."""
-        facts = {"changed": result.changed, "next": result.next.value}
+        journal = {**self.record.journal, "changed": result.changed, "next": result.next.value}
+        if result.next not in {Next.FAILED, Next.OPERATOR}:
+            # It has thawed what it froze: who freezes that later is somebody else.
+            journal.pop("frozen", None)
         if result.undo is not None and "original" in result.undo:
-            facts["put_aside"] = True
+            journal["put_aside"] = True
         done = result.next in {Next.CONTINUE, Next.FINISHED}
         record = replace(
             self.record,
@@ -121,7 +124,7 @@ class StepContext:
             result=result.result,
             detail=result.detail,
             progress=None,
-            journal={**self.record.journal, **facts},
+            journal=journal,
         )
         incident = self.incident.with_step(self._index, record)
         if result.undo is not None:

@@ -186,6 +186,24 @@ async def test_a_step_that_may_fail_is_gone_on_from(store: Store) -> None:
     assert (fsck.runs, stop.runs) == (0, 1)
 
 
+@pytest.mark.parametrize(("following", "kept"), [(Next.CONTINUE, False), (Next.FAILED, True)])
+async def test_what_is_frozen_after_a_step_is_somebody_elses(
+    store: Store, following: Next, kept: bool
+) -> None:
+    """The mark would have a later run thaw it. A step that fails may have left it frozen."""
+    fsck = Act(result(following))
+    fsck.mark = {"frozen": {"devno": "7:3"}}
+    daemon = Daemon(store, fsck=fsck, stop=(stop := Act(result())))
+    stop.go_on.clear()
+    await daemon.plan(step("fsck", on_failure="continue"), step("stop"))
+    await asyncio.wait_for(stop.begun.wait(), 10)
+    found = daemon.book.get(ID)
+    assert found is not None
+    assert ("frozen" in found.steps[0].journal) is kept
+    stop.go_on.set()
+    await daemon.end_of_plan()
+
+
 class TestRollback:
     @pytest.fixture
     def rolled_back(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:

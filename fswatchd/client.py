@@ -18,7 +18,7 @@ _TIMEOUT_S = 60.0
 # For what the daemon has at hand: monitoring must hear in time that it hangs.
 _AT_ONCE_S = 8.0
 # Longer ones the daemon's HTTP server refuses, and nothing that exists is called so.
-_LONGEST_URL = 4096
+_LONGEST_URL = 8000  # its limit for a line is 8190
 _SILENCE_S = 60.0  # four heartbeats
 _HINT = "does fswatchd run? --socket or $FSWATCH_SOCKET name another socket"
 _CODE = {

@@ -172,6 +172,10 @@ class Closer:
         if time.monotonic_ns() < self._verified_until_ns(incident):
             return
         superblock, device = self._superblock(incident), self._bare_device(incident)
+        if superblock is None and device is None:
+            # A look that is under way has seen it, and does not know yet what it is (btrfs).
+            await self._inventory.refresh()
+            superblock = self._superblock(incident)
         if superblock is None and device is None and self._is_evacuated(incident):
             text = "what it was about has been moved away, and is not mounted here any more"
             self._book.close(incident, Outcome.DISMISSED, text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fswatchd.kernel import cgroup
 from tests.system import rules
 from tests.system.conftest import wait_until
@@ -10,12 +12,19 @@ from tests.system.conftest import wait_until
 _SUPERBLOCK_CHECKSUM = 1024 + 0x3FC
 
 
+def damage_superblock(path: Path) -> None:
+    with path.open("r+b") as image:
+        image.seek(_SUPERBLOCK_CHECKSUM)
+        image.write(b"\xff\x00\xff\x00")
+
+
 def test_two_stopped_ves_are_two_incidents(daemon, make_ve) -> None:
     """An open incident of one stopped VE is not what a request for another one finds."""
     first, second = make_ve(before={"start": "exit 1"}), make_ve("ve102")
     daemon.configure(rules=rules.repair(), more='[repair]\nstart_timeout = "1s"\n')
     for ve in (first, second):
         ve.declare()
+        damage_superblock(ve.image)
     daemon.start()
     wait_until(lambda: len(daemon.status()["ves"]) >= 2, what="both to be known")
     daemon.client.post("/v1/repair", {"target": "ve101"})
@@ -42,9 +51,7 @@ def test_what_the_freeze_writes_anew_stops_no_ve(daemon, make_ve) -> None:
     daemon.start()
     daemon.wait_until_known("ve101")
     before, processes = ve.inode, cgroup.pids(ve.cgroup)
-    with ve.image.open("r+b") as image:
-        image.seek(_SUPERBLOCK_CHECKSUM)
-        image.write(b"\xff\x00\xff\x00")
+    damage_superblock(ve.image)
     assert not daemon.client.post("/v1/repair", {"target": "ve101", "dry_run": True})["clean"]
     incident = daemon.client.post("/v1/repair", {"target": "ve101"})
     ended = daemon.wait_for_incident("closed", "needs-operator")

@@ -34,7 +34,7 @@ async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Incid
     await store.open()
     made = IncidentBook(store, "hn1")
     one = replace(superblock(3), disk_sequence=42)
-    inventory = SimpleNamespace(view=NodeView(superblocks={one.devno: one}))
+    inventory = SimpleNamespace(view=NodeView(superblocks={one.devno: one}), refresh=refreshed)
     closer = Closer(
         made,
         inventory,
@@ -134,3 +134,7 @@ async def test_what_was_moved_away_is_meant_to_be_gone(
     assert after.state is (State.CLOSED if outcome else State.NEEDS_OPERATOR)
     if outcome is not None:
         assert "moved away" in after.log[-1][1]
+
+
+async def refreshed() -> None:
+    """Everything is as it was."""

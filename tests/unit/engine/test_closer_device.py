@@ -65,7 +65,7 @@ async def test_it_is_over_after_long_quiet_and_reads_that_succeed(
     view = NodeView(devices={SDA: disk})
     under_test = Closer(
         cast("Any", book),
-        cast("Any", SimpleNamespace(view=view)),
+        cast("Any", SimpleNamespace(view=view, refresh=refreshed)),
         cast("Any", SimpleNamespace()),
         forget_volume=lambda _: None,
         poke=lambda _: None,
@@ -90,7 +90,7 @@ class Disk:
         self.view = NodeView(devices={SDA: disk})
         self.closer = Closer(
             cast("Any", self.book),
-            cast("Any", SimpleNamespace(view=self.view)),
+            cast("Any", SimpleNamespace(view=self.view, refresh=refreshed)),
             cast("Any", SimpleNamespace()),
             forget_volume=lambda _: None,
             poke=lambda _: None,
@@ -164,3 +164,7 @@ async def test_a_device_that_is_another_one_by_now(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConflictError):
         await disk.recovered()
     assert not disk.book.closed
+
+
+async def refreshed() -> None:
+    """Everything is as it was."""

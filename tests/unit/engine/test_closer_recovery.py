@@ -56,7 +56,9 @@ class State:
 def look(incident: Incident, health: Health = Health.OK) -> bool:
     """Whether the incident is closed."""
     superblock = SimpleNamespace(devno=builders.LOOP3)
-    inventory = SimpleNamespace(view=SimpleNamespace(attached=lambda _: superblock))
+    inventory = SimpleNamespace(
+        view=SimpleNamespace(attached=lambda _: superblock), refresh=refreshed
+    )
     book = Book(incident)
     closer = Closer(
         cast("Any", book),
@@ -111,7 +113,10 @@ def test_errors_of_an_attachment_are_no_errors_of_the_next_one(kind: str, errors
     put: list[Incident] = []
     closer = Closer(
         cast("Any", SimpleNamespace(get=lambda _: before, put=put.append)),
-        cast("Any", SimpleNamespace(view=NodeView(superblocks={again.devno: again}))),
+        cast(
+            "Any",
+            SimpleNamespace(view=NodeView(superblocks={again.devno: again}), refresh=refreshed),
+        ),
         cast("Any", State(Health.OK)),
         forget_volume=lambda _: None,
         poke=lambda _: None,
@@ -139,7 +144,7 @@ class Sweep:
         )
         self.closer = Closer(
             self.book,
-            cast("Any", SimpleNamespace(view=view)),
+            cast("Any", SimpleNamespace(view=view, refresh=refreshed)),
             cast("Any", state),
             forget_volume=lambda _: None,
             poke=lambda _: None,
@@ -225,3 +230,7 @@ async def test_what_is_repaired_while_another_one_is_probed_is_left_alone(
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert sweep.acting(other)
+
+
+async def refreshed() -> None:
+    """Everything is as it was."""

@@ -58,7 +58,9 @@ async def look(
     one = replace(superblock(3), disk_sequence=42)
     closer = Closer(
         cast("Any", book),
-        cast("Any", SimpleNamespace(view=NodeView(superblocks={one.devno: one}))),
+        cast(
+            "Any", SimpleNamespace(view=NodeView(superblocks={one.devno: one}), refresh=refreshed)
+        ),
         cast("Any", SimpleNamespace(health=lambda _: None)),
         forget_volume=lambda _: None,
         poke=lambda _: None,
@@ -116,3 +118,7 @@ async def test_damage_that_the_want_of_room_has_done_does_not_recover_by_itself(
 ) -> None:
     damage = builders.incident(builders.event("state", "readonly"), cause=OVER, state=State.OPEN)
     assert await look(damage, monkeypatch, unwell="it is read-only") == []
+
+
+async def refreshed() -> None:
+    """Everything is as it was."""

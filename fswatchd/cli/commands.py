@@ -45,6 +45,8 @@ def status_code(document: dict[str, Any]) -> Exit:
     states = {incident["state"] for incident in ours}
     if document.get("distrust") or _is_without_rules(document):
         return Exit.CRITICAL
+    if any(entry.get("problem") for entry in document.get("frozen", ())):
+        return Exit.CRITICAL
     if "needs-operator" in states or any(map(_hears_too_little, document["sources"])):
         return Exit.CRITICAL
     return Exit.WARNING if states else Exit.OK

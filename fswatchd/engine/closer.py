@@ -175,6 +175,10 @@ class Closer:
         if superblock is None and device is None:
             # A look that is under way has seen it, and does not know yet what it is (btrfs).
             await self._inventory.refresh()
+            now = self._book.get(incident.incident_id)
+            if now is None or now.state is not State.VERIFYING:
+                return
+            incident = now
             superblock = self._superblock(incident)
         if superblock is None and device is None and self._is_evacuated(incident):
             text = "what it was about has been moved away, and is not mounted here any more"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
@@ -23,6 +23,8 @@ from fswatchd.engine.plan_record import (
     ending,
     goes_on,
     has_begun,
+    may_begin_anew,
+    over,
     touches_the_ve,
 )
 from fswatchd.engine.step_context import StepContext
@@ -145,24 +147,7 @@ class Executor:
         for incident in self._book.open_incidents():
             if incident.state is State.ACTING:
                 self._book.note(incident.incident_id, "the daemon was restarted in the middle")
-                await self._take_up(incident.incident_id)
-
-    async def _take_up(self, incident_id: str) -> None:
-        """What has not begun to touch the VE is decided about anew: mode, rules and what people
-        have said may have changed meanwhile. Everything else goes on."""
-        incident = self._book.get(incident_id)
-        if incident is None:
-            return
-        cut_off = [i for i, one in enumerate(incident.steps) if one.state is StepState.RUNNING]
-        if len(cut_off) != 1 or incident.steps[cut_off[0]].do != "fsck" or has_begun(incident):
-            self._begin(incident, resume=True)
-            return
-        (index,) = cut_off
-        await discard_copies(incident_id, incident.steps[index], self._settings)
-        await self._unlock(incident_id)
-        incident = asked_again(self._book.get(incident_id) or incident, index)
-        self._book.put(replace(incident, state=State.OPEN, attempts=incident.attempts - 1))
-        self._again(incident_id, 0.0)
+                self._begin(self._book.get(incident.incident_id) or incident, resume=True)
 
     async def _recover_locks(self, incident: Incident) -> None:
         stopped = self._has_stopped_its_ve(incident.incident_id)
@@ -185,7 +170,7 @@ class Executor:
             state=State.ACTING,
             outcome=None,
             closed_ns=None,
-            steps=(*incident.steps, record),
+            steps=(*over(incident.steps), record),
         )
         self._book.put(incident)
         self._begin(incident, resume=False)
@@ -258,6 +243,12 @@ class Executor:
             if result is None and record.state in OVER:
                 continue
             cut_off = resume and record.state is StepState.RUNNING
+            if cut_off and may_begin_anew(self._book.get(incident.incident_id) or incident, index):
+                await discard_copies(incident.incident_id, record, self._settings)
+                self._decide_anew(
+                    incident.incident_id, index, await self._unlock(incident.incident_id)
+                )
+                return
             result = result or self._disarmed(incident.incident_id, index)
             if result is None:
                 await self._take_evidence(incident.incident_id, index)
@@ -269,14 +260,26 @@ class Executor:
                 incident.incident_id, index, result
             ):
                 await self._thaw_tasks(incident.incident_id)
-                problems = await self._unlock(incident.incident_id)
-                self._end.finish(incident.incident_id, index, result)
-                self._hand_over_locked(incident.incident_id, problems)
+                locked = await self._unlock(incident.incident_id)
+                self._end.finish(incident.incident_id, index, result, locked)
                 return
         await self._thaw_tasks(incident.incident_id)
-        problems = await self._unlock(incident.incident_id)
-        self._end.finish_all(incident.incident_id, changed=changed)
-        self._hand_over_locked(incident.incident_id, problems)
+        locked = await self._unlock(incident.incident_id)
+        self._end.finish_all(incident.incident_id, changed=changed, locked=locked)
+
+    def _decide_anew(self, incident_id: str, index: int, locked: list[str]) -> None:
+        """What has not begun to touch the VE: mode, rules and what people have said may have
+        changed meanwhile."""
+        incident = self._book.get(incident_id)
+        if incident is None:
+            return
+        incident = asked_again(incident, index)
+        incident = replace(incident, state=State.OPEN, attempts=incident.attempts - 1)
+        if locked:
+            self._end.hand_over(incident, "; ".join(locked))
+            return
+        self._book.put(incident)
+        self._again(incident_id, 0.0)
 
     async def _unlock(self, incident_id: str) -> list[str]:
         """Before the plan's end is recorded: an incident that is closed is not looked at again."""
@@ -289,11 +292,6 @@ class Executor:
                 except StoreError as error:
                     log.warning("that a lock was given back is not recorded: %s", error)
         return problems
-
-    def _hand_over_locked(self, incident_id: str, problems: list[str]) -> None:
-        incident = self._book.get(incident_id)
-        if incident is not None and problems:
-            self._end.hand_over(incident, "; ".join(problems))
 
     def _disarmed(self, incident_id: str, index: int) -> StepResult | None:
         """Nothing is begun on what was disarmed since it was decided, nor by a daemon that does not
@@ -394,6 +392,5 @@ def _timeout(record: StepRecord) -> float:
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
+    # Whatever one of them ends with, the others are waited for.
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -243,6 +243,7 @@ class Freezer:
         now = time.time_ns()
         journal = {
             "boot": proc.boot_id(),
+            "init": ve.init_pid,
             "started": ve.init_started,
             "marks": [freeze.mark(superblock) for superblock in mine],
             **ve_freeze.describe_tasks(ve),
@@ -296,7 +297,9 @@ class Freezer:
         problems = await frozen.hold.thaw()
         del self._frozen[ve_id]
         self._busy.pop(ve_id, None)
-        if not problems:
+        if problems:
+            await self._left.take_over(VeId(ve_id), "; ".join(problems))
+        else:
             self._store.set_fact(KEY + ve_id, None)
         return problems
 

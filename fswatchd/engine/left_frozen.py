@@ -1,4 +1,4 @@
-"""What an earlier run of the daemon has frozen, until it is thawed.
+"""What is still frozen after the daemon should have thawed it, or an earlier run of it.
 
 A thaw may fail: the filesystem cannot be opened, the platform does not answer. Then what is still
 frozen stays written down, is shown in `status`, and is tried again. Not here: freezing (`freezer`).
@@ -59,7 +59,7 @@ class LeftFrozen:
 
     def busy(self, ve_id: VeId) -> str | None:
         """What keeps others from acting on the VE."""
-        return "left frozen by an earlier run of fswatchd" if ve_id in self._left else None
+        return "left frozen by fswatchd" if ve_id in self._left else None
 
     async def recover(self) -> None:
         """Thaw what is written down; what cannot be thawed is tried again."""
@@ -72,6 +72,17 @@ class LeftFrozen:
                 self._store.set_fact(key, None)
         if self._left:
             await self._inventory.refresh()
+            self._begin()
+
+    async def take_over(self, ve_id: VeId, problem: str) -> None:
+        """What this run could not thaw."""
+        left = (await self._store.facts(KEY + ve_id)).get(KEY + ve_id)
+        if left is not None:
+            self._left[ve_id], self._problems[ve_id] = left, problem
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._again is None or self._again.done():
             self._again = asyncio.create_task(self._try_again())
 
     async def close(self) -> None:
@@ -103,7 +114,7 @@ class LeftFrozen:
             return
         why = "; ".join(problems)
         if self._problems[ve_id] != why:
-            log.error("%s is still frozen by an earlier run: %s", ve_id, why)
+            log.error("%s is still frozen by fswatchd: %s", ve_id, why)
         if self._left[ve_id] != left:
             self._store.set_fact(KEY + ve_id, left)
         self._left[ve_id], self._problems[ve_id] = left, why
@@ -126,13 +137,24 @@ class LeftFrozen:
         return await ve_freeze.thaw_journaled(left) or self._was_ended(ve_id, left)
 
     def _was_ended(self, ve_id: VeId, left: dict[str, Any]) -> bool:
-        """Whether the processes are no longer those that were frozen, or somebody thawed them: a
-        platform refuses to thaw what is not frozen."""
+        """Whether the processes that were frozen have ended, or somebody has let them go on: a
+        platform refuses to resume what is not suspended.
+
+        A platform that does not list it may not answer yet. What an agent has frozen inside of a
+        guest its platform does not show.
+        """
+        init, started = left.get("init"), left.get("started")
+        if init is not None:
+            if not proc.is_alive(init, started):
+                return True
+        elif (ve := self._inventory.view.ves.get(ve_id)) is None:
+            return False
+        elif started is not None and ve.init_started not in {None, started}:
+            return True
         ve = self._inventory.view.ves.get(ve_id)
-        if ve is None or ve.init_pid is None:
-            return True
-        if left.get("started") not in {None, ve.init_started}:
-            return True
+        by_agent = any("fs" in word for word in left.get("thaw_command") or ())
+        if ve is None or by_agent:
+            return False
         return ve.guest and ve.state is not VeState.FROZEN
 
     async def _try_again(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
@@ -43,13 +43,20 @@ class PlanEnd:
             return False
         return incident.steps[index].options.get("on_failure") == "continue"
 
-    def finish(self, incident_id: str, index: int, result: StepResult) -> None:
-        """The step at `index` has ended the plan."""
+    def finish(
+        self, incident_id: str, index: int, result: StepResult, locked: Sequence[str] = ()
+    ) -> None:
+        """The step at `index` has ended the plan; `locked` are the VEs that stay so, in words."""
         incident = self._book.get(incident_id)
         if incident is None:
             return
         incident = settled(incident, index)
         record = incident.steps[index]
+        if locked:
+            incident = replace(skip_rest(incident, index), asks="")
+            self._acted(incident, failed=result.next in {Next.FAILED, Next.OPERATOR})
+            self.hand_over(incident, "; ".join((result.detail, *locked)))
+            return
         if result.next is Next.ASK:
             journal = {**record.journal, "asked": True}
             asking = replace(record, state=StepState.PENDING, journal=journal, progress=None)
@@ -62,7 +69,9 @@ class PlanEnd:
             )
             self._book.put(incident.noted(time.time_ns(), f"asks: {result.detail}"))
             return
-        if result.next in {Next.CANCELLED, Next.WAIT} and not has_begun(incident):
+        is_rollback = record.do == "rollback"  # in whose place no rule's plan may begin
+        put_off = result.next in {Next.CANCELLED, Next.WAIT} and not is_rollback
+        if put_off and not has_begun(incident):
             # It may be asked for once more, as a plan does that an approval lets go on.
             if result.next is Next.WAIT:
                 self._wait(asked_again(incident, index), result.detail)
@@ -116,14 +125,16 @@ class PlanEnd:
         self._book.put(incident.noted(time.time_ns(), f"waits: {why}"))
         self._again(incident.incident_id, _BUSY_AGAIN_S)
 
-    def finish_all(self, incident_id: str, *, changed: bool) -> None:
+    def finish_all(self, incident_id: str, *, changed: bool, locked: Sequence[str] = ()) -> None:
         """All steps are done; `changed` says that the VE is not what it was before."""
         incident = self._book.get(incident_id)
         if incident is None:
             return
         incident = replace(incident, asks="")
         self._acted(incident)
-        if incident.steps and incident.steps[-1].do == "rollback":
+        if locked:
+            self.hand_over(incident, "; ".join(("the plan is done", *locked)))
+        elif incident.steps and incident.steps[-1].do == "rollback":
             self._book.close(incident, Outcome.DISMISSED, "rolled back")
         elif changed:
             state = replace(incident, state=State.VERIFYING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fswatchd.incidents import Incident, StepRecord, StepState
@@ -12,7 +13,8 @@ OVER = {StepState.DONE, StepState.FAILED, StepState.SKIPPED}
 
 def goes_on(known: tuple[StepRecord, ...], wanted: tuple[StepRecord, ...]) -> bool:
     """Whether the plan goes on where it has asked, or had to wait: what is done is not repeated."""
-    marks = {mark for one in known for mark in one.journal if one.state is StepState.PENDING}
+    pending = [one.journal for one in known if one.state is StepState.PENDING]
+    marks = {mark for journal in pending for mark in ("asked", "waited") if journal.get(mark)}
     if "asked" in marks:
         return [one.do for one in known] == [one.do for one in wanted]
     if "waited" in marks:
@@ -63,3 +65,23 @@ def skip_rest(incident: Incident, index: int) -> Incident:
         if record.state is StepState.PENDING:
             incident = incident.with_step(later, replace(record, state=StepState.SKIPPED))
     return incident
+
+
+def may_begin_anew(incident: Incident, index: int) -> bool:
+    """Whether a step that was cut off has done nothing but make a clone: that can be left.
+
+    A check in place takes the volume away from its name before it says so.
+    """
+    record = incident.steps[index]
+    by_clone = record.do == "fsck" and record.options.get("strategy", "clone") == "clone"
+    return by_clone and not has_begun(incident)
+
+
+def over(steps: Sequence[StepRecord]) -> tuple[StepRecord, ...]:
+    """The steps of a plan that something else takes the place of: none of them is done any more."""
+    ended = []
+    for record in steps:
+        journal = {key: value for key, value in record.journal.items() if key != "next"}
+        state = record.state if record.state in OVER else StepState.SKIPPED
+        ended.append(replace(record, state=state, journal=journal))
+    return tuple(ended)

@@ -76,6 +76,12 @@ class StepContext:
 
     async def lock_ve(self, ve: Ve) -> Ve:
         """See ActionContext."""
+        taken = self.record.journal.get("lock")
+        if taken is not None and not self._ve_locks.holds(ve.ve_id):
+            # Of an earlier run, when its platform did not answer at the start.
+            problem = await self._ve_locks.adopt(taken, self._incident_id)
+            if problem is not None:
+                raise refuse("busy", problem, Next.OPERATOR)
         return await self._ve_locks.take(ve, self._incident_id, self.journal)
 
     async def about_to_start(self, ve: Ve) -> None:
@@ -111,7 +117,7 @@ class StepContext:
         """The step has ended. What follows from it is kept with it: a daemon that ends before the
         plan does ends that plan when it starts again, and goes on with nothing else."""
         journal = {**self.record.journal, "changed": result.changed, "next": result.next.value}
-        if result.next not in {Next.FAILED, Next.OPERATOR}:
+        if result.next not in {Next.FAILED, Next.OPERATOR, Next.CANCELLED}:
             # It has thawed what it froze: who freezes that later is somebody else.
             journal.pop("frozen", None)
         if result.undo is not None and "original" in result.undo:

@@ -16,6 +16,8 @@ from fswatchd.steps import ActionContext, Next, StepEnded, refuse
 _DECLARED = "declared"
 _PATIENCE_S = 300.0
 _PAUSE_S = 2.0
+# At its start the daemon has not heard of all yet, and some platforms say nothing at all then.
+_GONE_S = 60.0
 
 
 async def find(context: ActionContext, ve_id: str, *, half_way: bool, left: str) -> Ve:
@@ -23,16 +25,18 @@ async def find(context: ActionContext, ve_id: str, *, half_way: bool, left: str)
 
     Raises StepEnded where it is not there, with what is `left` if the plan was `half_way`.
     """
-    deadline = time.monotonic() + _PATIENCE_S
+    begun = time.monotonic()
     while True:
         await context.inventory.refresh()
         ve = context.inventory.view.ves.get(VeId(ve_id))
         if ve is not None:
             return ve
         problem = _problem(context, ve_id)
-        if problem is None or time.monotonic() > deadline:
+        gone_s = _GONE_S if half_way else 0.0
+        if time.monotonic() - begun >= (gone_s if problem is None else _PATIENCE_S):
             raise _missing(ve_id, problem, half_way=half_way, left=left)
-        context.progress(None, f"waiting to hear of {ve_id}: {problem}")
+        why = problem or "nobody lists it"
+        context.progress(None, f"waiting to hear of {ve_id}: {why}")
         await asyncio.sleep(_PAUSE_S)
 
 

@@ -95,6 +95,10 @@ class VeLocks:
             await self._inventory.refresh()
         return as_locked(ve, ve.lock)
 
+    def holds(self, ve_id: VeId) -> bool:
+        """Whether a lock on the VE is ours, or may be."""
+        return ve_id in self._held
+
     async def adopt(self, facts: object, owner: str) -> str | None:
         """Take over a lock that an earlier run of the daemon has taken; what is for a person, in
         words.

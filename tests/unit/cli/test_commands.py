@@ -32,6 +32,8 @@ def demanded(state: str) -> dict:
         ({"incidents": [], "sources": [demanded("unavailable")]}, Exit.CRITICAL),
         ({"incidents": [], "sources": [demanded("ok")]}, Exit.OK),
         (document(source="off"), Exit.OK),
+        (document() | {"frozen": [{"problem": "it is not thawed"}]}, Exit.CRITICAL),
+        (document() | {"frozen": [{"problem": None}]}, Exit.OK),
         (document() | {"rules": {"problems": ["x"], "read": None}}, Exit.CRITICAL),
         (document() | {"rules": {"problems": ["x"], "read": "2026-11-21T00:00:00Z"}}, Exit.OK),
         (document() | {"rules": {"problems": [], "read": None}}, Exit.OK),

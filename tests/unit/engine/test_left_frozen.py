@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,21 +132,53 @@ async def test_what_another_boot_has_frozen_is_not_frozen_any_more(node: Node) -
 
 
 @pytest.mark.parametrize(
-    "now",
+    ("now", "written"),
     [
-        None,
-        ve("lxc", "ve101"),
-        ve("lxc", "ve101", init_pid=8, init_started=99),
-        ve("lxc", "ve101", init_pid=7, init_started=11, guest=True),
+        (ve("lxc", "ve101", init_pid=8, init_started=99), {}),
+        (ve("lxc", "ve101", init_pid=7, init_started=11, guest=True), {}),
+        (ve("lxc", "ve101", init_pid=7, init_started=11), {"init": 1 << 22}),  # that one is dead
+        (None, {"init": 1 << 22}),
     ],
-    ids=["gone", "stopped", "started again", "its platform says that it runs"],
+    ids=["started again", "its platform says that it runs", "its init has ended", "not listed"],
 )
 async def test_processes_that_are_not_frozen_any_more_need_no_thaw(
-    node: Node, now: Ve | None
+    node: Node, now: Ve | None, written: dict[str, Any]
 ) -> None:
     node.ve, node.tasks_run = now, False
-    await node.begin()
+    await node.begin(**written)
     assert (await node.kept(), node.left.current()) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("now", "written"),
+    [
+        (None, {}),
+        (None, {"init": os.getpid(), "started": None}),
+        (ve("lxc", "ve101"), {"init": os.getpid(), "started": None}),
+        (
+            ve("lxc", "ve101", init_pid=7, init_started=11, guest=True),
+            {"thaw_command": ["virsh", "domfsthaw", "ve101"]},
+        ),
+    ],
+    ids=["not listed", "not listed, its init runs", "its init runs", "its agent has frozen it"],
+)
+async def test_who_cannot_be_asked_about_is_still_frozen(
+    node: Node, now: Ve | None, written: dict[str, Any]
+) -> None:
+    node.ve, node.tasks_run = now, False
+    await node.begin(**written)
+    assert [one["ve"] for one in node.left.current()] == [VE101]
+    assert await node.kept() != {}
+
+
+async def test_what_this_run_could_not_thaw_is_tried_again(node: Node) -> None:
+    left = {"boot": proc.boot_id(), "started": 11, "marks": ["inner"]}
+    await node.store.set_fact(KEY + VE101, left | {"frozen_cgroup": None, "thaw_command": []})
+    await node.left.take_over(VE101, "the guard has ended")
+    assert [one["problem"] for one in node.left.current()] == ["the guard has ended"]
+    async with asyncio.timeout(10):
+        await node.thawed.wait()
+    assert (await node.kept(), node.tried) == ({}, ["inner"])
 
 
 async def test_a_guest_that_its_platform_shows_as_paused_is_still_frozen(node: Node) -> None:

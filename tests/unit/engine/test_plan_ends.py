@@ -227,6 +227,28 @@ class TestRollback:
             daemon.ended.clear()
         assert (rolled_back, start.runs) == (["/vz/new"], 0)
 
+    @pytest.mark.parametrize("following", [Next.ASK, Next.WAIT])
+    async def test_what_waited_is_not_done_before_it(
+        self, store: Store, rolled_back: list[str], following: Next
+    ) -> None:
+        fsck = Act(result(following))
+        daemon = Daemon(store, fsck=fsck)
+        await daemon.plan(step("fsck"), undo=UNDO)
+        daemon.executor.begin_rollback(await daemon.end_of_plan())
+        await asyncio.wait_for(daemon.ended.wait(), 10)
+        assert (fsck.runs, rolled_back) == (1, [UNDO["original"]])
+
+    async def test_one_that_has_to_wait_leaves_its_place_to_no_rule(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def run(_: Any) -> StepResult:
+            return result(Next.WAIT)
+
+        monkeypatch.setattr(rollback, "run", run)
+        daemon = Daemon(store)
+        daemon.executor.begin_rollback(builders.incident(undo=UNDO))
+        assert (await daemon.end_of_plan()).state is State.NEEDS_OPERATOR
+
     async def test_what_an_earlier_one_has_put_aside_stays_there(
         self, store: Store, rolled_back: list[str]
     ) -> None:
@@ -295,6 +317,34 @@ async def test_two_plans_that_share_a_ve_run_one_after_the_other(store: Store) -
     assert (fsck.runs, fsck.most) == (2, 1)
 
 
+class TestLocked:
+    """The platform's lock cannot be given back: whatever the plan has come to, that is told."""
+
+    @staticmethod
+    def stays_locked(daemon: Daemon) -> None:
+        async def release(_owner: str) -> list[str]:
+            return ["ve101 stays locked: pct unlock 101: exit code 255"]
+
+        daemon.executor._ve_locks = cast("Any", SimpleNamespace(release=release))
+
+    @pytest.mark.parametrize("following", [Next.FINISHED, Next.FAILED, Next.WAIT, Next.CONTINUE])
+    async def test_it_needs_an_operator(self, store: Store, following: Next) -> None:
+        daemon = Daemon(store, fsck=Act(result(following)))
+        self.stays_locked(daemon)
+        await daemon.plan(step("fsck"))
+        found = await daemon.end_of_plan()
+        assert found.state is State.NEEDS_OPERATOR
+        assert "ve101 stays locked" in found.log[-1][1]
+
+    async def test_nothing_is_rolled_back_then(self, store: Store) -> None:
+        failed = result(Next.FAILED, changed=True, undo=UNDO)
+        daemon = Daemon(store, fsck=Act(failed))
+        self.stays_locked(daemon)
+        await daemon.plan(step("fsck", on_failure="rollback"))
+        found = await daemon.end_of_plan()
+        assert (found.state, [one.do for one in found.steps]) == (State.NEEDS_OPERATOR, ["fsck"])
+
+
 class TestStop:
     async def test_who_has_not_stopped_a_ve_is_cut_off_first(self, store: Store) -> None:
         half_way, harmless = Act(result()), Act(result())
@@ -332,13 +382,19 @@ class TestStop:
         second = Daemon(store, fsck=again)
         await second.book.load()
         await second.executor.recover()
-        found = second.book.get(ID)
-        assert found is not None
+        found = await second.end_of_plan()
         assert (found.state, found.attempts, again.runs) == (State.OPEN, 0, 0)
         assert second.again == [(ID, 0.0)]
 
     @pytest.mark.parametrize(
-        ("do", "mark"), [("fsck", {"stopping": True}), ("exec", {}), ("fsck", {"writing": True})]
+        ("do", "mark"),
+        [
+            ("fsck", {"stopping": True}),
+            ("exec", {}),
+            ("fsck", {"writing": True}),
+            # It takes the volume away from its name before it says anything.
+            ("fsck", {"strategy": "offline"}),
+        ],
     )
     async def test_what_had_begun_goes_on(self, store: Store, do: str, mark: dict) -> None:
         act = Act(result())
@@ -346,6 +402,8 @@ class TestStop:
         act.go_on.clear()
         first = Daemon(store, **{do: act})
         options = {"run": ["/bin/true"]} if do == "exec" else {}
+        if "strategy" in mark:
+            options, act.mark = mark, {}
         await first.plan(step(do, **options))
         await act.begun.wait()
         first.book.flush()

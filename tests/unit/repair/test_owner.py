@@ -39,6 +39,7 @@ class Inventory:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(owner, "_GONE_S", 0.0)
 
 
 @pytest.fixture
@@ -61,15 +62,19 @@ async def ending(plan: Any) -> StepResult:
     return ended.value.result
 
 
+@pytest.mark.parametrize("problem", ["it does not answer", None])
 async def test_a_repair_that_has_stopped_its_ve_waits_for_the_platform(
-    monkeypatch: pytest.MonkeyPatch, image: ImageFile
+    monkeypatch: pytest.MonkeyPatch, image: ImageFile, problem: str | None
 ) -> None:
+    """Some say nothing at all before they have answered for the first time."""
+    monkeypatch.setattr(owner, "_GONE_S", 60.0)
+
     async def released(*_: object) -> None: ...
 
     monkeypatch.setattr(ve_control, "is_running", lambda _: False)
     monkeypatch.setattr(ve_control, "dead_are_gone", released)
     monkeypatch.setattr(ve_control, "wait_released", released)
-    context = cut_off(Inventory(3), image=image.describe(), stopping=True)
+    context = cut_off(Inventory(3, problem), image=image.describe(), stopping=True)
     repair = test_stale.Repair(context, lambda _: None)
     assert await resume.resume(repair, context) == "started"  # type: ignore[comparison-overlap]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,12 +10,15 @@ from typing import Any, cast
 import pytest
 
 from fswatchd import process
+from fswatchd.engine.step_context import StepContext
+from fswatchd.incidents import StepRecord
 from fswatchd.inventory.model import Ve
 from fswatchd.inventory.view import NodeView
 from fswatchd.platforms import proxmox
 from fswatchd.platforms.proxmox_config import read_config
 from fswatchd.repair.platform_lock import VeLocks
 from fswatchd.store.store import StoreError
+from tests.unit import builders
 
 TAKE, UNLOCK = ("pct", "set", "101", "--lock", "disk"), ("pct", "unlock", "101")
 
@@ -100,6 +104,28 @@ async def test_a_lock_that_was_taken_is_taken_over_and_given_back(node: Node) ->
     locks = node.daemon()
     assert await locks.adopt(node.journal["lock"], "one") is None
     assert locks.seen(node.ve()).busy is None
+    assert await locks.release("one") == []
+    assert (node.lock(), node.asked) == (None, [TAKE, UNLOCK])
+
+
+async def test_a_platform_that_answers_late_hides_no_lock_of_ours(node: Node) -> None:
+    """Where its files could not be read at the start nothing was taken over then."""
+    await taken(node)
+    locks = node.daemon()
+    hidden = node.file.rename(node.file.with_suffix(".unmounted"))
+    with suppress(FileNotFoundError):
+        await locks.adopt(node.journal["lock"], "one")
+    hidden.rename(node.file)
+    incident = builders.incident(
+        incident_id="one", steps=(StepRecord(do="fsck", journal=dict(node.journal)),)
+    )
+    book = SimpleNamespace(get=lambda _: incident)
+    nothing = cast("Any", None)
+    context = StepContext(
+        cast("Any", book), nothing, nothing, nothing, nothing, locks, "one", index=0
+    )
+    assert not locks.holds(node.ve().ve_id)
+    assert (await context.lock_ve(node.ve())).busy is None
     assert await locks.release("one") == []
     assert (node.lock(), node.asked) == (None, [TAKE, UNLOCK])
 

@@ -6,10 +6,13 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import hypothesis
 import pytest
+
+from fswatchd.store.store import Store
 
 # The machine is shared: how long one example takes says nothing.
 hypothesis.settings.register_profile("fswatchd", deadline=None)
@@ -44,3 +47,12 @@ async def no_tasks_left() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - before
     assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """An open one, with nothing in it."""
+    made = Store(tmp_path / "fswatchd.db")
+    await made.open()
+    yield made
+    await made.close()

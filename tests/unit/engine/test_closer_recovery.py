@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -177,14 +176,6 @@ class Sweep:
     def acting(self, incident: Incident) -> bool:
         now = self.book.get(incident.incident_id)
         return now is not None and now.state is IncidentState.ACTING
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(tmp_path / "fswatchd.db")
-    await opened.open()
-    yield opened
-    await opened.close()
 
 
 def of_device_only(**more: Any) -> Incident:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, cast
-
-import pytest
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import History
@@ -16,14 +12,6 @@ from tests.simulator import Clock
 from tests.unit import builders
 
 NS = 1_000_000_000
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    made = Store(tmp_path / "fswatchd.db")
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def remembered(store: Store, clock: Clock) -> History:

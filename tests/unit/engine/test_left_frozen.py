@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -24,14 +23,6 @@ from fswatchd.store.store import Store
 from tests.unit.inventory.test_lookup import ve
 
 VE101 = VeId("lxc:ve101")
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(tmp_path / "fswatchd.db")
-    await opened.open()
-    yield opened
-    await opened.close()
 
 
 class Node:

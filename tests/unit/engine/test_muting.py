@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -49,14 +48,6 @@ class Engine:
 
     def put(self, **changes: Any) -> None:
         self.book.put(replace(self.now(), **changes))
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    made = Store(tmp_path / "fswatchd.db")
-    await made.open()
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -120,14 +118,6 @@ class Daemon:
 
         self.executor._ve_locks = cast("Any", SimpleNamespace(release=release, adopt=None))
         return there
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    made = Store(tmp_path / "fswatchd.db")
-    await made.open()
-    yield made
-    await made.close()
 
 
 def step(do: str, **more: Any) -> dict[str, Any]:

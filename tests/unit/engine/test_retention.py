@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -55,14 +55,6 @@ def undo_directory(tmp_path: Path, *, empty: bool, days_ago: float = 0.0) -> Pat
     when = time.time() - days_ago * DAY_S
     os.utime(directory, (when, when))
     return directory
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(tmp_path / "fswatchd.db")
-    await opened.open()
-    yield opened
-    await opened.close()
 
 
 def retention(

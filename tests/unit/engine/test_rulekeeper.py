@@ -42,14 +42,6 @@ class Kept:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    made = Store(tmp_path / "fswatchd.db")
-    await made.open()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
 def kept(tmp_path: Path, store: Store, monkeypatch) -> Kept:
     read = files.read  # whoever runs the tests owns the files
     monkeypatch.setattr(files, "read", lambda path, **_: read(path, trusted=True))

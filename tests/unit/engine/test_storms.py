@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -86,14 +85,6 @@ class Engine:
         async with asyncio.timeout(30):
             while not what():
                 await asyncio.sleep(0.005)
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    made = Store(tmp_path / "fswatchd.db")
-    await made.open()
-    yield made
-    await made.close()
 
 
 @pytest.fixture

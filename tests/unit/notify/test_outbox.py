@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -17,14 +16,6 @@ from fswatchd.store.store import Delivery, Store
 NS = 1_000_000_000
 OPS = Channel(name="ops", url="http://192.0.2.1/")
 DAY_S = 86400.0
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store(tmp_path / "fswatchd.db")
-    await opened.open()
-    yield opened
-    await opened.close()
 
 
 class Receiver:

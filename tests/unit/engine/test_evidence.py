@@ -20,7 +20,6 @@ from fswatchd.engine.evidence import NS, EvidenceRoom
 from fswatchd.errors import UnknownTargetError
 from fswatchd.incidents import State
 from fswatchd.repair import evidence
-from fswatchd.store.store import Store
 from tests.unit.builders import NOW_NS, incident
 
 
@@ -61,14 +60,6 @@ def test_a_log_without_an_end_is_read_for_some_time_only(monkeypatch: pytest.Mon
     assert all(text in line for line in lines)
     (problem,) = problems
     assert "oldest first" in problem
-
-
-@pytest.fixture
-async def store(tmp_path):
-    opened = Store(tmp_path / "fswatchd.db")
-    await opened.open()
-    yield opened
-    await opened.close()
 
 
 def closed(name: str, ago_s: float):

@@ -17,14 +17,6 @@ from fswatchd.store.store import Delivery, Store, StoredEvent, StoreError
 from tests.unit.builders import NOW_NS, event, incident, lost_write
 
 
-@pytest.fixture
-async def store(tmp_path):
-    opened = Store(tmp_path / "fswatchd.db")
-    await opened.open()
-    yield opened
-    await opened.close()
-
-
 async def reopened(store: Store) -> Store:
     await store.close()
     again = Store(store._path)

@@ -303,7 +303,7 @@ def _source_detail(source: dict[str, Any]) -> str:
 
 def _show_frozen(entry: dict[str, Any]) -> None:
     if entry.get("problem"):
-        print(f"left frozen: {entry['ve']}, by an earlier run: {printable(entry['problem'])}")
+        print(f"left frozen: {entry['ve']}, by fswatchd: {printable(entry['problem'])}")
         return
     devices = ", ".join(one["device"] for one in entry["filesystems"]) or "no filesystem"
     why = f": {printable(entry['reason'])}" if entry["reason"] else ""

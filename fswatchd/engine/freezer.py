@@ -189,7 +189,6 @@ class Freezer:
 
     async def close(self) -> None:
         """Thaw everything: the daemon ends."""
-        await self._left.close()
         for timer in self._timers:
             timer.cancel()
         await asyncio.gather(*self._timers, return_exceptions=True)
@@ -197,6 +196,7 @@ class Freezer:
             problems = await self._end(ve_id)
             result = "; ".join(problems) or "thawed, the daemon ended"
             self._operations.record("thaw", ve_id, "fswatchd", "", result)
+        await self._left.close()  # it takes over what cannot be thawed here: the next start does
 
     async def _refuse(self, ve: Ve) -> None:
         why = self._arming.why_disarmed((ve.ve_id,))
@@ -298,7 +298,7 @@ class Freezer:
         del self._frozen[ve_id]
         self._busy.pop(ve_id, None)
         if problems:
-            await self._left.take_over(VeId(ve_id), "; ".join(problems))
+            await self._left.take_over(ve_id, "; ".join(problems))
         else:
             self._store.set_fact(KEY + ve_id, None)
         return problems

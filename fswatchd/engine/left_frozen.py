@@ -144,16 +144,14 @@ class LeftFrozen:
         guest its platform does not show.
         """
         init, started = left.get("init"), left.get("started")
-        if init is not None:
-            if not proc.is_alive(init, started):
-                return True
-        elif (ve := self._inventory.view.ves.get(ve_id)) is None:
-            return False
-        elif started is not None and ve.init_started not in {None, started}:
+        if init is not None and not proc.is_alive(init, started):
             return True
         ve = self._inventory.view.ves.get(ve_id)
-        by_agent = any("fs" in word for word in left.get("thaw_command") or ())
-        if ve is None or by_agent:
+        if ve is None:
+            return False
+        if started is not None and ve.init_started not in {None, started}:
+            return True
+        if any("fs" in word for word in left.get("thaw_command") or ()):
             return False
         return ve.guest and ve.state is not VeState.FROZEN
 

@@ -42,7 +42,7 @@ class State(enum.StrEnum):
     NEEDS_OPERATOR = "needs-operator"
 
 
-_UNDECIDED = frozenset({State.OPEN, State.WAITING})
+UNDECIDED = frozenset({State.OPEN, State.WAITING})
 
 
 class Outcome(enum.StrEnum):
@@ -276,7 +276,7 @@ class Incident:
     @property
     def part_of(self) -> str | None:
         """The incident of what is to blame: as long as that lasts this one is a part of it."""
-        if self.cause is None or self.cause_is_over or self.state not in _UNDECIDED:
+        if self.cause is None or self.cause_is_over or self.state not in UNDECIDED:
             return None
         incident = self.cause.get("incident")
         return str(incident) if incident else None

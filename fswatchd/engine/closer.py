@@ -24,7 +24,7 @@ from fswatchd.events import (
     names_filesystem,
     printable,
 )
-from fswatchd.incidents import Incident, Outcome, State, StepState
+from fswatchd.incidents import UNDECIDED, Incident, Outcome, State, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, Superblock
 from fswatchd.inventory.ownership import served_from
@@ -40,7 +40,6 @@ _MISSING_S = 5.0
 _DEVICE_QUIET_S = 600.0
 _READ_TIMEOUT_S = 10.0
 _BUSY = {State.ACTING, State.VERIFYING}
-_UNDECIDED = {State.OPEN, State.WAITING}
 NS = 1_000_000_000
 # Classes and sources of what is read of a device that a filesystem rests on.
 _OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
@@ -124,7 +123,7 @@ class Closer:
         A write probe takes seconds: a repair may have begun, or an error been met, meanwhile.
         """
         now = self._book.get(seen.incident_id)
-        if now is None or not {now.state, seen.state} <= _UNDECIDED:
+        if now is None or not {now.state, seen.state} <= UNDECIDED:
             return None
         same = (now.recent, now.requested_by) == (seen.recent, seen.requested_by)
         return now if same else None
@@ -137,7 +136,7 @@ class Closer:
             await self._verify(incident)
         elif incident.filesystem.server is not None:
             self._look_for_mounts(incident)
-        elif incident.state in _UNDECIDED:
+        elif incident.state in UNDECIDED:
             if (
                 incident.cause is not None
                 and not incident.cause_is_over

@@ -43,9 +43,13 @@ def ending(record: StepRecord) -> StepResult | None:
 
 def settled(incident: Incident, index: int) -> Incident:
     """What follows from the step's end is done, or done with."""
-    record = incident.steps[index]
+    return incident.with_step(index, unsaid(incident.steps[index]))
+
+
+def unsaid(record: StepRecord) -> StepRecord:
+    """The record without what followed from the step's last end."""
     journal = {key: value for key, value in record.journal.items() if key != "next"}
-    return incident.with_step(index, replace(record, journal=journal))
+    return replace(record, journal=journal)
 
 
 def has_begun(incident: Incident) -> bool:
@@ -81,7 +85,6 @@ def over(steps: Sequence[StepRecord]) -> tuple[StepRecord, ...]:
     """The steps of a plan that something else takes the place of: none of them is done any more."""
     ended = []
     for record in steps:
-        journal = {key: value for key, value in record.journal.items() if key != "next"}
         state = record.state if record.state in OVER else StepState.SKIPPED
-        ended.append(replace(record, state=state, journal=journal))
+        ended.append(replace(unsaid(record), state=state))
     return tuple(ended)

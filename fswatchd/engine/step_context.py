@@ -8,6 +8,7 @@ from typing import Any
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.arming import Arming
+from fswatchd.engine.plan_record import unsaid
 from fswatchd.incidents import Incident, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve
@@ -108,10 +109,7 @@ class StepContext:
     async def started(self) -> None:
         """The step begins: that is on the disk before anything is done."""
         started = self.record.started_ns or time.time_ns()
-        journal = {key: value for key, value in self.record.journal.items() if key != "next"}
-        await self._save(
-            replace(self.record, state=StepState.RUNNING, started_ns=started, journal=journal)
-        )
+        await self._save(replace(unsaid(self.record), state=StepState.RUNNING, started_ns=started))
 
     def ended(self, result: StepResult) -> None:
         """The step has ended. What follows from it is kept with it: a daemon that ends before the

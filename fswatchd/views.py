@@ -87,7 +87,7 @@ def incident(found: Incident) -> dict[str, Any]:
         "opened": timestamp(found.opened_ns),
         "updated": timestamp(found.updated_ns),
         "closed": timestamp(found.closed_ns),
-        "timeline": dict(found.timeline),
+        "timeline_mono_ns": dict(found.timeline),
         "evidence": _evidence(found),
         "can_roll_back": found.undo is not None and "original" in found.undo,
     }

@@ -287,7 +287,7 @@ class Drill:
                     relieve = None
                 idle_since = self._idle_since(found[0], idle_since)
                 over = self._is_over(found[0])
-                if over and found[0]["timeline"].get("notified"):
+                if over and found[0]["timeline_mono_ns"].get("notified"):
                     return dict(found[0])
                 if over:
                     deadline = min(deadline, time.monotonic() + _QUIET_S)
@@ -353,7 +353,7 @@ class Drill:
         for milestone in measure.MILESTONES:
             if self._fault.lost_file is not None and milestone in _OF_A_REPAIR:
                 continue
-            known = incident["timeline"].get(milestone)
+            known = incident["timeline_mono_ns"].get(milestone)
             verdict.expect(known is not None, f"it was never {milestone}")
         verdict.expect(not receiver.bad_signatures, "a notice had a wrong signature")
         kinds = [notice["type"].rpartition(".")[2] for _, notice in receiver.notices]

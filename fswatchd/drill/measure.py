@@ -124,7 +124,7 @@ def compare(
 
 def timeline(incident: dict[str, Any] | None, injected_ns: int) -> dict[str, float | None]:
     """Seconds from the injection to each milestone."""
-    known = incident["timeline"] if incident else {}
+    known = incident["timeline_mono_ns"] if incident else {}
     times: dict[str, float | None] = {"injected": 0.0}
     for name in MILESTONES:
         moment = known.get(name)

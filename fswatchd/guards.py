@@ -55,6 +55,8 @@ def refused_scope(scope: Scope) -> str | None:
 
 
 def _never(scope: Scope) -> str | None:
+    if scope.gone_over:
+        return scope.gone_over
     if scope.children:
         return f"it is the base of {_some(list(scope.children))}"
     if scope.foreign_users:

@@ -77,7 +77,8 @@ class Scope:
     `beneath` is what it rests on, nearest first. `shared_with` says why another node may own it as
     well, and what a person can do; None where nothing says so. `role` is `rootfs` where a VE has it
     at `/`, `data` where elsewhere, empty where nobody knows. `copies` are the VE's, by the label
-    that names the group; a VE without the label has none.
+    that names the group; a VE without the label has none. `gone_over` says that the device belongs
+    to another filesystem by now, whose users are none of these.
     """
 
     ves: tuple[VeFacts, ...] = ()
@@ -90,6 +91,7 @@ class Scope:
     shared_with: str | None = None
     role: str = ""
     copies: Mapping[str, Copies] = field(default_factory=dict)
+    gone_over: str | None = None
 
     @property
     def load(self) -> Load:

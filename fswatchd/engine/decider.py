@@ -242,7 +242,7 @@ class Decider:
         view, devno = self._inventory.view, incident.filesystem.devno
         if incident.filesystem.server is not None:
             return _with_those_served(view, incident)
-        if devno is None:
+        if devno is None or view.gone_over(incident.filesystem):
             return incident
         superblock = view.superblocks.get(devno)
         stack = incident.stack

@@ -20,7 +20,8 @@ def scope(
     """See the module. `copy_labels` name the groups of copies that rules ask about."""
     if incident.domain is Domain.STORM:
         return Scope()
-    devno = incident.filesystem.devno
+    gone_over = view.gone_over(incident.filesystem)
+    devno = None if gone_over else incident.filesystem.devno
     superblock = view.superblocks.get(devno) if devno else None
     ves: tuple[str, ...] = incident.ves
     foreign: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ def scope(
         ves, foreign = tuple(dict.fromkeys((*ves, *through.ves))), through.foreign
         if (own := view.own.get(devno)) is not None:
             foreign = (own, *foreign)
-    elif devno is None and incident.filesystem.image is not None:
+    elif incident.filesystem.devno is None and incident.filesystem.image is not None:
         foreign = view.own_image(incident.filesystem.image)
     if superblock is None and (image := incident.filesystem.image_inode) is not None:
         children = bases.children_of_image(view, (Devno.parse(image[0]), image[1]))
@@ -54,6 +55,9 @@ def scope(
         shared_with=_shared_with(view, incident),
         role=_role(incident, superblock, known),
         copies=_copies(view, book, incident, known, copy_labels),
+        gone_over=f"{incident.filesystem.device} belongs to another filesystem now"
+        if gone_over
+        else None,
     )
 
 

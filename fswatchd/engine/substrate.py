@@ -60,9 +60,8 @@ class Substrate:
         Nothing for an incident of a bare device: that is the culprit itself.
         """
         view = self._inventory.view
-        devno = incident.filesystem.devno
-        superblock = view.superblocks.get(devno) if devno else None
         known = incident.filesystem
+        superblock = view.attached(known)
         if known.server is not None:
             served = ownership.served_from(view, known.fstype or "", known.server)
             return tuple(layer for remote in served for layer in _served_by(view, remote))

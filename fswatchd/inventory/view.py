@@ -209,6 +209,16 @@ class NodeView:
         found = self.superblocks.get(filesystem.devno) if filesystem.devno is not None else None
         return found if found is not None and self.describe(found).key == filesystem.key else None
 
+    def gone_over(self, filesystem: Filesystem) -> bool:
+        """Whether the number that an incident remembers belongs to another one by now."""
+        devno = filesystem.devno
+        if devno is None:
+            return False
+        if (found := self.superblocks.get(devno)) is not None:
+            return self.describe(found).key != filesystem.key
+        device = self.devices.get(devno)
+        return device is not None and device.disk_sequence != filesystem.disk_sequence
+
     def describe(self, superblock: Superblock) -> Filesystem:
         """A superblock of this view as incidents remember it; worked out once."""
         known = self._described.get(superblock.devno)

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from fswatchd.client import ClientError
 from fswatchd.kernel import cgroup, loop
 from tests.system import killed_at, rules
 from tests.system.conftest import DaemonUnderTest, wait_until
@@ -317,7 +318,11 @@ def test_a_rollback_that_is_killed_ends_with_one_of_the_two_images(
         daemon.kill()
         crash.start(point)
         story = f"/v1/incidents/{incident['id']}"
-        daemon.client.post(f"{story}/rollback", {"discard_newer": True})
+        try:
+            daemon.client.post(f"{story}/rollback", {"discard_newer": True})
+        except ClientError as error:
+            known = daemon.client.get("/v1/incidents", all="1", ve=ve.name)["incidents"]
+            pytest.fail("\n".join([str(error), *(daemon.why(one["id"]) for one in known)]))
         crash.killed(point)
         wait_until(
             lambda now=daemon, path=story: now.client.get(path)["state"] in ENDED,

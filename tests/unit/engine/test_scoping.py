@@ -10,6 +10,7 @@ import pytest
 from fswatchd.devno import Devno
 from fswatchd.engine import scoping
 from fswatchd.events import Domain, VeState
+from fswatchd.guards import refused_scope
 from fswatchd.incidents import Incident
 from fswatchd.inventory.model import BlockDevice, Ve, Volume
 from fswatchd.inventory.view import NodeView
@@ -96,3 +97,22 @@ def test_a_storm_belongs_to_nobody() -> None:
 def test_rules_may_name_a_ve_as_another_platform_does() -> None:
     seen = node("/", aliases=("declared:ve101",))
     assert [one.aliases for one in scope(seen).ves] == [("declared:ve101",)]
+
+
+def test_whoever_has_the_number_now_is_not_concerned() -> None:
+    gone = builders.incident(filesystem=builders.filesystem(disk_sequence=7), ves=("lxc:ve100",))
+    view = node("/", ve("lxc", "ve100"))
+    assert [one.ve_id for one in scope(view).ves] == ["lxc:ve101"]
+    assert scope(view).gone_over is None
+    found = scope(view, found=gone)
+    assert [one.ve_id for one in found.ves] == ["lxc:ve100"]
+    assert refused_scope(found) == "loop3 belongs to another filesystem now"
+
+
+def test_nor_is_what_rests_on_a_device_that_has_the_number_now() -> None:
+    bare = builders.filesystem(fstype=None, uuid=None, image=None, image_inode=None)
+    device = BlockDevice(devno=LOOP, name="loop3", kind="loop", disk_sequence=43)
+    view = NodeView(devices={LOOP: device})
+    assert scope(view, found=builders.incident(filesystem=bare)).gone_over is not None
+    same = builders.filesystem(disk_sequence=43)
+    assert scope(view, found=builders.incident(filesystem=same)).gone_over is None

@@ -56,7 +56,7 @@ def superblock(minor: int, *places: tuple[NamespaceKey, str]) -> Superblock:
         devno=Devno(7, minor),
         fstype="ext4",
         device=f"loop{minor}",
-        disk_sequence=1,
+        disk_sequence=42,
         mounts=tuple(mounts),
         backing=Backing(kind="loop", image_devno=Devno(8, 1), image_inode=minor),
     )

@@ -37,7 +37,8 @@ class CheckResult:
     `clean` means that it found nothing, `fixed` that everything it found is corrected, `damaged`
     that something is left. When none of them is true it could not do its work (`what` says why),
     which says nothing about the filesystem. `last_resort` says that no safe tool goes on from here,
-    and one that takes a person's word might (`tools.LastResort`).
+    and one that takes a person's word might (`tools.LastResort`). `proof` is the check that was
+    made after a repair and found nothing; it holds until something is written.
     """
 
     returncode: int
@@ -52,6 +53,7 @@ class CheckResult:
     tool: str = "e2fsck"
     what: str = field(default="")
     last_resort: bool = False
+    proof: CheckResult | None = None
 
     @property
     def usable(self) -> bool:

@@ -156,6 +156,7 @@ async def cure(
     if not repaired.usable:
         return done
     done = replace(done, findings=findings.of(tools.name, repaired.output))
+    proof = repaired.proof
     if before is not None and before.findings.moved and not before.names.named:
         # The preview has looked everywhere already, and writers may be waiting now.
         names = replace(before.names, unnamed=done.findings.moved)
@@ -164,12 +165,14 @@ async def cure(
         begin("looking for names of what went to lost+found")
         names = await names_back.restore(path, repaired.output, image=image, open_files=open_files)
         done = replace(done, names=names)
+        proof = None  # it may have written, even where no name came of it
         if names.named or names.problem:
             # A directory that has moved has another parent now, and links to count.
-            await tools.repair(path, timeout_s)
+            proof = (await tools.repair(path, timeout_s)).proof
     else:
         done = replace(done, names=NamesBack(unnamed=done.findings.moved))
-    proof = await tools.check(path, timeout_s, begin("proving the clone"))
+    if proof is None:
+        proof = await tools.check(path, timeout_s, begin("proving the clone"))
     return replace(done, proof=proof, seconds=time.monotonic() - started)
 
 

@@ -9,7 +9,7 @@ something nobody else uses: that is for the caller to prove.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fswatchd.repair import btrfs, e2fsck, xfs
@@ -95,7 +95,8 @@ def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Repai
     One run can leave what the next one fixes: e2fsck 1.47 a quota that it has worked out before it
     moved files, xfsprogs 6.1 the link count of a directory that it has rebuilt. With an undo file
     there is one run: that file is of one. The runs after the first are `more_by`, where that is
-    another.
+    another. The check that has found nothing left is the result's `proof`: writers may be waiting,
+    and a second one would tell nothing more.
     """
 
     async def run(
@@ -106,8 +107,11 @@ def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Repai
     ) -> CheckResult:
         result = await repair(path, timeout_s, undo_file, on_progress)
         for _ in range(_RUNS - 1):
-            if undo_file is not None or not result.fixed or (await check(path, timeout_s)).clean:
+            if undo_file is not None or not result.fixed:
                 break
+            checked = await check(path, timeout_s)
+            if checked.clean:
+                return replace(result, proof=checked)
             more = await (more_by or repair)(path, timeout_s)
             if not more.usable:
                 return more

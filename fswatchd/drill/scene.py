@@ -80,11 +80,12 @@ def build_ve(
     options: str,
     fstype: str = "ext4",
     direct_io: bool = False,
+    per_directory: int = _PER_DIRECTORY,
 ) -> Content:
     """An image with a filesystem with files in it, and the specification its VE is started from."""
     tree = paths.directory / f"tree-{ve}"
     victims = _VICTIM_FILES_XFS if fstype == "xfs" else _VICTIM_FILES
-    content = _populate(tree, files, victims)
+    content = _populate(tree, files, victims, per_directory)
     _create(paths.image(ve), size_bytes)
     paths.root(ve).mkdir()
     try:
@@ -136,7 +137,7 @@ def _fill(image: Path, tree: Path, fstype: str) -> None:
         time.sleep(_POLL_S)
 
 
-def _populate(tree: Path, files: int, victims: int) -> Content:
+def _populate(tree: Path, files: int, victims: int, per_directory: int) -> Content:
     """Small files with contents of their own: a victim directory, a cold one, and many others."""
     found: list[str] = []
 
@@ -152,7 +153,7 @@ def _populate(tree: Path, files: int, victims: int) -> Content:
         add(f"/cold/file-{number:04d}")
     others = []
     for number in range(max(files - victims - _COLD_FILES, 50)):
-        others.append(f"/data/{number // _PER_DIRECTORY:04d}/file-{number:06d}")
+        others.append(f"/data/{number // per_directory:04d}/file-{number:06d}")
         add(others[-1])
     (tree / inside.WORK.lstrip("/")).mkdir()
     return Content(paths=found, readable=others[:: max(len(others) // 200, 1)])

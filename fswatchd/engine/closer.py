@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _SWEEP_S = 2.0
 _MISSING_S = 5.0
+# Boots of whole nodes take as long before their last VE is started.
+_COMES_BACK_S = 600.0
 _DEVICE_QUIET_S = 600.0
 _READ_TIMEOUT_S = 10.0
 _BUSY = {State.ACTING, State.VERIFYING}
@@ -106,7 +108,11 @@ class Closer:
             self._book.put(relapsed.noted(now, "it failed again within its healthy period"))
 
     def _next_sweep_s(self) -> float:
-        verifying = [i for i in self._book.open_incidents() if i.state is State.VERIFYING]
+        verifying = [
+            one
+            for one in self._book.open_incidents()
+            if one.state is State.VERIFYING and one.incident_id not in self._missing
+        ]
         if not verifying:
             return _SWEEP_S
         due = min(self._verified_until_ns(incident) for incident in verifying)
@@ -179,10 +185,15 @@ class Closer:
                 return
             incident = now
             superblock = self._superblock(incident)
-        if superblock is None and device is None and self._is_evacuated(incident):
-            text = "what it was about has been moved away, and is not mounted here any more"
-            self._book.close(incident, Outcome.DISMISSED, text)
-            return
+        if superblock is None and device is None:
+            if _is_moved_away(incident):
+                if self._successor(incident) is None:
+                    text = "what it was about has been moved away, and is not mounted here any more"
+                    self._book.close(incident, Outcome.DISMISSED, text)
+                    return
+            elif self._may_come_back(incident):
+                return
+        self._missing.pop(incident.incident_id, None)
         well = "a write succeeds"
         if superblock is not None:
             may_be_full = incident.domain is not Domain.SPACE
@@ -204,12 +215,19 @@ class Closer:
         text = f"healthy for {incident.healthy_s:.0f} s, and {well}"
         self._book.close(current, Outcome.REPAIRED, text)
 
-    def _is_evacuated(self, incident: Incident) -> bool:
-        """Whether being gone is what the plan was for. What has come back is looked at as ever."""
-        moved = any(
-            record.do == "evacuate" and record.state is StepState.DONE for record in incident.steps
-        )
-        return moved and self._successor(incident) is None
+    def _may_come_back(self, incident: Incident) -> bool:
+        """Whether the volume is mounted elsewhere, where it is watched from now on, or may be soon:
+        a VE that was started again, or a node after its boot."""
+        successor = self._successor(incident)
+        if successor is None:
+            since = self._missing.setdefault(incident.incident_id, time.monotonic())
+            return time.monotonic() - since < _COMES_BACK_S
+        self._verifying_since.pop((incident.incident_id, incident.attempts), None)
+        self._missing.pop(incident.incident_id, None)
+        moved = replace(incident, filesystem=describe(successor))
+        text = f"the volume was mounted again as {successor.device}, and is watched there"
+        self._book.put(moved.noted(time.time_ns(), text))
+        return True
 
     def _relapse(self, incident: Incident, why: str) -> None:
         relapsed = replace(incident, state=State.NEEDS_OPERATOR)
@@ -433,6 +451,13 @@ class Closer:
             elif now.device == wanted.device and now.uuid == wanted.uuid:
                 return found
         return None
+
+
+def _is_moved_away(incident: Incident) -> bool:
+    """Whether being gone is what the plan was for. What has come back is looked at as ever."""
+    return any(
+        record.do == "evacuate" and record.state is StepState.DONE for record in incident.steps
+    )
 
 
 def _quiet_s(incident: Incident) -> float:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fswatchd.book import IncidentBook
+from fswatchd.engine import closer as closer_module
 from fswatchd.engine.closer import Closer
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord, StepState
 from fswatchd.inventory.view import NodeView
@@ -118,8 +119,14 @@ HERE = filesystem(
     ids=["moved", "not-moved", "repaired", "came-back"],
 )
 async def test_what_was_moved_away_is_meant_to_be_gone(
-    book, step: str, state: StepState, known: Filesystem, outcome: Outcome | None
+    book,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    state: StepState,
+    known: Filesystem,
+    outcome: Outcome | None,
 ) -> None:
+    monkeypatch.setattr(closer_module, "_COMES_BACK_S", 0.0)
     ended: asyncio.Future[Incident] = asyncio.get_running_loop().create_future()
 
     def heard(_: Incident | None, after: Incident) -> None:
@@ -134,6 +141,27 @@ async def test_what_was_moved_away_is_meant_to_be_gone(
     assert after.state is (State.CLOSED if outcome else State.NEEDS_OPERATOR)
     if outcome is not None:
         assert "moved away" in after.log[-1][1]
+
+
+async def test_a_ve_that_was_started_again_is_watched_on_its_new_device(book) -> None:
+    """Its owner restarts it, or the node: that says nothing against the repair."""
+    found = verifying(1, 0.05, filesystem=HERE)
+    book.put(found)
+    stories: list[str] = []
+    book.subscribe(lambda _, after: stories.append(after.log[-1][1]))
+    async with asyncio.timeout(10):
+        await closed(book, found.incident_id)
+    assert "mounted again as loop3, and is watched there" in stories[0]
+    assert "healthy for 0 s" in stories[-1]
+
+
+async def test_one_that_is_not_started_again_is_waited_for(book) -> None:
+    found = verifying(1, 0.05, filesystem=GONE)
+    book.put(found)
+    await asyncio.sleep(0.3)
+    kept = book.get(found.incident_id)
+    assert kept is not None
+    assert kept.state is State.VERIFYING
 
 
 async def refreshed() -> None:

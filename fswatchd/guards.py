@@ -280,6 +280,24 @@ def _guard_denied(
     return _yes("denied", "nobody has denied it")
 
 
+def _guard_held(
+    rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, now_ns: int
+) -> GuardAnswer:
+    """A VE that was handed over to a person is theirs, whatever happens to it meanwhile.
+
+    Its tenant can restart it, which gives it another device, and has it fail again.
+    """
+    if scope.held_by is None:
+        return _yes("held", "nothing of it is for a person")
+    text = f"{scope.held_by} needs an operator first"
+    if _only_makes_room(rule, incident, scope):
+        return _yes("held", f"{text}, and this makes room for all")
+    if incident.requested_by:
+        return _yes("held", f"{text}, and {incident.requested_by} asked for this repair")
+    approved, why = _approved(rule, incident, now_ns)
+    return _yes("held", f"{text}; {why}") if approved else _later("held", text)
+
+
 def _approved(rule: Rule, incident: Incident, now_ns: int) -> tuple[bool, str]:
     """Whether somebody has approved what the rule would do, and that still counts."""
     if not incident.approved_by:
@@ -450,6 +468,7 @@ GUARDS: tuple[_Guard, ...] = (
     _guard_elsewhere,
     _guard_threshold,
     _guard_denied,
+    _guard_held,
     _guard_armed,
     _guard_storm,
     guard_cause,

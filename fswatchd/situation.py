@@ -78,7 +78,8 @@ class Scope:
     well, and what a person can do; None where nothing says so. `role` is `rootfs` where a VE has it
     at `/`, `data` where elsewhere, empty where nobody knows. `copies` are the VE's, by the label
     that names the group; a VE without the label has none. `gone_over` says that the device belongs
-    to another filesystem by now, whose users are none of these.
+    to another filesystem by now, whose users are none of these. `held_by` is the incident of the
+    same volume, or of another one of the VE, that is for a person now.
     """
 
     ves: tuple[VeFacts, ...] = ()
@@ -92,6 +93,7 @@ class Scope:
     role: str = ""
     copies: Mapping[str, Copies] = field(default_factory=dict)
     gone_over: str | None = None
+    held_by: str | None = None
 
     @property
     def load(self) -> Load:

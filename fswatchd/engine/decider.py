@@ -360,6 +360,9 @@ class Decider:
         if closed:
             self._cause_looks.pop(after.incident_id, None)
             self._again_s.pop(after.incident_id, None)
+            for one in self._book.open_incidents():
+                if one.waiting_for == "held":
+                    self.poke(one.incident_id)
         devno = after.filesystem.devno
         if devno is None or not (worse or closed):
             return

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.events import Domain, VeState, printable
-from fswatchd.incidents import Incident
+from fswatchd.incidents import Incident, State
 from fswatchd.inventory import bases, ownership
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import NodeView
@@ -55,6 +55,7 @@ def scope(
         shared_with=_shared_with(view, incident),
         role=_role(incident, superblock, known),
         copies=_copies(view, book, incident, known, copy_labels),
+        held_by=_held_by(book, incident, ves),
         gone_over=f"{incident.filesystem.device} belongs to another filesystem now"
         if gone_over
         else None,
@@ -134,6 +135,16 @@ def _copies(
             value=printable(value), others=tuple(ve.ve_id for ve in others), healthy=tuple(healthy)
         )
     return found
+
+
+def _held_by(book: IncidentBook, incident: Incident, ves: Iterable[str]) -> str | None:
+    volume = incident.filesystem.volume_key
+    for one in book.open_incidents():
+        if one.state is not State.NEEDS_OPERATOR or one.incident_id == incident.incident_id:
+            continue
+        if one.filesystem.volume_key == volume or not set(ves).isdisjoint(one.direct_ves):
+            return one.incident_id
+    return None
 
 
 def _runs(ve: Ve) -> bool:

@@ -45,6 +45,16 @@ class DecidingNode(SimulatedNode):
             beneath=(layer,) if layer else (),
             role="rootfs" if str(found.filesystem.device).endswith("-root") else "data",
             copies=self._copies(name),
+            held_by=next(
+                (
+                    self._name(one)
+                    for one in self.incidents.values()
+                    if one.state is State.NEEDS_OPERATOR
+                    and one is not found
+                    and one.ves == found.ves
+                ),
+                None,
+            ),
         )
 
     def state(self) -> PolicyState:

@@ -104,6 +104,8 @@ class SimulatedNode:
         del self.incidents[found.incident_id]
         self.turns.gone(found.incident_id)
         self._say(found, f"closed, {how}")
+        for one in [i for i in self.incidents.values() if i.waiting_for == "held"]:
+            self._decide(one.incident_id)
 
     def _ves(self, who: Any) -> list[str]:
         patterns = [who] if isinstance(who, str) else who

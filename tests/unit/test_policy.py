@@ -91,7 +91,7 @@ to = ["*"]
 def test_every_guard_that_was_asked_leaves_its_answer() -> None:
     asked = [answer.guard for answer in ask().answers]
     assert asked == [
-        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "armed", "storm", "cause",
+        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "held", "armed", "storm", "cause",
         "mode", "asked", "copies", "flap", "cooldown", "budget",
     ]  # fmt: skip
 

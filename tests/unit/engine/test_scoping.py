@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from fswatchd.devno import Devno
 from fswatchd.engine import scoping
 from fswatchd.events import Domain, VeState
 from fswatchd.guards import refused_scope
-from fswatchd.incidents import Incident
+from fswatchd.incidents import Incident, State
 from fswatchd.inventory.model import BlockDevice, Ve, Volume
 from fswatchd.inventory.view import NodeView
 from fswatchd.situation import Scope
@@ -116,3 +117,19 @@ def test_nor_is_what_rests_on_a_device_that_has_the_number_now() -> None:
     assert scope(view, found=builders.incident(filesystem=bare)).gone_over is not None
     same = builders.filesystem(disk_sequence=43)
     assert scope(view, found=builders.incident(filesystem=same)).gone_over is None
+
+
+def test_what_is_for_a_person_holds_the_volume_and_the_ve_whatever_device_they_have_now() -> None:
+    handed = builders.incident(
+        incident_id="handed",
+        state=State.NEEDS_OPERATOR,
+        filesystem=builders.filesystem(devno=Devno(7, 9), disk_sequence=7),
+        ves=("lxc:ve101",),
+    )
+    other = replace(handed, filesystem=builders.filesystem(uuid=None, image="/vz/other.raw"))
+    elsewhere = replace(other, ves=("lxc:ve102",))
+    through = replace(other, through=("lxc:ve101",))
+    held = [scope(node(), one).held_by for one in (handed, other, elsewhere, through)]
+    assert held == ["handed", "handed", None, None]
+    assert scope(node(), handed, found=handed).held_by is None
+    assert scope(node(), replace(handed, state=State.WAITING)).held_by is None

@@ -62,6 +62,8 @@ _CUSTOMIZE = (
     'echo node1 > "$1/etc/hostname" && printf "127.0.0.1 localhost node1\\n" > "$1/etc/hosts"',
     'mkdir -p "$1/var/log/journal" "$1/srv/ves"',
     f'chroot "$1" systemctl mask -q {_MASKED}',
+    # lxc.service would wait half a minute for a bridge at each boot, and fswatchd for that.
+    'echo "USE_LXC_BRIDGE=false" > "$1/etc/default/lxc-net"',
 )
 
 

@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import classify, idle, latency, repair, replay, rules, scale, soak, start, storm
 from bench.bench import PROJECT, machine
-from bench.disk import RENTED
 
 
 def main() -> int:
@@ -20,13 +19,12 @@ def main() -> int:
     parser.add_argument(
         "names",
         nargs="*",
-        help="latency, storm, idle, start, scale, repair, repair-rented, classify, rules, replay "
-        "(all), or soak",
+        help="latency, storm, idle, start, scale, repair, classify, rules, replay (all), or soak",
     )
     parser.add_argument(
         "--sizes",
         metavar="SIZE:FILES,…",
-        help="what the repairs are tried with, as 1G:20000,4G:100000; default: up to 64G:1000000",
+        help="what `repair` is tried with, as 1G:20000,4G:100000; default: up to 64G:1000000",
     )
     parser.add_argument("--readme", action="store_true", help="put the tables into README.md too")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
@@ -45,7 +43,6 @@ def main() -> int:
         "start": lambda: start.run(3 if quick else 11),
         "scale": lambda: scale.run((10, 100), 10, 1) if quick else scale.run(),
         "repair": lambda: repair.run(sizes),
-        "repair-rented": lambda: repair.run(sizes, RENTED),
         "classify": lambda: classify.run(100_000 if quick else 2_000_000),
         "rules": lambda: rules.run(1000, 1000 if quick else 20_000),
         "replay": lambda: replay.run(10_000 if quick else 100_000),

@@ -45,6 +45,7 @@ _BUSY = {State.ACTING, State.VERIFYING}
 NS = 1_000_000_000
 # Classes and sources of what is read of a device that a filesystem rests on.
 _OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
+_STOPS = frozenset({EventClass.SHUTDOWN, EventClass.READONLY})
 _READ_OF_DEVICE = frozenset({"state", "uevent"})
 
 
@@ -160,7 +161,7 @@ class Closer:
             elif self._had_no_room(incident):
                 await self.look_after_room(incident.incident_id)
             elif not await self._recovered_with_its_device(incident):
-                self._look_for_recovery(incident)
+                await self._look_for_recovery(incident)
 
     def _look_for_mounts(self, incident: Incident) -> None:
         """A server that nothing is mounted from any more cannot be missed by anybody."""
@@ -191,7 +192,8 @@ class Closer:
                     text = "what it was about has been moved away, and is not mounted here any more"
                     self._book.close(incident, Outcome.DISMISSED, text)
                     return
-            elif self._may_come_back(incident):
+            else:
+                self._wait_for_its_mount(incident)
                 return
         self._missing.pop(incident.incident_id, None)
         well = "a write succeeds"
@@ -214,20 +216,36 @@ class Closer:
             return
         text = f"healthy for {incident.healthy_s:.0f} s, and {well}"
         self._book.close(current, Outcome.REPAIRED, text)
+        self._end_what_that_was_about(current)
 
-    def _may_come_back(self, incident: Incident) -> bool:
-        """Whether the volume is mounted elsewhere, where it is watched from now on, or may be soon:
-        a VE that was started again, or a node after its boot."""
+    def _end_what_that_was_about(self, repaired: Incident) -> None:
+        """An earlier incident of the volume that needed an operator: somebody has seen to it."""
+        for one in self._book.open_incidents():
+            same = one.filesystem.volume_key == repaired.filesystem.volume_key
+            if same and one.state is State.NEEDS_OPERATOR and one.domain is repaired.domain:
+                text = f"the volume was repaired: {repaired.incident_id}"
+                self._book.close(one, Outcome.RECOVERED, text)
+
+    def _wait_for_its_mount(self, incident: Incident) -> None:
+        """A VE that was restarted, or a node after its boot: it is watched on where it is mounted.
+
+        One that was stopped, however long, speaks neither for the repair nor against it.
+        """
         successor = self._successor(incident)
         if successor is None:
             since = self._missing.setdefault(incident.incident_id, time.monotonic())
-            return time.monotonic() - since < _COMES_BACK_S
+            if time.monotonic() - since >= _COMES_BACK_S and not self._is_known(incident):
+                text = "it was repaired, and its VE is not known here any more"
+                self._book.close(incident, Outcome.DISMISSED, text)
+            return
         self._verifying_since.pop((incident.incident_id, incident.attempts), None)
         self._missing.pop(incident.incident_id, None)
         moved = replace(incident, filesystem=describe(successor))
         text = f"the volume was mounted again as {successor.device}, and is watched there"
         self._book.put(moved.noted(time.time_ns(), text))
-        return True
+
+    def _is_known(self, incident: Incident) -> bool:
+        return any(ve in self._inventory.view.ves for ve in incident.ves)
 
     def _relapse(self, incident: Incident, why: str) -> None:
         relapsed = replace(incident, state=State.NEEDS_OPERATOR)
@@ -267,20 +285,17 @@ class Closer:
         if (current := self._present(incident)) is not None:
             self._book.close(current, Outcome.RECOVERED, text)
 
-    async def device_recovered(self, incident: Incident, by: str, said: str) -> Incident:
-        """`by` says that the device of this incident works again, or is another one: what it
-        has reported until now counts no more.
+    async def recovered(self, incident: Incident, by: str, said: str) -> Incident:
+        """`by` says that what this incident is about is well again.
 
-        The device is asked first. A filesystem on it that is well ends its incident with that; what
-        else is wrong is decided anew. Raises ConflictError, RefusedError with what the device says.
+        What its device has reported until now counts no more, which is asked first; a filesystem on
+        it that is well ends its incident with that, and what else is wrong is decided anew. Where
+        no device was to blame the filesystem is asked, and where it is mounted nowhere nobody.
+        Raises ConflictError, RefusedError with what they say.
         """
-        devices = self._own_devices(incident)
-        if not devices or not (incident.device_errors or incident.classes & DEVICE_CLASSES):
-            raise ConflictError(
-                f"{incident.incident_id} tells of no error of a device that is there",
-                hint=f"fswatch ack {incident.incident_id}, without --recovered",
-                code="FSW-CONFLICT-NO-DEVICE",
-            )
+        of_device = incident.device_errors or incident.classes & DEVICE_CLASSES
+        asked = of_device or self._superblock(incident) is None
+        devices = self._own_devices(incident) if asked else []
         for device in devices:
             fault = await self._device_fault(device)
             if fault is None and not await _can_be_read(f"/dev/{device.name}"):
@@ -290,11 +305,17 @@ class Closer:
                     f"/dev/{device.name} has not recovered: {fault}",
                     code="FSW-REFUSED-DEVICE",
                 )
-        superblock = self._superblock(incident)
-        unwell = superblock is not None and (
+        superblock = self._superblock(incident) or self._successor(incident)
+        unwell: object = superblock is not None and (
             self._state.errors(superblock.devno)
             or await verify.healthy(self._inventory, self._state, superblock)
         )
+        if unwell and superblock is not None and not devices:
+            raise RefusedError(
+                f"/dev/{superblock.device} has not recovered: {unwell}",
+                hint=f"fswatch repair {superblock.device} --dry-run shows what a repair would do",
+                code="FSW-REFUSED-UNWELL",
+            )
         current = self._book.get(incident.incident_id)
         if current is None or current.state in _BUSY or current.recent != incident.recent:
             raise ConflictError(
@@ -372,7 +393,7 @@ class Closer:
                 text += "; what could not be written meanwhile is lost where the writer was told so"
             self._book.close(current, Outcome.RECOVERED, text)
         elif current.domain is Domain.DAMAGE:
-            self._look_for_recovery(current)
+            await self._look_for_recovery(current)
         elif (damage := self._book.find(current.filesystem, Domain.DAMAGE)) is not None:
             text = f"there is room again beneath it; what it has done is {damage.incident_id}"
             self._book.close(current, Outcome.RECOVERED, text)
@@ -381,7 +402,7 @@ class Closer:
         """Want of room is over when there is room, in it and beneath it."""
         superblock = self._superblock(incident)
         if superblock is None:
-            self._look_for_recovery(incident)
+            await self._look_for_recovery(incident)
         elif self._had_no_room(incident):
             await self.look_after_room(incident.incident_id)
         elif incident.recent and await self._has_room(superblock):
@@ -393,7 +414,7 @@ class Closer:
             ):
                 self._book.close(current, Outcome.RECOVERED, "there is room again")
 
-    def _look_for_recovery(self, seen: Incident) -> None:
+    async def _look_for_recovery(self, seen: Incident) -> None:
         if (incident := self._present(seen)) is None:
             return
         superblock = self._superblock(incident)
@@ -405,7 +426,10 @@ class Closer:
             keep = incident.requested_by is not None or incident.confirmed
             # Counters of a filesystem say nothing about its device: that has to be quiet for long.
             keep = keep or (incident.device_errors > 0 and not self._is_quiet(incident))
-            if keep or quiet_s <= incident.healthy_s:
+            if quiet_s <= incident.healthy_s:
+                return
+            if keep:
+                await self._end_a_stop(incident, superblock)
                 return
             self._state.check(superblock.devno)  # as it is now, not as it was at the last look
             present = self._present(incident)
@@ -413,29 +437,54 @@ class Closer:
                 text = "only log lines said so, and the kernel's own counters are clean"
                 self._book.close(present, Outcome.FALSE_ALARM, text)
             return
-        if incident.filesystem.devno is None:
+        known = incident.filesystem
+        if known.devno is None and (known.device is None or known.image is not None):
             return
+        if known.devno is None and (
+            not incident.recent or _quiet_s(incident) <= incident.healthy_s
+        ):
+            return  # each line about a device that is gone would open another one
         successor = self._successor(incident)
         if successor is None:
             # One look may have missed it in the middle of a change.
             since = self._missing.setdefault(incident.incident_id, time.monotonic())
             if time.monotonic() - since < _MISSING_S:
                 return
-            self._forget_volume(incident.filesystem.volume_key)
-            device = incident.filesystem.device
-            text = f"{device} is no longer mounted; a later mount is looked at anew"
+            if (incident.denied_by or incident.mute) and self._is_known(incident):
+                return  # what somebody has said of it holds when it is mounted again
+            self._forget_volume(known.volume_key)
+            text = f"{known.device} is no longer mounted; a later mount is looked at anew"
             self._book.close(incident, Outcome.DISMISSED, text)
         elif self._state.health(successor.devno) is Health.OK:
             text = "the volume was mounted again and has no error recorded"
             self._book.close(incident, Outcome.RECOVERED, text)
-        else:
+        elif not await self._end_a_stop(incident, successor):
             moved = replace(incident, filesystem=describe(successor))
             if successor.backing.kind == "loop":
                 # Its errors came from beneath, where they are remembered; this is another one.
                 moved = replace(moved, device_errors=0, device_since_ns=None)
             text = f"the volume was mounted again as {successor.device}, with its error record"
+            if self._state.health(successor.devno) is Health.UNKNOWN:
+                text = (
+                    f"the volume was mounted again as {successor.device}; only a check would tell"
+                )
+                text += " whether it is damaged still"
             self._book.put(moved.noted(time.time_ns(), text))
             self._poke(incident.incident_id)
+
+    async def _end_a_stop(self, incident: Incident, superblock: Superblock) -> bool:
+        """Whether it had only stopped, and goes on: a new mount makes an end of that."""
+        if incident.requested_by is not None or not incident.classes <= _STOPS:
+            return False
+        if self._state.health(superblock.devno) not in {Health.OK, Health.UNKNOWN}:
+            return False
+        if await verify.healthy(self._inventory, self._state, superblock) is not None:
+            return False
+        if (current := self._present(incident)) is None:
+            return False
+        text = "it had stopped and goes on, nothing else is recorded, and a write succeeds"
+        self._book.close(current, Outcome.RECOVERED, text)
+        return True
 
     def _superblock(self, incident: Incident) -> Superblock | None:
         return self._inventory.view.attached(incident.filesystem)

@@ -272,14 +272,16 @@ class Operator:
     ) -> Incident:
         """Somebody has seen it; an incident that needs an operator ends with that, and a storm.
 
-        With `recovered` also that of a device: see `Closer.device_recovered`.
+        With `recovered` any other that is well again: see `Closer.recovered`.
         """
         incident = await self.find(text)
         if incident.state is State.CLOSED:
             raise ConflictError(f"{incident.incident_id} is closed", code="FSW-CONFLICT-CLOSED")
         if recovered:
-            said = _said(f"{by} says that its device has recovered, and it can be read", reason)
-            return await self._closer.device_recovered(incident, by, said)
+            said = _said(
+                f"{by} says that it has recovered, and nothing speaks against that", reason
+            )
+            return await self._closer.recovered(incident, by, said)
         incident = replace(incident, acknowledged_by=by)
         said = _said(f"acknowledged by {by}", reason)
         if incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM:

@@ -17,7 +17,9 @@ from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.model import BlockDevice
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
+from fswatchd.repair import verify
 from tests.unit import builders
+from tests.unit.inventory.test_lookup import superblock
 
 SDA = Devno(8, 0)
 
@@ -106,7 +108,7 @@ class Disk:
         return self.fault
 
     async def recovered(self) -> Incident:
-        return await self.closer.device_recovered(self.book.incident, "root", "root says so")
+        return await self.closer.recovered(self.book.incident, "root", "root says so")
 
 
 async def test_somebody_says_that_it_has_recovered_and_it_can_be_read(
@@ -142,28 +144,52 @@ async def test_another_error_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) 
     asked = disk.book.incident
     disk.book.incident = asked.joined(builders.event("kmsg", "io_error", fstype="block"), 1)
     with pytest.raises(ConflictError) as refused:
-        await disk.closer.device_recovered(asked, "root", "root says so")
+        await disk.closer.recovered(asked, "root", "root says so")
     assert refused.value.code == "FSW-CONFLICT-GOES-ON"
     assert not disk.book.closed
 
 
-async def test_what_is_no_fault_of_a_device_is_not_taken_back(
+@pytest.mark.parametrize("unwell", [None, "the filesystem has recorded 3 errors"])
+async def test_of_what_is_no_fault_of_a_device_the_filesystem_is_asked(
+    monkeypatch: pytest.MonkeyPatch, unwell: str | None
+) -> None:
+    disk = Disk(monkeypatch)
+    disk.readable = False  # nobody asks the device
+    mounted = superblock(3)
+    disk.closer._inventory.view = NodeView(  # type: ignore[misc]
+        superblocks={mounted.devno: mounted}
+    )
+    disk.closer._state = cast("Any", SimpleNamespace(errors=lambda _: 0))
+
+    async def healthy(*_: object, **__: object) -> str | None:
+        return unwell
+
+    monkeypatch.setattr(verify, "healthy", healthy)
+    disk.book.incident = builders.incident(builders.event("kmsg", "corruption", fstype="xfs"))
+    if unwell is None:
+        assert (await disk.recovered()).outcome is Outcome.RECOVERED
+        return
+    with pytest.raises(RefusedError, match=r"loop3 has not recovered: .*3 errors") as refused:
+        await disk.recovered()
+    assert refused.value.code == "FSW-REFUSED-UNWELL"
+    assert not disk.book.closed
+
+
+async def test_of_what_is_gone_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    event = builders.event("journal", "io_error", fstype="block")
+    gone = builders.filesystem(devno=None, device="sdz1", image=None, image_inode=None)
+    disk.book.incident = builders.incident(event, filesystem=gone)
+    assert (await disk.recovered()).outcome is Outcome.RECOVERED
+
+
+async def test_of_a_device_that_is_another_one_by_now_nothing_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     disk = Disk(monkeypatch)
-    event = builders.event("kmsg", "corruption", fstype="ext4")
-    disk.book.incident = builders.incident(event, filesystem=disk.book.incident.filesystem)
-    with pytest.raises(ConflictError) as refused:
-        await disk.recovered()
-    assert refused.value.code == "FSW-CONFLICT-NO-DEVICE"
-
-
-async def test_a_device_that_is_another_one_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk(monkeypatch)
+    disk.fault = "it is offline"
     disk.view.devices[SDA] = BlockDevice(devno=SDA, name="sda", kind="disk", disk_sequence=8)
-    with pytest.raises(ConflictError):
-        await disk.recovered()
-    assert not disk.book.closed
+    assert (await disk.recovered()).outcome is Outcome.RECOVERED
 
 
 async def refreshed() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
+from fswatchd.engine import closer as closer_module
 from fswatchd.engine.closer import NS, Closer
 from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Domain, Health
@@ -22,7 +23,7 @@ from fswatchd.inventory.view import NodeView
 from fswatchd.repair import verify
 from fswatchd.store.store import Store
 from tests.unit import builders
-from tests.unit.inventory.test_lookup import superblock
+from tests.unit.inventory.test_lookup import superblock, ve
 
 
 class Book:
@@ -68,7 +69,7 @@ def look(incident: Incident, health: Health = Health.OK) -> bool:
         has_room=cast("Any", None),
         device_fault=cast("Any", None),
     )
-    closer._look_for_recovery(incident)
+    asyncio.run(closer._look_for_recovery(incident))
     return bool(book.closed)
 
 
@@ -123,7 +124,7 @@ def test_errors_of_an_attachment_are_no_errors_of_the_next_one(kind: str, errors
         device_fault=cast("Any", None),
     )
     closer._state._now = Health.DAMAGED  # type: ignore[attr-defined]
-    closer._look_for_recovery(before)
+    asyncio.run(closer._look_for_recovery(before))
     (moved,) = put
     assert (moved.filesystem.disk_sequence, moved.device_errors) == (43, errors)
 
@@ -225,3 +226,88 @@ async def test_what_is_repaired_while_another_one_is_probed_is_left_alone(
 
 async def refreshed() -> None:
     """Everything is as it was."""
+
+
+def ended(
+    monkeypatch: pytest.MonkeyPatch,
+    found: Incident,
+    *mounted: Superblock,
+    health: Health = Health.UNKNOWN,
+    known: bool = True,
+) -> tuple[list[str], list[Incident]]:
+    """What a sweep closes, and what it puts, after everything has been missing for long."""
+    monkeypatch.setattr(closer_module, "_MISSING_S", 0.0)
+
+    async def healthy(*_: object, **__: object) -> None:
+        return None
+
+    monkeypatch.setattr(verify, "healthy", healthy)
+    book, put = Book(found), cast("list[Incident]", [])
+    cast("Any", book).put = put.append
+    view = NodeView(superblocks={one.devno: one for one in mounted})
+    if known:
+        mine = ve("lxc", "ve101")
+        view = replace(view, ves={mine.ve_id: mine})
+    closer = Closer(
+        cast("Any", book),
+        cast("Any", SimpleNamespace(view=view, refresh=refreshed)),
+        cast("Any", State(health)),
+        forget_volume=lambda _: None,
+        poke=lambda _: None,
+        has_room=cast("Any", None),
+        device_fault=cast("Any", None),
+    )
+    closer._state._now = health  # type: ignore[attr-defined]
+    asyncio.run(closer._look_for_recovery(found))
+    return book.closed, put
+
+
+def quiet(klass: str, **more: Any) -> Incident:
+    """Confirmed, and its last error some time ago."""
+    found = builders.incident(builders.event("state", klass), healthy_s=0.001, **more)
+    return replace(found, recent=((boottime_ns() - NS, "state", 1),))
+
+
+@pytest.mark.parametrize(("denied", "closes"), [("root", False), (None, True)])
+def test_a_no_holds_while_the_ve_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, denied: str | None, *, closes: bool
+) -> None:
+    closed, _ = ended(monkeypatch, quiet("corruption", denied_by=denied))
+    assert bool(closed) is closes
+
+
+def test_nobody_waits_for_a_ve_that_was_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, _ = ended(monkeypatch, quiet("corruption", denied_by="root"), known=False)
+    assert closed
+
+
+def test_what_names_a_device_that_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = builders.filesystem(devno=None, device="sdz1", image=None, image_inode=None)
+    assert ended(monkeypatch, quiet("io_error", filesystem=gone))[0]
+    fresh = replace(quiet("io_error", filesystem=gone), healthy_s=3600.0)
+    assert not ended(monkeypatch, fresh)[0]
+
+
+@pytest.mark.parametrize("sequence", [42, 43], ids=["as-it-was", "mounted-anew"])
+@pytest.mark.parametrize(
+    ("klass", "health", "closes"),
+    [
+        ("shutdown", Health.UNKNOWN, True),
+        ("shutdown", Health.OK, True),
+        ("shutdown", Health.SHUTDOWN, False),
+        ("corruption", Health.UNKNOWN, False),
+    ],
+)
+def test_a_stop_is_over_with_it_and_damage_is_not(
+    monkeypatch: pytest.MonkeyPatch, sequence: int, klass: str, health: Health, *, closes: bool
+) -> None:
+    again = replace(
+        superblock(3),
+        disk_sequence=sequence,
+        uuid=builders.filesystem().uuid,
+        backing=Backing(kind="loop", image_devno=Devno(8, 1), image_inode=77),
+    )
+    closed, put = ended(monkeypatch, quiet(klass), again, health=health)
+    assert bool(closed) is closes
+    if klass == "corruption" and sequence == 43:
+        assert "only a check would tell" in put[-1].log[-1][1]

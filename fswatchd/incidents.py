@@ -179,9 +179,10 @@ class Incident:
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
     itself reported, since `device_since_ns`. `lost` is the data of files that could not be written
     or read, one entry a file. `cause` names what is to blame instead of the filesystem; one that is
-    over has `until`, and `classes_since` are those of the events after it. `consequences` are the
-    incidents that this one is, or was, to blame for; `untold` says that nobody was told of this
-    one, because its cause has an incident that was.
+    over has `until`, and `classes_since` are those of the events after it. `limits` are the
+    quotas that somebody is above (`sources.quota`). `consequences` are the incidents that this one
+    is, or was, to blame for; `untold` says that nobody was told of this one, because its cause has
+    an incident that was.
     """
 
     incident_id: str
@@ -208,6 +209,7 @@ class Incident:
     lost: tuple[LostWrite, ...] = ()
     cause: dict[str, object] | None = None
     classes_since: frozenset[EventClass] = frozenset()
+    limits: tuple[str, ...] = ()
     consequences: tuple[str, ...] = ()
     untold: bool = False
     rule: str | None = None

@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
             answer.add_argument(
                 "--recovered",
                 action="store_true",
-                help="it is well again, which is asked: what its device has reported counts no more",
+                help="it is well again, and is asked: what its device has reported counts no more",
             )
 
     events = add("events", commands.events, "what the sources have heard")

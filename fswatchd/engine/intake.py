@@ -19,6 +19,7 @@ from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_
 from fswatchd.incidents import Filesystem, Incident, Outcome
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.repair import scratch
+from fswatchd.sources.quota import limits_after
 from fswatchd.sources.state import StateSource
 from fswatchd.sources.xfs_healer import GIVEN_UP, HEALER
 from fswatchd.store.store import Store, StoredEvent
@@ -261,6 +262,8 @@ class Intake:
         fresh = event.source not in incident.sources
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         incident = incident.joined(event, now, cursor).on_clock(*self._book.clock())
+        if event.source == "quota":
+            incident = replace(incident, limits=limits_after(incident.limits, event.detail))
         gives_up = event.detail.startswith(HEALER) and event.detail.endswith(GIVEN_UP)
         if fresh or gives_up or before != (incident.klass, incident.severity, incident.confirmed):
             confirms = " (confirms)" if event.confirms else ""
@@ -270,6 +273,13 @@ class Intake:
     def _all_clear(self, event: FsEvent, found: Attribution) -> None:
         domain = Domain.QUOTA if event.source == "quota" else Domain.REMOTE
         incident = self._book.find(found.filesystem, domain)
+        if incident is not None and domain is Domain.QUOTA:
+            # Each is told of by itself: the last one that is below again ends it.
+            left = limits_after(incident.limits, event.detail)
+            if left:
+                incident = replace(incident, limits=left)
+                self._book.put(incident.noted(event.time_ns, f"{event.source}: {event.detail}"))
+                return
         if incident is not None:
             self._book.close(incident, Outcome.RECOVERED, f"{event.source}: {event.detail}")
 

@@ -101,6 +101,20 @@ class QuotaSource(Source):
         self._emit(klass, f"{kind} {owner} {text}", confirms=True, severity=severity, devno=devno)
 
 
+def limits_after(passed: tuple[str, ...], detail: str) -> tuple[str, ...]:
+    """The limits that are passed on a filesystem after this event: "user 1000 hard space".
+
+    The kernel tells each once. Who is below the soft limit of something is below its hard one.
+    """
+    kind, owner = detail.split(" ")[:2]
+    what = detail.removesuffix(" again").removesuffix(" for too long").rpartition(" ")[2]
+    soft, hard = (f"{kind} {owner} {level} {what}" for level in ("soft", "hard"))
+    limit = hard if " hard " in detail else soft
+    if " is below " not in detail:
+        return passed if limit in passed else (*passed, limit)
+    return tuple(one for one in passed if one not in {limit, hard})
+
+
 async def _connect() -> AsyncDQuotSocket:
     connection = AsyncDQuotSocket()
     try:

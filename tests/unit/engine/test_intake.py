@@ -266,3 +266,19 @@ async def test_the_end_does_not_wait_for_what_cannot_be_read(path) -> None:
     await asyncio.wait_for(running.intake.settle(), 30)
     assert running.intake._again is None
     await running.store.close()
+
+
+async def test_the_all_clear_of_one_is_not_that_of_another(path) -> None:
+    running = await Running(path).start()
+    hard, below = "has reached the hard limit of space", "is below the soft limit of space again"
+    for said in (f"user 1000 {hard}", f"user 2000 {hard}"):
+        running.intake.event(nameless("quota", "quota", detail=said))
+    await running.stored(2)
+    (incident,) = running.book.open_incidents()
+    running.intake._digest_all()
+    for number, left in ((2000, 1), (3000, 1), (1000, 0)):
+        running.intake.event(nameless("quota", "recovered", detail=f"user {number} {below}"))
+        running.intake._digest_all()
+        assert len(running.book.open_incidents()) == left
+    await running.store.close()
+    assert incident.limits == ("user 1000 hard space",)

@@ -15,7 +15,7 @@ from pyroute2.netlink.event.dquot import MarshalDQuot, dquotmsg
 from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Severity
 from fswatchd.sources import quota
-from fswatchd.sources.quota import QuotaSource
+from fswatchd.sources.quota import QuotaSource, limits_after
 from tests.collected import Collected
 
 FAMILY = 17
@@ -143,3 +143,27 @@ async def test_after_an_overflow_or_nonsense_it_says_so_and_listens_anew(
     assert len(sink.losses) == source.status.lost == 1
     assert first.closed
     assert second.closed
+
+
+@pytest.mark.parametrize(
+    ("warnings", "left"),
+    [
+        ([(4, 1000)], ("user 1000 hard space",)),
+        ([(4, 1000), (10, 2000)], ("user 1000 hard space",)),
+        ([(6, 1000), (4, 1000), (9, 1000)], ("user 1000 soft space",)),
+        ([(6, 1000), (4, 1000), (10, 1000)], ()),
+        ([(3, 7), (2, 7), (4, 7), (8, 7)], ("user 7 hard space",)),
+    ],
+)
+def test_who_is_above_a_limit_after_all_that_was_said(
+    warnings: list[tuple[int, int]], left: tuple[str, ...]
+) -> None:
+    sink = Collected()
+    source = QuotaSource(sink)
+    for warning, owner in warnings:
+        attributes = decoded(message(warning)) | {"QUOTA_NL_A_EXCESS_ID": owner}
+        source.handle(attributes)
+    limits: tuple[str, ...] = ()
+    for found in sink.events:
+        limits = limits_after(limits, found.detail)
+    assert limits == left

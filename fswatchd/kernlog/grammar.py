@@ -37,6 +37,15 @@ _SLOTS = {
     # A backslash: printk escapes it, because it escapes with it (kernel/printk/printk.c).
     "<backslash>": r"(?:\\(?:x5c)?)",
 }
+# What the kernel says of a process begins with the name that the process has given itself, and that
+# can be the begin of any other message: arch/x86/mm/fault.c (segfault), mm/oom_kill.c,
+# mm/page_alloc.c (warn_alloc), fs/drop_caches.c, kernel/exit.c (stack depth).
+_OF_A_PROCESS = re.compile(
+    rf"{_SLOTS['<comm>']}(?:\[\d+\]: (?:segfault at |bad frame )| invoked oom-killer: |"
+    r": (?:page allocation failure|vmalloc error): | \(\d+\): drop_caches: |"
+    r" \(\d+\) used greatest stack depth: )",
+    re.DOTALL | re.ASCII,
+)
 _SLOT = re.compile(rf"(?<!\?P)(?:{'|'.join(_SLOTS)})")
 _GROUP_NAME = re.compile(r"\(\?P<\w+>")
 _LETTER_FIRST = re.compile(r"[A-Za-z_][A-Za-z0-9_/: (\[-]")
@@ -189,7 +198,7 @@ class Grammar:
         if len(message) > MESSAGE_MAX:
             return None
         first = self._first.match(message)
-        if first is None or first.lastindex is None:
+        if first is None or first.lastindex is None or _OF_A_PROCESS.match(message):
             return None
         family = self.families[first.lastindex - 1]
         return family.classify(message, problems_only=problems_only)

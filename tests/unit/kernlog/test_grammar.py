@@ -366,3 +366,29 @@ def test_a_hostile_line_costs_no_more_than_finding_its_end(size: int) -> None:
         for prefix in ("", "Jul 30 05:09:46 host kernel: [  749.807367] "):
             ours = seconds(lambda line: classify_line(shipped(), line), prefix + head, size)
             assert ours < max(seconds(nothing.search, prefix + head, size), 0.001) * 20
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "F2FS-fs (sdb): [26174]: segfault at 0 ip 0 sp 0 error 4 in Bitmap was wrongly set",
+        "F2FS-fs (sdb): [26174]: segfault at 0 ip 0 sp 0 error 4 in read error",
+        "btrfs: corrupt invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0",
+        "jfs_mount: page allocation failure: order:4, mode:0xcc0(GFP_KERNEL)",
+        "ploop(24002)[26174]: segfault at 0 ip 0 sp 0 error 4",
+        "XFS (loop3): C (1): drop_caches: 3",
+    ],
+)
+def test_no_process_names_itself_a_problem(line: str) -> None:
+    found = shipped().classify(line)
+    assert found is None or not found.problem
+
+
+def test_no_name_hides_a_problem() -> None:
+    line = (
+        "EXT4-fs error (device loop3): ext4_find_entry:1455: inode #2: comm x[1]: segfault a: "
+        "reading directory lblock 0"
+    )
+    found = shipped().classify(line)
+    assert found is not None
+    assert (found.problem, found.device) == (True, "loop3")

@@ -208,7 +208,7 @@ class Places:
     def _tree(self, pid: int | str) -> MountTree:
         if pid not in self._trees:
             table: list[Mount] = []
-            with suppress(OSError, mountinfo.MountinfoError):
+            with suppress(OSError):
                 table = mountinfo.read(pid)
             self._trees[pid] = MountTree(table)
         return self._trees[pid]

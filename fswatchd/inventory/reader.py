@@ -185,7 +185,7 @@ class NodeReader:
             covered = self.scanner.covered(key) if key is not None else frozenset()
             if key is None or pid is None or not covered:
                 continue
-            with suppress(OSError, mountinfo.MountinfoError):
+            with suppress(OSError):
                 seen = frozenset(mount.mount_id for mount in mountinfo.read(pid))
                 if seen and proc.mount_namespace_inode(pid) == key:
                     mounts = (place.mount for place in table.get(key, ()))

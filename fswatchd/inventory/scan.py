@@ -202,7 +202,7 @@ class MountinfoScanner:
         pid = self._pids.get(namespace)
         if pid is None or proc.mount_namespace_inode(pid) != namespace:
             return None
-        with suppress(OSError, mountinfo.MountinfoError):
+        with suppress(OSError):
             for found in mountinfo.read(pid):
                 if found.mount_id == mount.mount_id and found.devno == mount.devno:
                     return found

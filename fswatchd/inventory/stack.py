@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from errno import ENXIO
-from pathlib import Path
 
 from fswatchd.devno import Devno
 from fswatchd.inventory.model import Backing, BlockDevice, VeId
 from fswatchd.inventory.paths import Key, inode_key
-from fswatchd.kernel import block, loop
+from fswatchd.kernel import block, loop, pseudofile
 
 # (device, inode) of an image file → the VE that declares it, and its path.
 Images = Mapping[tuple[Devno, int], tuple[VeId, str]]
@@ -141,9 +140,9 @@ def _with_path(device: BlockDevice, images: Images, key_of: Callable[[str], Key 
         return backing if backing.image == path else replace(backing, image=path)
     if backing.image is not None and key_of(backing.image) == key:
         return backing
-    remembered = Path(f"/sys/block/{device.name}/loop/backing_file")
+    remembered = f"/sys/block/{device.name}/loop/backing_file"
     with suppress(OSError):
-        path = remembered.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
+        path = os.fsdecode(pseudofile.read(remembered)).removesuffix("\n")
         found = key_of(path)
         # The kernel follows a rename, and says when a file was deleted. What cannot be looked up
         # because its filesystem has stopped is where it was.

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from fswatchd.kernel import mountinfo
 from fswatchd.kernel.pseudofile import read
 
 _POLL_S = 0.002
@@ -22,16 +23,13 @@ def hierarchies() -> tuple[Path, ...]:
     """Where cgroup paths are rooted, the best one for control first: unified, then freezer."""
     unified: list[Path] = []
     legacy: list[Path] = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            head, _, tail = line.partition(" - ")
-            fstype, _, options = tail.split(" ", 2)
-            path = Path(head.split(" ")[4])
-            if fstype == "cgroup2":
-                unified.append(path)
-            elif fstype == "cgroup":
-                first = "freezer" in options.strip().split(",")
-                legacy.insert(0 if first else len(legacy), path)
+    for mount in mountinfo.read("self"):
+        path = Path(mount.point)
+        if mount.fstype == "cgroup2":
+            unified.append(path)
+        elif mount.fstype == "cgroup":
+            first = "freezer" in mount.superblock_options
+            legacy.insert(0 if first else len(legacy), path)
     return tuple(unified + legacy)
 
 

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
 
 from fswatchd.devno import Devno
 
 from . import proc
+from .pseudofile import lines
 
 _FIELD = "fuse_connection:"
 _MINOR_BITS = 20
@@ -34,11 +34,12 @@ def _connection(pid: int, fd: str) -> Devno | None:
         # The name that the device has there; that it is the device, the next file shows.
         if not os.readlink(f"/proc/{pid}/fd/{fd}").endswith("/fuse"):
             return None
-        text = Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii", errors="replace")
+        facts = lines(f"/proc/{pid}/fdinfo/{fd}")
     except OSError:
         return None
-    for line in text.splitlines():
-        if line.startswith(_FIELD):
-            number = int(line.removeprefix(_FIELD))
+    for line in facts:
+        # Another file may be called so, and have a name of its user's choice in here.
+        if line.startswith(_FIELD) and (text := line.removeprefix(_FIELD).strip()).isdecimal():
+            number = int(text)
             return Devno(number >> _MINOR_BITS, number & ((1 << _MINOR_BITS) - 1))
     return None

@@ -8,6 +8,7 @@ import re
 
 from fswatchd.devno import Devno
 
+from . import pseudofile
 from .mounts import Mount
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -50,13 +51,20 @@ def _number(text: str | None) -> int:
     return int(text) if text is not None and text.isdecimal() else 0
 
 
-def read(pid: int | str) -> list[Mount]:
+def read(pid: int | str, unread: list[str] | None = None) -> list[Mount]:
     """All mounts in the namespace of process `pid`. Raises OSError when the process is gone.
 
-    The file is closed before returning: an open mountinfo keeps its namespace alive.
+    A line that is none costs no other one; it is added to `unread`. The file is closed before
+    returning: an open mountinfo keeps its namespace alive.
     """
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return [parse_line(line) for line in file.read().split("\n") if line]
+    found = []
+    for line in pseudofile.lines(f"/proc/{pid}/mountinfo"):
+        try:
+            found.append(parse_line(line))
+        except MountinfoError:
+            if unread is not None:
+                unread.append(line)
+    return found
 
 
 def unescape(text: str) -> str:

@@ -10,7 +10,7 @@ import time
 
 from fswatchd.devno import Devno
 
-from . import mountinfo
+from . import mountinfo, pseudofile
 from .syscalls import (
     CLONE_NEWNS,
     RESOLVE_CACHED,
@@ -84,16 +84,12 @@ def _stat_devno(place: int) -> Devno | None:
 
 def _mount_devno(place: int, own_proc: int) -> Devno | None:
     """The device number of the superblock that the descriptor's mount shows, from mountinfo."""
-    mount_id = re.search(r"^mnt_id:\s*(\d+)$", _read(own_proc, f"fdinfo/{place}"), re.MULTILINE)
+    facts = pseudofile.read(f"fdinfo/{place}", own_proc).decode("ascii")
+    mount_id = re.search(r"^mnt_id:\s*(\d+)$", facts, re.MULTILINE)
     if mount_id is None:
         return None
-    for line in _read(own_proc, "mountinfo").split("\n"):
+    for line in pseudofile.lines("mountinfo", own_proc):
         if line.startswith(f"{mount_id[1]} "):
-            return mountinfo.parse_line(line).devno
+            with contextlib.suppress(mountinfo.MountinfoError):
+                return mountinfo.parse_line(line).devno
     return None
-
-
-def _read(directory: int, name: str) -> str:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    with open(fd, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 SYSFS, PROC = Path("/sys"), Path("/proc")
 # Programs whose descriptors are known to mean what they serve.
-SERVERS = frozenset({"qemu-nbd", "nbdkit", "qemu-storage-daemon"})
-_UID = re.compile(r"^Uid:\s+(\d+)\s+(\d+)", re.MULTILINE)
+SERVERS = frozenset({b"qemu-nbd", b"nbdkit", b"qemu-storage-daemon"})
+_UID = re.compile(rb"^Uid:\s+(\d+)\s+(\d+)", re.MULTILINE)
 _NAMES_FD = 64
 
 
@@ -23,12 +23,12 @@ def server(device: str, sysfs: Path = SYSFS, proc: Path = PROC) -> int | None:
     """The process of root that serves `nbdN`; None where it is not known or another program."""
     try:
         pid = int((sysfs / "block" / device / "pid").read_text(encoding="ascii"))
-        status = (proc / str(pid) / "status").read_text(encoding="utf-8", errors="replace")
-        program = (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace").strip()
+        status = (proc / str(pid) / "status").read_bytes()
+        program = (proc / str(pid) / "comm").read_bytes().rstrip(b"\n")
     except (OSError, ValueError):
         return None
     match = _UID.search(status)
-    if match is None or match.groups() != ("0", "0") or program not in SERVERS:
+    if match is None or match.groups() != (b"0", b"0") or program not in SERVERS:
         return None
     return pid
 

@@ -54,7 +54,7 @@ def held(devno: Devno, namespaces: Collection[int]) -> Iterator[OpenFile]:
     """Descriptors on the filesystem of processes in these mount namespaces (inode numbers)."""
     for pid in proc.pids():
         if proc.mount_namespace_inode(pid) in namespaces:
-            with suppress(OSError, mountinfo.MountinfoError):
+            with suppress(OSError):
                 yield from _of(pid, devno)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from fswatchd.kernel.pseudofile import read
+from fswatchd.kernel.pseudofile import lines, read
 
 _PF_EXITING = 0x4  # include/linux/sched.h; `flags` of /proc/PID/stat
 
@@ -99,10 +99,10 @@ def parent(pid: int) -> int | None:
 def user(pid: int) -> int | None:
     """The user that the process is, None where it is several (real, effective, saved) or gone."""
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-            ids = next((line.split()[1:] for line in file if line.startswith("Uid:")), [])
+        status = lines(f"/proc/{pid}/status")
     except OSError:
         return None
+    ids = next((line.split()[1:] for line in status if line.startswith("Uid:")), [])
     return int(ids[0]) if len(set(ids)) == 1 else None
 
 
@@ -141,10 +141,9 @@ def is_of_the_node(pid: int) -> bool:
 def command_name(pid: int) -> str:
     """The process's command name, which it chose itself; "?" when it is gone."""
     try:
-        text = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="surrogateescape")
+        return os.fsdecode(read(f"/proc/{pid}/comm")).rstrip("\n")
     except OSError:
         return "?"
-    return text.rstrip("\n")
 
 
 def mount_namespace_inode(pid: int | str) -> int | None:
@@ -165,14 +164,10 @@ def own_mount_namespace() -> int | None:
 def cgroups(pid: int) -> dict[str, str]:
     """Controller (empty for v2) → path, as in /proc/PID/cgroup; empty when it is gone."""
     try:
-        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
+        split = [line.split(":", 2) for line in lines(f"/proc/{pid}/cgroup")]
     except OSError:
         return {}
-    found = {}
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        found[controllers] = path
-    return found
+    return {fields[1]: fields[2] for fields in split if len(fields) == 3}
 
 
 def _stat_fields(pid: int) -> list[bytes]:
@@ -191,14 +186,13 @@ def virtuozzo_ve(pid: int) -> tuple[str, int] | None:
     None on any other, and when the process is gone.
     """
     try:
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-            return read_virtuozzo_ve(file.read())
+        return read_virtuozzo_ve(lines(f"/proc/{pid}/status"))
     except OSError:
         return None
 
 
-def read_virtuozzo_ve(status: str) -> tuple[str, int] | None:
+def read_virtuozzo_ve(status: list[str]) -> tuple[str, int] | None:
     """See `virtuozzo_ve`. The command's name comes first, and cannot hold a newline."""
-    fields = dict(line.partition(":\t")[::2] for line in status.splitlines())
+    fields = dict(line.partition(":\t")[::2] for line in status)
     env, number = fields.get("envID"), fields.get("VPid", "")
     return (env, int(number)) if env and number.isdecimal() else None

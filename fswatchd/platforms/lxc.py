@@ -23,7 +23,7 @@ from fswatchd import process
 from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, NamespaceKey, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
-from fswatchd.kernel import cgroup, mounts, proc
+from fswatchd.kernel import cgroup, mounts, proc, pseudofile
 from fswatchd.situation import WISH, joined_labels
 
 DEFAULT_PATH = "/var/lib/lxc"
@@ -116,8 +116,8 @@ class LxcPlatform:
 
 def running_containers() -> set[tuple[str, str]]:
     """(lxcpath, name) of every container whose monitor, or somebody in its place, listens."""
-    text = Path("/proc/net/unix").read_text(encoding="utf-8", errors="surrogateescape")
-    return {(m[1], m[2]) for line in text.splitlines() if (m := _SOCKET.search(line))}
+    table = pseudofile.lines("/proc/net/unix")
+    return {(m[1], m[2]) for line in table if (m := _SOCKET.search(line))}
 
 
 def only_root_writes(path: str) -> bool:

@@ -31,7 +31,7 @@ from pathlib import Path
 from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
-from fswatchd.kernel import cow, proc
+from fswatchd.kernel import cow, proc, pseudofile
 from fswatchd.platforms.lxc import only_root_writes
 
 # A path may lead to where somebody else answers, or does not.
@@ -112,8 +112,7 @@ class UmlPlatform:
 
     async def list_ves(self) -> list[Ve]:
         """See Platform."""
-        table = Path("/proc/net/unix").read_text(encoding="utf-8", errors="surrogateescape")
-        sockets = frozenset(consoles(table))
+        sockets = frozenset(consoles(pseudofile.lines("/proc/net/unix")))
         if not sockets and not self._found.instances and self._reading is None:
             return []
         if self._reading is None and self._is_due(sockets):
@@ -157,9 +156,9 @@ class UmlPlatform:
         )
 
 
-def consoles(table: str) -> list[Socket]:
+def consoles(table: list[str]) -> list[Socket]:
     """The sockets in /proc/net/unix that are called as a console's is."""
-    matches = (_SOCKET.search(line) for line in table.splitlines() if line.endswith("/mconsole"))
+    matches = (_SOCKET.search(line) for line in table if line.endswith("/mconsole"))
     return [(int(match[1]), match[2], match[3]) for match in matches if match]
 
 

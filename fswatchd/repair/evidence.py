@@ -236,7 +236,7 @@ def _mounts(incident: Incident, inventory: Inventory, problems: list[str]) -> li
         except OSError as error:
             problems.append(f"no mount table of {name}: {error}")
         else:
-            lines += text.splitlines()
+            lines += text.rstrip("\n").split("\n")
     return lines
 
 

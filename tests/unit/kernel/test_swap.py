@@ -18,4 +18,4 @@ def test_files_devices_and_what_is_gone(tmp_path: Path) -> None:
         f"{str(area).replace(' ', chr(92) + '040')} file\t\t524284\t\t0\t\t-3\n"
     )
     here = Devno.of(tmp_path.stat().st_dev)
-    assert swap.areas(table) == [("/dev/gone", None), (str(area), here)]
+    assert swap.areas(str(table)) == [("/dev/gone", None), (str(area), here)]

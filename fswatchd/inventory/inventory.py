@@ -225,7 +225,7 @@ class Inventory:
                 self.on_refreshed(str(error) or type(error).__name__)
                 raise
             self._failed = False
-            self.on_refreshed("")
+            self.on_refreshed(self._reader.unread())
             return changes
 
     async def _refresh(self, *, forget: bool) -> Changes:

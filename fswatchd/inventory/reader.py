@@ -68,6 +68,10 @@ class NodeReader:
         """These devices and all that they rest on."""
         return self._stack.read(wanted, {})
 
+    def unread(self) -> str:
+        """See MountScanner.unread."""
+        return self.scanner.unread()
+
     def process_in(self, namespace: NamespaceKey) -> int | None:
         """See Owners.process_in."""
         return self._owners.process_in(namespace)

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from fswatchd.events import printable
 from fswatchd.inventory import reach
 from fswatchd.inventory.model import (
     SCANNED_FILESYSTEMS,
@@ -22,6 +23,9 @@ from fswatchd.inventory.model import (
 from fswatchd.kernel import mountinfo, mounts, proc
 from fswatchd.kernel.mounts import Mount
 from fswatchd.kernel.remote import is_remote
+
+_LINE_SHOWN = 200
+_UNREAD_SHOWN = 3
 
 MountTable = Mapping[NamespaceKey, Sequence[NamespaceMount]]
 
@@ -71,6 +75,10 @@ class MountScanner(Protocol):
         """The mounts (`mount_id`) in it that its root covers, as of the last scan; see `reach`."""
         ...
 
+    def unread(self) -> str:
+        """What of the last scan is not understood: mounts may be missing. Empty for nothing."""
+        ...
+
 
 class StatmountScanner:
     """By nsfs ioctls, listmount and statmount.
@@ -112,6 +120,10 @@ class StatmountScanner:
         """See MountScanner."""
         known = self._known.get(self._ids.get(namespace, 0))
         return known.covered if known is not None else frozenset()
+
+    def unread(self) -> str:
+        """Nothing: there is no text."""
+        return ""
 
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
         """See MountScanner."""
@@ -182,6 +194,7 @@ class MountinfoScanner:
 
     def __init__(self) -> None:
         self._pids: dict[NamespaceKey, int] = {}
+        self._unread: list[str] = []
 
     def namespaces_changed(self) -> bool | None:
         """See MountScanner."""
@@ -196,6 +209,10 @@ class MountinfoScanner:
     def covered(self, namespace: NamespaceKey) -> frozenset[int]:
         """None: mountinfo does not show mounts that its process cannot reach."""
         return frozenset()
+
+    def unread(self) -> str:
+        """See MountScanner."""
+        return "; ".join(self._unread[:_UNREAD_SHOWN])
 
     def current(self, namespace: NamespaceKey, mount: Mount) -> Mount | None:
         """See MountScanner."""
@@ -212,25 +229,32 @@ class MountinfoScanner:
         """See MountScanner."""
         table: dict[NamespaceKey, Sequence[NamespaceMount]] = {}
         pids: dict[NamespaceKey, int] = {}
+        unread: list[str] = []
         for pid in proc.pids():
             inode = proc.mount_namespace_inode(pid)
             if inode is None or NamespaceKey(inode) in table:
                 continue
             key = NamespaceKey(inode)
             try:
-                table[key] = self._read(pid, key, on_namespace)
-            except mountinfo.MountinfoError:
-                continue
+                lines: list[str] = []
+                table[key] = self._read(pid, key, on_namespace, lines)
             except OSError as error:
                 if mounts.is_shortage(error):
                     raise
                 continue  # the process has ended
             pids[key] = pid
-        self._pids = pids
+            if lines:
+                text = f"process {pid} has mounts that are not understood, such as"
+                unread.append(f"{text} {printable(lines[0], _LINE_SHOWN)}")
+        self._pids, self._unread = pids, unread
         return table
 
     def _read(
-        self, pid: int, key: NamespaceKey, on_namespace: Callable[[NamespaceKey, int], None] | None
+        self,
+        pid: int,
+        key: NamespaceKey,
+        on_namespace: Callable[[NamespaceKey, int], None] | None,
+        unread: list[str],
     ) -> list[NamespaceMount]:
         if on_namespace is not None:
             fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -238,7 +262,7 @@ class MountinfoScanner:
                 on_namespace(key, fd)
             finally:
                 os.close(fd)
-        found = {mount.mount_id: mount for mount in mountinfo.read(pid)}
+        found = {mount.mount_id: mount for mount in mountinfo.read(pid, unread)}
         return [
             NamespaceMount(namespace=key, mount=_with_parent(mount, found))
             for mount in found.values()

@@ -24,7 +24,13 @@ class Node:
     def __init__(self) -> None:
         self.inventory = Inventory([], cast("Any", SimpleNamespace()))
         self.inventory.subscribe(on_superblock=lambda found, _: self.told(found.device))
-        reader = SimpleNamespace(read=self._read, forget=lambda: None, devices=lambda _: {})
+        self.unread = ""
+        reader = SimpleNamespace(
+            read=self._read,
+            forget=lambda: None,
+            devices=lambda _: {},
+            unread=lambda: self.unread,
+        )
         self.inventory._reader = cast("Any", reader)
         self.inventory._open = self._open  # type: ignore[method-assign, assignment]
         self.heard: list[str] = []
@@ -101,6 +107,18 @@ async def test_a_look_that_fails_is_told_until_one_does_not(
     await node.inventory.refresh()
     assert told == ["[Errno 24] Too many open files", ""]
     assert not node.inventory.is_behind()
+
+
+async def test_mounts_that_are_not_understood_are_told_of_and_cost_no_others() -> None:
+    node, told = Node(), list[str]()
+    node.hangs.set()
+    node.inventory.on_refreshed = told.append
+    node.unread = "process 7 has mounts that are not understood"
+    await node.inventory.refresh()
+    node.unread = ""
+    await node.inventory.refresh()
+    assert told == ["process 7 has mounts that are not understood", ""]
+    assert node.heard == ["loop0", "loop1", "loop2"]
 
 
 async def test_two_threads_never_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fswatchd.inventory import scan
 from fswatchd.inventory.model import NamespaceKey
 from fswatchd.inventory.scan import MountinfoScanner, StatmountScanner
-from fswatchd.kernel import mountinfo, mounts
+from fswatchd.kernel import mountinfo, mounts, proc, pseudofile
 
 
 def short(*_: object) -> NoReturn:
@@ -71,6 +71,24 @@ def test_what_has_moved_is_read_by_the_next_look_where_this_one_fails(
     monkeypatch.setattr(mounts, "stat_mount", describe)
     scanner.scan()
     assert described == [7]
+
+
+def test_a_line_that_is_not_understood_costs_no_other_one_and_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else whoever gets one into his namespace would be heard no more, and nobody would say so."""
+    lines = [b"21 1 8:1 / / rw - ext4 /dev/sda1 rw", b"22 21 8:1 what\x1b this", b"23 21 8:2 /"]
+    text = b"\n".join([*lines, b"24 21 8:3 / /a\rb rw - ext4 /dev/sda3 rw", b""])
+    monkeypatch.setattr(proc, "pids", lambda: iter([os.getpid()]))
+    monkeypatch.setattr(pseudofile, "read", lambda *_: text)
+    scanner = MountinfoScanner()
+    (places,) = scanner.scan().values()
+    assert [place.mount.point for place in places] == ["/", "/a\rb"]
+    told = "has mounts that are not understood, such as 22 21 8:1 what\\x1b this"
+    assert scanner.unread() == f"process {os.getpid()} {told}"
+    monkeypatch.setattr(pseudofile, "read", lambda *_: lines[0])
+    scanner.scan()
+    assert scanner.unread() == ""
 
 
 def test_without_descriptors_nobody_can_say_that_a_namespace_is_gone(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fswatchd.devno import Devno
+from fswatchd.events import printable
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import (
@@ -45,6 +46,7 @@ _MAX_HANGS = 2
 _RETRY_BUDGET_S = 0.3
 _RETRY_AT_ONCE = 4
 _CLOSED_TOGETHER = 16
+_ERROR_SHOWN = 300
 _HELPER = "fswatchd.helpers.mounts"
 
 NewSuperblock = Callable[[Superblock, int], None]
@@ -121,6 +123,8 @@ class Inventory:
         self.platforms = list(platforms)
         self.view = NodeView()
         self.problems: dict[str, str] = {}
+        # Those of them that nobody has thought of: their traceback is logged once.
+        self._unexpected: set[str] = set()
         # What the daemon itself does with a VE, its platform cannot know.
         self.adjust: list[Callable[[Ve], Ve]] = []
         # Called after each refresh with what went wrong, empty where nothing did.
@@ -222,7 +226,7 @@ class Inventory:
                 changes = await self._refresh(forget=forget)
             except Exception as error:
                 self._failed = True
-                self.on_refreshed(str(error) or type(error).__name__)
+                self.on_refreshed(printable(str(error), _ERROR_SHOWN) or type(error).__name__)
                 raise
             self._failed = False
             self.on_refreshed(self._reader.unread())
@@ -290,14 +294,42 @@ class Inventory:
         for platform in self.platforms:
             try:
                 found += await platform.list_ves()
-                self.problems.pop(platform.name, None)
+                self._note(platform.name, None)
             except PlatformError as error:
                 found += error.partial
-                self.problems[platform.name] = str(error)
+                self._note(platform.name, error)
+            except Exception as error:  # noqa: BLE001  a task border: the others' VEs are not lost
+                self._note(platform.name, error)
         ves = merged(map(as_known, found))
         for adjusted in self.adjust:
             ves = {ve_id: adjusted(ve) for ve_id, ve in ves.items()}
         return ves
+
+    def watch_directories(self) -> set[str]:
+        """Where VEs and their configurations come and go, of all platforms."""
+        found: set[str] = set()
+        for platform in self.platforms:
+            what = f"{platform.name} directories"
+            try:
+                found.update(platform.watch_directories())
+                self._note(what, None)
+            except Exception as error:  # noqa: BLE001  a task border, as for the VEs
+                self._note(what, error)
+        return found
+
+    def _note(self, what: str, error: Exception | None) -> None:
+        """Keep what is wrong with a platform, None where nothing is."""
+        if error is None or isinstance(error, PlatformError):
+            self._unexpected.discard(what)
+        elif what not in self._unexpected:
+            self._unexpected.add(what)
+            log.error("the platform %s cannot be read", what, exc_info=error)
+        if error is None:
+            self.problems.pop(what, None)
+        elif isinstance(error, PlatformError):
+            self.problems[what] = str(error)
+        else:
+            self.problems[what] = printable(f"{what} cannot be read: {error!r}", _ERROR_SHOWN)
 
     def unreached(self) -> list[str]:
         """The devices of mounted filesystems of which no descriptor could be got."""

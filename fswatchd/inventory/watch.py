@@ -136,13 +136,18 @@ class InventoryWatch:
         forget = begin - self._forgot >= every
         if forget:
             self._forgot = begin
-        self._mark_directories()
         try:
+            self._mark_directories()
             changes = await self._inventory.refresh(forget=forget)
         except OSError as error:
             if str(error) != self._problem:
                 self._problem = str(error)
                 log.error("cannot read the mounts of this node: %s", error)
+            return
+        except Exception as error:  # a task border: `on_refreshed` has told it, the next look comes
+            if type(error).__name__ != self._problem:
+                self._problem = type(error).__name__
+                log.exception("cannot read the mounts of this node")
             return
         finally:
             debt = self._debt_now()
@@ -180,7 +185,7 @@ class InventoryWatch:
         """At every look: a directory may have come, or come again, with a platform's first VE."""
         if self._directories is None:
             return
-        for path in {p for one in self._inventory.platforms for p in one.watch_directories()}:
+        for path in self._inventory.watch_directories():
             with suppress(OSError):
                 fanotify.mark_directory(self._directories, path)
 

@@ -11,8 +11,12 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
+from fswatchd.events import VeState
 from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import Ve, VeId
+from fswatchd.inventory.platform import PlatformError
 from fswatchd.inventory.view import NodeView
+from fswatchd.inventory.watch import InventoryWatch
 from tests.unit.inventory.test_lookup import INSIDE, superblock
 
 MOUNTED = [superblock(n, (INSIDE, "/")) for n in range(3)]
@@ -119,6 +123,81 @@ async def test_mounts_that_are_not_understood_are_told_of_and_cost_no_others() -
     await node.inventory.refresh()
     assert told == ["process 7 has mounts that are not understood", ""]
     assert node.heard == ["loop0", "loop1", "loop2"]
+
+
+class Driver:
+    """A platform; with `error` nothing can be asked of it."""
+
+    def __init__(self, name: str, error: Exception | None = None) -> None:
+        self.name, self.error = name, error
+
+    async def list_ves(self) -> list[Ve]:
+        if self.error is not None:
+            raise self.error
+        ve_id, state = VeId(f"{self.name}:a"), VeState.STOPPED
+        return [Ve(ve_id=ve_id, platform=self.name, native_id="a", name="a", state=state)]
+
+    def watch_directories(self) -> list[str]:
+        if self.error is not None:
+            raise self.error
+        return [f"/run/{self.name}"]
+
+
+async def test_a_driver_that_stumbles_is_told_of_and_hides_no_other_ones_ves(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, listed = Node(), list[dict[VeId, Ve]]()
+    node.hangs.set()
+
+    def read(ves: dict[VeId, Ve], _before: NodeView) -> NodeView:
+        listed.append(ves)
+        return NodeView()
+
+    monkeypatch.setattr(node.inventory._reader, "read", read)
+    stumbling = Driver("lxc", ValueError("not enough values to unpack \udcff\r"))
+    node.inventory.platforms = [stumbling, Driver("docker")]
+    for _ in range(2):
+        assert node.inventory.watch_directories() == {"/run/docker"}
+        await node.inventory.refresh()
+    assert [list(ves) for ves in listed] == [["docker:a"]] * 2
+    assert node.inventory.problems == {
+        what: rf"{what} cannot be read: ValueError('not enough values to unpack \udcff\r')"
+        for what in ("lxc directories", "lxc")
+    }
+    shown = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert shown == [
+        "the platform lxc directories cannot be read",
+        "the platform lxc cannot be read",
+    ]
+    stumbling.error = PlatformError("it does not answer")
+    await node.inventory.refresh()
+    assert node.inventory.problems["lxc"] == "it does not answer"
+    stumbling.error = None
+    node.inventory.watch_directories()
+    await node.inventory.refresh()
+    assert (node.inventory.problems, len(listed[-1])) == ({}, 2)
+
+
+async def test_the_watch_survives_whatever_a_look_comes_across(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, told = Node(), list[str]()
+    node.hangs.set()
+    node.inventory.on_refreshed = told.append
+    watch = InventoryWatch(node.inventory)
+    read = node.inventory._reader.read
+
+    def fails(*_: object) -> NoReturn:
+        raise ValueError("no such line")
+
+    monkeypatch.setattr(node.inventory._reader, "read", fails)
+    await watch._refresh()
+    await watch._refresh()
+    monkeypatch.setattr(node.inventory._reader, "read", read)
+    await watch._refresh()
+    assert told == ["no such line", "no such line", ""]
+    assert watch.refreshes == 1
+    assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
 async def test_two_threads_never_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

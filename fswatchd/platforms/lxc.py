@@ -28,7 +28,9 @@ from fswatchd.situation import WISH, joined_labels
 
 DEFAULT_PATH = "/var/lib/lxc"
 _SOCKET = re.compile(r"@(/.+)/([^/]+)/command$")
-_ROOTFS = re.compile(r"\s*lxc\.rootfs\.path\s*=\s*(?:loop:)?(/\S.*?)\s*$")
+# Of the kinds of storage (src/lxc/storage/storage.c) those whose source is one path; what follows
+# overlay:, overlayfs:, zfs:, rbd: and nbd: is something else.
+_ROOTFS = re.compile(r"\s*lxc\.rootfs\.path\s*=\s*(?:(?:loop|lvm|dir|btrfs):)?(/\S.*?)\s*$")
 _CGROUP = re.compile(r"\s*lxc\.cgroup\.(dir|dir\.container)\s*=\s*(\S+)\s*$")
 _WISH = re.compile(rf"\s*#\s*{WISH}\s*[:=]\s*(.*?)\s*$")
 _COMMAND_TIMEOUT_S = 5.0

@@ -29,8 +29,13 @@ class EveryPlatform:
         self.drills = DrillPlatform()
         libvirt = LibvirtPlatform()
         engines: list[IncusPlatform | EnginePlatform | CriPlatform] = [
-            IncusPlatform("incus", "incus", "/var/lib/incus/unix.socket"),
-            IncusPlatform("lxd", "lxc", "/var/lib/lxd/unix.socket"),
+            IncusPlatform("incus", ("incus", "/var/lib/incus/unix.socket")),
+            # The snap first: a package that it has taken the place of may leave its socket behind.
+            IncusPlatform(
+                "lxd",
+                ("/snap/bin/lxc", "/var/snap/lxd/common/lxd/unix.socket"),
+                ("lxc", "/var/lib/lxd/unix.socket"),
+            ),
             podman(),
             docker(),
             CriPlatform(),

@@ -47,12 +47,13 @@ class Instance:
 
 
 class IncusPlatform:
-    """The containers of one Incus or LXD: `name` is both the platform's and the program's."""
+    """The containers of one Incus or LXD. `places` are the programs that it can have, each with its
+    socket; the first whose socket is there is the one."""
 
-    def __init__(self, name: str, program: str, socket: str) -> None:
+    def __init__(self, name: str, *places: tuple[str, str]) -> None:
         self.name = name
-        self._program = program
-        self._socket = socket
+        self._places = places
+        self._program, self._socket = places[0]
         self.asked: Asked[list[Instance]] = Asked(self._ask, [])
 
     def watch_directories(self) -> list[str]:
@@ -61,10 +62,12 @@ class IncusPlatform:
 
     async def list_ves(self) -> list[Ve]:
         """See Platform."""
-        if not os.path.exists(self._socket) and not self.asked.answer:
+        there = next((place for place in self._places if os.path.exists(place[1])), None)
+        if there is None and not self.asked.answer:
             return []
+        self._program, self._socket = there or (self._program, self._socket)
         groups = frozenset(seen.groups_named(["/"], _GROUP))
-        ves = [self._describe(one) for one in self.asked.look(groups)]
+        ves = [self._describe(one) for one in self.asked.look((self._socket, groups))]
         if self.asked.problem is not None:
             raise PlatformError(self.asked.problem, partial=ves)
         return ves
@@ -94,7 +97,7 @@ class IncusPlatform:
                 migrate=(self._program, "move", one.name, *project, "--target", "{to}"),
                 freeze=(self._program, "pause", one.name, *project),
                 # LXD has no command of its own for it (Incus: incus-resume(1)).
-                thaw=(self._program, _THAW.get(self._program, "start"), one.name, *project),
+                thaw=(self._program, _THAW.get(self.name, "start"), one.name, *project),
             ),
             **seen.running(found),
         )

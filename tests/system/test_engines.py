@@ -331,7 +331,7 @@ async def test_incus_is_asked_through_its_socket(work: Path) -> None:
     (pid,) = [pid for pid in cgroup.pids(group) if proc.is_container_init(pid)]
     other = {"name": f"{name}-b", "type": "container", "state": {"pid": pid}}
     answer = {"metadata": [{"name": name, "type": "container", "state": {"pid": pid}}, other]}
-    platform = incus.IncusPlatform("incus", "incus", str(work / "unix.socket"))
+    platform = incus.IncusPlatform("incus", ("incus", str(work / "unix.socket")))
     try:
         async with docker_daemon(work / "unix.socket", answer) as asked:
             await platform.list_ves()

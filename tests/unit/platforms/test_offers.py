@@ -72,7 +72,7 @@ async def ves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Ve]:
         "declared": await declared.build(one, "declared"),
     }
     for name, program in (("incus", "incus"), ("lxd", "lxc")):
-        platform = IncusPlatform(name, program, str(tmp_path / "unix.socket"))
+        platform = IncusPlatform(name, (program, str(tmp_path / "unix.socket")))
         found[name] = platform._describe(Instance(name="web", project="default", pid=0))
     return {name: ve for name, ve in found.items() if ve is not None}
 

@@ -111,6 +111,7 @@ class Daemon:
             self._platforms.drivers,
             unclaimed=scope.describe,
             own_paths=[str(settings.daemon.state_dir)],
+            unlisted=scope.unlisted,
         )
         self._watch = InventoryWatch(self.inventory)
         for asked in self._platforms.asked:

@@ -47,10 +47,13 @@ _RETRY_BUDGET_S = 0.3
 _RETRY_AT_ONCE = 4
 _CLOSED_TOGETHER = 16
 _ERROR_SHOWN = 300
+_UNKNOWN = "not known"
 _HELPER = "fswatchd.helpers.mounts"
 
 NewSuperblock = Callable[[Superblock, int], None]
 VanishedSuperblock = Callable[[Superblock], None]
+# What runs here that is none of these VEs and should be one, None where nothing does.
+Unlisted = Callable[[Iterable[Ve]], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +122,10 @@ class Inventory:
         scanner: MountScanner | None = None,
         unclaimed: Unclaimed | None = None,
         own_paths: Iterable[str] = (),
+        unlisted: Unlisted = lambda _: None,
     ) -> None:
         self.platforms = list(platforms)
+        self._unlisted = unlisted
         self.view = NodeView()
         self.problems: dict[str, str] = {}
         # Those of them that nobody has thought of: their traceback is logged once.
@@ -300,10 +305,18 @@ class Inventory:
                 self._note(platform.name, error)
             except Exception as error:  # noqa: BLE001  a task border: the others' VEs are not lost
                 self._note(platform.name, error)
+        self._look_for_unlisted(found)
         ves = merged(map(as_known, found))
         for adjusted in self.adjust:
             ves = {ve_id: adjusted(ve) for ve_id, ve in ves.items()}
         return ves
+
+    def _look_for_unlisted(self, listed: list[Ve]) -> None:
+        try:
+            told = self._unlisted(listed)
+            self._note(_UNKNOWN, PlatformError(told) if told else None)
+        except Exception as error:  # noqa: BLE001  a task border, as for the VEs
+            self._note(_UNKNOWN, error)
 
     def watch_directories(self) -> set[str]:
         """Where VEs and their configurations come and go, of all platforms."""

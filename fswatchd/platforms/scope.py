@@ -5,13 +5,16 @@ no VE of another platform has. It gets its name from the cgroup; that a service'
 process made a container is no reason to call the whole service or session one. There is nothing
 that starts it again: it can be told of and killed, and is declared in ve.d to have it repaired.
 
-Not a driver that lists: `inventory.owners` asks about the processes that it comes across.
+Not a driver that lists: `inventory.owners` asks about the processes that it comes across. What
+liblxc runs is not named by its cgroup, as its own driver will: that none does is told (`unlisted`).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Iterable
 
 from fswatchd.events import printable
 from fswatchd.inventory.model import Ve, VeId
@@ -24,6 +27,10 @@ PLATFORM = "scope"
 # Until then its own driver may not have seen it.
 _SETTLED_S = 1.0
 _NAME_SHOWN = 200
+_PAYLOAD = re.compile(r"lxc\.payload\..+")
+# Until then whoever is to list it may still have to be asked, or to answer.
+_UNLISTED_S = 60.0
+_NAMES_SHOWN = 5
 # Of LXC and Incus, whose names for their containers are known only when they have answered, and of
 # drills, which register what they make.
 _NAMED_BY_OTHERS = ("lxc.payload.", "fswatchd-drill-")
@@ -51,6 +58,31 @@ def describe(pid: int) -> Ve | None:
         unrepairable=CONTAINER,
         **seen.running(Seen(pid, group if _is_its_own(group) else None)),
     )
+
+
+def unlisted(ves: Iterable[Ve]) -> str | None:
+    """Which containers of liblxc run that are none of these VEs; None where there are none.
+
+    In the cgroups at the root of the hierarchy only: elsewhere users make what they like.
+    """
+    known = {ve.cgroup for ve in ves}
+    groups = sorted(seen.groups_named(["/"], _PAYLOAD).keys() - known)
+    found = [group for group in groups if _has_run_for(group, _UNLISTED_S)]
+    if not found:
+        return None
+    names = ", ".join(printable(group.lstrip("/"), _NAME_SHOWN) for group in found[:_NAMES_SHOWN])
+    more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
+    return (
+        f"{names}{more}: containers of liblxc that no driver lists, as they are of a platform that "
+        "is not known or answers at another place: their errors are told as those of processes, "
+        "and nothing of them is repaired"
+    )
+
+
+def _has_run_for(group: str, seconds: float) -> bool:
+    pid = seen.first_of_group(group)
+    started = proc.started_at(pid) if pid is not None else None
+    return started is not None and time.time() - started >= seconds
 
 
 def place(path: str) -> str | None:

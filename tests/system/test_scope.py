@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from fswatchd.devno import Devno
+from fswatchd.events import VeState
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import Ve
+from fswatchd.inventory.model import Ve, VeId
 from fswatchd.kernel import cgroup, proc
 from fswatchd.platforms import scope
 from fswatchd.platforms.declared import DeclaredPlatform
@@ -298,3 +299,37 @@ def test_an_error_in_one_is_told_by_its_name_and_nothing_is_done(daemon, make_ve
     wait_until(lambda: scope.CONTAINER in daemon.why(incident["id"]), 120, what)
     assert daemon.incidents(name)[0]["steps"] == []
     assert ve.wait_for_write()
+
+
+async def test_what_liblxc_runs_and_nobody_lists_is_told(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a LXD whose socket is at another place: silence would look as if it were watched."""
+    name = f"lxc.payload.{work.name}"
+    directory = cgroup.hierarchies()[0] / name
+    directory.mkdir()
+    line = f"echo $$ > {directory}/cgroup.procs; exec {CONTAINER}"
+    child = subprocess.Popen(["sh", "-c", line])
+    inventory = Inventory([], unlisted=scope.unlisted)
+    try:
+        wait_until(lambda: any(map(proc.is_container_init, cgroup.pids(f"/{name}"))))
+        await inventory.refresh()
+        assert name not in inventory.problems.get("not known", "")  # its driver may still be asked
+        monkeypatch.setattr(scope, "_UNLISTED_S", 0.0)
+        await inventory.refresh()
+        assert f"{name}: containers of liblxc that no driver" in inventory.problems["not known"]
+        listed = Ve(
+            ve_id=VeId("lxd:a"),
+            platform="lxd",
+            native_id="a",
+            name="a",
+            state=VeState.RUNNING,
+            cgroup=f"/{name}",
+        )
+        assert name not in (scope.unlisted([listed]) or "")
+    finally:
+        child.kill()
+        child.wait()
+        wait_until(lambda: not cgroup.pids(f"/{name}"))
+        directory.rmdir()
+        await inventory.close()

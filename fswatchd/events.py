@@ -235,6 +235,7 @@ class FsEvent:
     stands for. `record` identifies the same record read by two sources (None: it cannot be).
     `server` is the remote server that it is about, as whoever mounted from it calls it. `lost` is
     the data that an event of the class `data_loss` is about, where the kernel names the file.
+    `past` is true where what it names may be something else by now: it was said before this boot.
     """
 
     source: str
@@ -252,6 +253,7 @@ class FsEvent:
     record: str | None = None
     server: str | None = None
     lost: LostWrite | None = None
+    past: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,9 @@ class Intake:
             return
         if event.record is not None and self._is_copy(event.record):
             return
+        if event.past:
+            self._tell(event)
+            return
         if event.device is not None and scratch.is_ours(event.device, _written_ns(event)):
             return  # a clone that a repair works on; its findings are the repair's to tell
         found = attribute(event, self._inventory.view)
@@ -187,6 +190,18 @@ class Intake:
         if not self._undigested:
             asyncio.get_running_loop().call_later(_DIGEST_S, self._digest_all)
         self._undigested.append((stored, found))
+
+    def _tell(self, event: FsEvent) -> None:
+        """Keep it for people only: nothing that is there now is what it is about.
+
+        No incident: the fault of a filesystem that nobody can name any more would never end. What
+        is still wrong the source `state` finds, which reads every filesystem when we start, and
+        says what has it now.
+        """
+        event = replace(event, device=None, devno=None, server=None, lost=None)
+        cursor = self._store.next_cursor()
+        stored = StoredEvent(cursor=cursor, event=event, ves=(), incident_id=None)
+        self._store.add_event(stored, self._publish)
 
     def _digest_all(self) -> None:
         undigested, self._undigested = self._undigested, []

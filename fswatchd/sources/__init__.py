@@ -132,6 +132,7 @@ class Source:
         record: str | None = None,
         server: str | None = None,
         lost: LostWrite | None = None,
+        past: bool = False,
     ) -> None:
         self.status.events += 1
         self._sink.event(
@@ -151,6 +152,7 @@ class Source:
                 record=record,
                 server=server,
                 lost=lost,
+                past=past,
             )
         )
 

@@ -5,6 +5,9 @@ has already dropped. It counts as the same witness as `kmsg`, and the engine dro
 
 Where xfs_healer(8) holds the health monitor of an XFS, its lines are read too.
 
+It also keeps what was said before this boot. That is told, for it may not have been heard then; but
+what had a device's name is not what has it now, so such lines are about nothing that is there.
+
 Positioning follows what was measured: `seek_tail` loses entries, `seek_realtime` does not; a
 cursor of a vacuumed journal raises nothing and lands somewhere else, which `test_cursor` shows.
 """
@@ -15,12 +18,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from systemd import journal
 
 from fswatchd.events import SourceState
+from fswatchd.kernel import proc
 from fswatchd.kernlog.grammar import Grammar
 from fswatchd.sources import Cursor, Sink, batch, xfs_healer
 from fswatchd.sources.kernel_lines import KernelLineSource
@@ -49,6 +54,7 @@ class JournalSource(KernelLineSource):
         self._reader: journal.Reader | None = None
         self._timer: asyncio.Task[None] | None = None
         self._last_read_ns = time.time_ns()
+        self._boot = UUID(proc.boot_id())
 
     async def start(self) -> None:
         """See Source."""
@@ -121,8 +127,9 @@ class JournalSource(KernelLineSource):
         if self.status.state is not SourceState.OK:
             self._available()
         message = entry.get("MESSAGE")
+        past = None if entry.get("_BOOT_ID") == self._boot else _when(entry)
         if entry.get("_TRANSPORT") != "kernel":
-            self._healer_entry(entry, message)
+            self._healer_entry(entry, message, past)
             return
         facility = entry.get("SYSLOG_FACILITY")
         if not isinstance(message, str) or not isinstance(facility, int):
@@ -131,15 +138,19 @@ class JournalSource(KernelLineSource):
         time_us = None
         if isinstance(since_boot, timedelta):
             time_us = since_boot // timedelta(microseconds=1)
-        if self._take(message, time_us, facility=facility):
+        if self._take(message, time_us, facility=facility, past=past):
             self._cursor.save(str(entry["__CURSOR"]))
 
-    def _healer_entry(self, entry: dict[str, Any], message: object) -> None:
+    def _healer_entry(self, entry: dict[str, Any], message: object, past: str | None) -> None:
         unit = entry.get("_SYSTEMD_UNIT")
         if isinstance(unit, str) and isinstance(message, str):
             line = xfs_healer.read(unit, message)
             if line is not None:
-                self._on_healer(line)
+                if past is None:
+                    self._on_healer(line)
+                elif not line.refused:
+                    detail = f"{past}: {line.detail}"
+                    self._emit(line.klass, detail, confirms=False, fstype="xfs", past=True)
                 self._cursor.save(str(entry["__CURSOR"]))
 
     async def _look_regularly(self) -> None:
@@ -147,6 +158,13 @@ class JournalSource(KernelLineSource):
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._readable()
+
+
+def _when(entry: dict[str, Any]) -> str:
+    written = entry.get("__REALTIME_TIMESTAMP")
+    if not isinstance(written, datetime):
+        return "before this boot"
+    return f"before this boot, {written.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _has_entries(path: str | None) -> bool:

@@ -33,8 +33,13 @@ class KernelLineSource(Source):
         """See Source."""
         self._canary = token
 
-    def _take(self, text: str, time_us: int | None, *, facility: int) -> bool:
-        """Handle one message; whether an event came of it."""
+    def _take(
+        self, text: str, time_us: int | None, *, facility: int, past: str | None = None
+    ) -> bool:
+        """Handle one message; whether an event came of it.
+
+        `past` says when it was written, for people, where that was before this boot.
+        """
         if facility != 0:
             if self._canary is not None and text == CANARY + self._canary:
                 self._sink.canary(self.name, self._canary)
@@ -44,16 +49,16 @@ class KernelLineSource(Source):
             return False
         if found.line_break:
             return False
-        if found.klass is _SUPPRESSED:
+        if found.klass is _SUPPRESSED and past is None:
             self._report_loss(printable(text, 120))
             return False
-        if not found.problem and found.klass is not EventClass.RECOVERED:
+        if not found.problem and found.klass not in {EventClass.RECOVERED, _SUPPRESSED}:
             return False
         # What is lost counts for more than why it could not be written.
         klass = found.klass if found.lost is None else EventClass.DATA_LOSS
         self._emit(
             klass,
-            printable(text),
+            _told(text, past),
             confirms=False,
             severity=max(found.severity, usual_severity(klass)) if found.lost else found.severity,
             device=found.device,
@@ -62,5 +67,10 @@ class KernelLineSource(Source):
             server=found.server,
             lost=found.lost,
             record=None if time_us is None else f"{time_us}:{_UNLIKE.sub('?', text)}",
+            past=past is not None,
         )
         return True
+
+
+def _told(text: str, past: str | None) -> str:
+    return printable(text) if past is None else f"{past}: {printable(text)}"

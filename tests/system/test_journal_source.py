@@ -13,20 +13,45 @@ from pathlib import Path
 import pytest
 
 from fswatchd.engine import canary
-from fswatchd.kernel import cgroup
+from fswatchd.kernel import cgroup, proc
 from tests.system.conftest import wait_until
 from tests.system.test_sources import TestKernelLog as KernelLog
 from tests.system.test_sources import image, mounted, trigger
 
 __all__ = ["image"]
 
+JOURNALD = "/lib/systemd/systemd-journald"
+
 
 @pytest.fixture
 def journald(work) -> Iterator[subprocess.Popen[bytes]]:
     """A journald in a mount namespace of its own: two would share one another's lines."""
+    yield from _journald(f"exec {JOURNALD}")
+
+
+@pytest.fixture
+def rebooting(work) -> Iterator[subprocess.Popen[bytes]]:
+    """The same of another boot; when that journald ends, another one goes on in this boot."""
+    (work / "boot_id").write_text("0f0f0f0f-1234-4321-8765-0123456789ab\n")
+    where = "/proc/sys/kernel/random/boot_id"
+    before = f"mount --bind {work}/boot_id {where} && {JOURNALD}"
+    yield from _journald(f"{before}; umount {where} && exec {JOURNALD}")
+
+
+def _reboot(journald: subprocess.Popen[bytes]) -> None:
+    _end_children(journald)
+    wait_until(lambda: "journal" in proc.command_name(journald.pid), what="the other journald")
+
+
+def _end_children(process: subprocess.Popen[bytes]) -> None:
+    for pid in proc.children(process.pid):
+        os.kill(pid, signal.SIGTERM)
+
+
+def _journald(run: str) -> Iterator[subprocess.Popen[bytes]]:
     script = (
         "mount -t tmpfs none /run/log && mkdir -p /run/systemd/journal /run/log/journal &&"
-        "mount -t tmpfs none /run/systemd/journal && exec /lib/systemd/systemd-journald"
+        f"mount -t tmpfs none /run/systemd/journal && {run}"
     )
     os.makedirs("/run/log", exist_ok=True)
     os.makedirs("/run/systemd/journal", exist_ok=True)
@@ -41,6 +66,7 @@ def journald(work) -> Iterator[subprocess.Popen[bytes]]:
     )
     yield process
     process.terminate()
+    _end_children(process)
     process.wait(10)
 
 
@@ -56,7 +82,8 @@ kept = Path(sys.argv[3])
 class Sink:
     def event(self, event):
         if event.device == sys.argv[4]:
-            print("EVENT", event.detail.rpartition(" ")[2], flush=True)
+            told = "PAST" if event.past else "EVENT"
+            print(told, event.detail.rpartition(" ")[2], flush=True)
     def lost(self, lost): print("LOST", lost.reason, flush=True)
     def canary(self, source, token): print("CANARY", token, flush=True)
 
@@ -113,7 +140,10 @@ class Reader:
 
 
 @pytest.fixture
-def reader(work, image, journald):
+def reader(work, image, request):
+    """Of the journald that the test has."""
+    name = "rebooting" if "rebooting" in request.fixturenames else "journald"
+    journald = request.getfixturevalue(name)
     device = mounted(work, image)
     made: list[Reader] = []
 
@@ -176,6 +206,24 @@ def test_a_restart_repeats_and_loses_nothing(reader) -> None:
     second = reader()
     assert second.says() == "READY ok"
     assert second.says() == "EVENT missed"
+
+
+def test_what_was_said_before_this_boot_is_about_nothing_of_today(reader, rebooting) -> None:
+    first = reader()
+    assert first.says() == "READY ok"
+    trigger(reader.device, "heard")
+    assert first.says() == "PAST heard"
+    first.keeps_its_place()
+    first.close()
+    trigger(reader.device, "missed")
+    files = first.directory
+    wait_until(lambda: any(b"missed" in one.read_bytes() for one in files.iterdir()))
+    _reboot(rebooting)
+    trigger(reader.device, "today")
+    second = reader()
+    assert second.says() == "READY ok"
+    assert second.says() == "PAST missed"
+    assert second.says() == "EVENT today"
 
 
 def test_a_place_that_was_vacuumed_is_a_loss_and_reading_goes_on(reader, journald) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from fswatchd.engine import intake
 from fswatchd.engine.attribution import Attribution
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
-from fswatchd.events import EventClass, Lost
+from fswatchd.events import Domain, EventClass, Lost
 from fswatchd.incidents import Outcome, State
+from fswatchd.inventory.model import VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.store.store import Store
 from tests.unit.builders import event, filesystem, incident
@@ -186,6 +188,33 @@ async def test_a_line_from_before_a_repair_that_is_read_when_all_is_over_opens_n
     await running.stored(1)
     joined = await running.store.events_of(over.incident_id, 0)
     assert (joined == []) is is_new
+    await running.store.close()
+
+
+@pytest.mark.parametrize("klass", ["corruption", "io_error", "not_responding", "recovered"])
+async def test_what_was_said_before_this_boot_is_told_and_about_nothing_of_today(
+    path, monkeypatch, klass: str
+) -> None:
+    """loop3 is mounted, somebody else's now; a server of that name does not answer now."""
+    mounted: Any = SimpleNamespace(devno=Devno(7, 3))
+    found = Attribution(filesystem=filesystem(), ves=(VeId("lxc:ve102"),), superblock=mounted)
+    monkeypatch.setattr(intake, "attribute", lambda *_: found)
+    running = await Running(path).start()
+    checked: list[Devno] = []
+    running.intake.state = SimpleNamespace(check_soon=checked.append)
+    before = incident(event("kmsg", "not_responding"), domain=Domain.REMOTE)
+    running.book.put(before)
+    line = event("journal", klass, devno=None, server="nas", past=True, record="5:oops")
+    running.intake.event(line)
+    await running.intake.settle()
+    assert running.book.open_incidents() == [before]
+    assert checked == []
+    await running.stored(1)
+    (row,) = (await running.store.events_between(0, 1, 2)).rows
+    assert (row["class"], row["severity"]) == (klass, line.severity.label)
+    assert (row["device"], row["devno"], row["incident"]) == (None, None, None)
+    assert json.loads(row["ves"]) == []
+    assert row["detail"] == line.detail
     await running.store.close()
 
 

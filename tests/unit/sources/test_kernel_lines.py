@@ -12,9 +12,9 @@ from tests.collected import Collected
 REAL = "EXT4-fs error (device loop1): ext4_lookup:1789: inode #2: comm ls: deleted inode referenced"
 
 
-def take(text: str, facility: int = 0) -> Collected:
+def take(text: str, facility: int = 0, past: str | None = None) -> Collected:
     sink = Collected()
-    KernelLineSource(sink, shipped())._take(text, 5, facility=facility)
+    KernelLineSource(sink, shipped())._take(text, 5, facility=facility, past=past)
     return sink
 
 
@@ -78,6 +78,22 @@ def test_suppressed_lines_are_a_loss() -> None:
     sink = take("EXT4-fs error: 1267 callbacks suppressed")
     assert sink.events == []
     assert len(sink.losses) == 1
+
+
+def test_of_an_earlier_boot_they_are_no_loss_of_now_and_told_all_the_same() -> None:
+    sink = take("EXT4-fs error: 1267 callbacks suppressed", past="before this boot")
+    (found,) = sink.events
+    assert sink.losses == []
+    assert found.detail == "before this boot: EXT4-fs error: 1267 callbacks suppressed"
+    assert (found.klass, found.past) == (EventClass.LOST, True)
+
+
+def test_a_line_of_an_earlier_boot_keeps_its_class_and_is_known_as_the_same_record() -> None:
+    (now,), (then,) = take(REAL).events, take(REAL, past="before this boot").events
+    assert (then.klass, then.severity) == (now.klass, now.severity)
+    assert then.record == now.record
+    assert (now.past, then.past) == (False, True)
+    assert then.detail == f"before this boot: {REAL}"
 
 
 def test_what_a_tenant_chose_is_escaped_where_it_is_shown() -> None:

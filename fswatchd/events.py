@@ -235,7 +235,8 @@ class FsEvent:
     stands for. `record` identifies the same record read by two sources (None: it cannot be).
     `server` is the remote server that it is about, as whoever mounted from it calls it. `lost` is
     the data that an event of the class `data_loss` is about, where the kernel names the file.
-    `past` is true where what it names may be something else by now: it was said before this boot.
+    `past` is true where what it names is something else by now, or may be: it was said before this
+    boot, or before the device was attached to what it has now.
     """
 
     source: str

@@ -33,7 +33,8 @@ def attribute(event: FsEvent, view: NodeView) -> Attribution:
     """The filesystem and the VEs of an event, as the node is in `view`.
 
     A device name from a kernel line is looked up now; that is right because lines are read within
-    milliseconds, and wrong for a line that lay about while its device was given to somebody else.
+    milliseconds, and wrong for a line that lay about while its device was given to somebody else:
+    where that can be told (`FsEvent.past`, `Intake`) nobody asks here.
     """
     devno = event.devno
     if devno is None and event.device is not None:

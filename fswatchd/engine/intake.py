@@ -18,6 +18,7 @@ from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_device
 from fswatchd.incidents import Filesystem, Incident, Outcome
 from fswatchd.inventory.inventory import Inventory
+from fswatchd.kernel import kmsg
 from fswatchd.repair import scratch
 from fswatchd.sources.quota import limits_after
 from fswatchd.sources.state import StateSource
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _RECORDS_KEPT = 8192
 _DIGEST_S = 0.002
 _IDLE_SHARE = 3.0  # after reading everything: so many times what that took
+_ATTACHED_KNOWN_S = 1.0  # lines of before come in thousands
 _AGAIN_S = (1.0, 60.0)  # after a failure to do so: at first, and at most, doubled each time
 
 
@@ -52,6 +54,9 @@ class Intake:
         self._on_incident: list[Callable[[str], None]] = []
         self._undigested: list[tuple[StoredEvent, Attribution]] = []
         self._since_ns = time.monotonic_ns()
+        # Of loop devices and the like, read where it matters: see _is_of_another.
+        self._attached_us: dict[str, int] = {}
+        self._looked = -_ATTACHED_KNOWN_S
         self.state: StateSource | None = None
         self.hearing: Hearing | None = None
         self.naming: Naming | None = None
@@ -74,6 +79,10 @@ class Intake:
             return
         if event.past:
             self._tell(event)
+            return
+        if self._is_of_another(event):
+            detail = f"before {event.device} was attached as it is now: {event.detail}"
+            self._tell(replace(event, detail=detail, past=True))
             return
         if event.device is not None and scratch.is_ours(event.device, _written_ns(event)):
             return  # a clone that a repair works on; its findings are the repair's to tell
@@ -245,6 +254,24 @@ class Intake:
         another one by now."""
         written_us = _written_us(event)
         return written_us is not None and written_us * 1000 < self._since_ns
+
+    def _is_of_another(self, event: FsEvent) -> bool:
+        """Whether the kernel has attached the device to something since it wrote the line.
+
+        It says so in its log, with the same clock. What was detached only is not another's. Where
+        the log does not go back so far, or the kernel had too much to say, nobody can tell.
+        """
+        written_us = _written_us(event)
+        if event.device is None or written_us is None or not self._is_from_before(event):
+            return False
+        now = time.monotonic()
+        if now - self._looked > _ATTACHED_KNOWN_S:
+            self._looked = now
+            try:
+                self._attached_us = kmsg.attachments(kmsg.buffer())
+            except (OSError, kmsg.KmsgFormatError) as error:
+                log.warning("since when devices are attached cannot be read: %s", error)
+        return written_us < self._attached_us.get(kmsg.disk(event.device), 0)
 
     def _digest(self, stored: StoredEvent, found: Attribution) -> None:
         event = stored.event

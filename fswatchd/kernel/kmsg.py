@@ -6,7 +6,17 @@ with a space, `KEY=value` pairs. The prefix is `facility << 3 | level`. What use
 the kernel's own voice. Characters outside printable ASCII arrive as `\xHH`.
 """
 
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+_SIZE = 8192
+# set_capacity_and_notify() of block/genhd.c, since Linux 5.11, ten in five seconds at most: what
+# had no size is attached. Disks are left out: theirs also comes and goes with their connection.
+_ATTACHED = re.compile(r"((?:loop|nbd|dm-)\d+): detected capacity change from 0 to \d+")
+_PARTITION = re.compile(r"((?:loop|nbd)\d+)p\d+")
 
 
 class KmsgFormatError(ValueError):
@@ -45,3 +55,37 @@ def parse(record: bytes) -> KmsgRecord:
         continued=fields[3] == b"c",
         text=body.split(b"\n", 1)[0].decode("utf-8", "backslashreplace"),
     )
+
+
+def buffer(path: str = "/dev/kmsg") -> Iterator[bytes]:
+    """Every record that the kernel still has; raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                yield os.read(fd, _SIZE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.EPIPE:  # overwritten meanwhile: the next one is there
+                    raise
+    finally:
+        os.close(fd)
+
+
+def attachments(records: Iterable[bytes]) -> dict[str, int]:
+    """Since when (`time_us`) devices are attached to what they have now, as far as records tell."""
+    found = {}
+    for raw in records:
+        if b": detected capacity change from 0 to " in raw:
+            record = parse(raw)
+            match = _ATTACHED.fullmatch(record.text)
+            if match is not None and record.facility == 0:
+                found[match[1]] = record.time_us
+    return found
+
+
+def disk(device: str) -> str:
+    """The device that is attached, of a partition on it too."""
+    match = _PARTITION.fullmatch(device)
+    return device if match is None else match[1]

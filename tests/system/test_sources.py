@@ -14,7 +14,7 @@ import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.exitcode import Exit
-from fswatchd.kernel import block, fs, loop
+from fswatchd.kernel import block, fs, kmsg, loop
 from fswatchd.sources.uevent import UeventSource
 from tests.collected import Collected
 from tests.system import rules
@@ -179,6 +179,59 @@ class TestFanotifyAndState:
             if fs["device"] == incident["filesystem"]["device"]
         }
         assert health == {"shutdown"}
+
+
+class TestAfterARestart:
+    """Only the kernel's log tells, of what was said while nobody listened."""
+
+    @pytest.fixture
+    def device(self, daemon, work, image) -> str:
+        """A mounted image; the daemon has been there, has a place in the log, and is gone."""
+        other = work / "other.img"
+        other.write_bytes(image.read_bytes())
+        start(daemon, sources="journal = false\nfanotify = false\nstate = false")
+        trigger(mounted(work, other, "other"), "heard")
+        wait_until(lambda: self.heard(daemon, "heard"))
+        device = mounted(work, image)
+        daemon.stop()
+        return device
+
+    @staticmethod
+    def heard(daemon, text: str) -> list[dict]:
+        return [one for one in events(daemon) if one["detail"].endswith(text)]
+
+    def test_a_line_of_meanwhile_is_about_its_device(self, daemon, device) -> None:
+        trigger(device, "missed")
+        daemon.start()
+        (event,) = wait_until(lambda: self.heard(daemon, "missed"))
+        assert event["device"] == os.path.basename(device)
+        assert event["incident"] in {incident["id"] for incident in daemon.incidents()}
+
+    def test_a_line_about_what_had_the_device_before_is_not_about_what_has_it_now(
+        self, daemon, work, image, device
+    ) -> None:
+        twin = work / "twin.img"
+        twin.write_bytes(image.read_bytes())
+        trigger(device, "missed")
+        name = os.path.basename(device)
+        before = kmsg.attachments(kmsg.buffer())
+        subprocess.run(["umount", str(work / "mnt")], check=True)
+
+        def attached() -> bool:
+            """The kernel does not tell of each when many are attached at once."""
+            if mounted(work, twin, "twin") != device:
+                pytest.skip(f"{device} was taken by somebody else")
+            if kmsg.attachments(kmsg.buffer()).get(name) != before.get(name):
+                return True
+            subprocess.run(["umount", str(work / "twin")], check=True)
+            return False
+
+        wait_until(attached, what="the kernel to tell of it")
+        daemon.start()
+        (event,) = wait_until(lambda: self.heard(daemon, "missed"))
+        assert event["detail"].startswith(f"before {name} was attached as it is now: EXT4-fs error")
+        assert (event["device"], event["devno"], event["incident"]) == (None, None, None)
+        assert len(daemon.incidents()) == 1
 
 
 class TestKernelLog:

@@ -12,6 +12,7 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
+from fswatchd.kernel import kmsg
 from fswatchd.store.store import Store
 
 # The machine is shared: how long one example takes says nothing.
@@ -28,6 +29,12 @@ def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", _refused)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", _refused)
     monkeypatch.setattr(socket.socket, "connect", _refused)
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine has attached is no test's."""
+    monkeypatch.setattr(kmsg, "buffer", lambda: iter(()))
 
 
 @pytest.fixture(autouse=True)

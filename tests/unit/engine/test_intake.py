@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -215,6 +215,56 @@ async def test_what_was_said_before_this_boot_is_told_and_about_nothing_of_today
     assert (row["device"], row["devno"], row["incident"]) == (None, None, None)
     assert json.loads(row["ves"]) == []
     assert row["detail"] == line.detail
+    await running.store.close()
+
+
+@pytest.mark.parametrize(
+    ("written_us", "device", "is_of_another"),
+    [
+        (149, "loop3", True),
+        (149, "loop3p1", True),
+        (151, "loop3", False),
+        (149, "loop4", False),  # nobody knows since when: as it is now
+        (10**15, "loop3", False),  # of now, whatever a clock says
+    ],
+)
+async def test_a_line_from_before_the_device_was_attached_is_not_about_what_it_has_now(
+    path, monkeypatch, written_us: int, device: str, *, is_of_another: bool
+) -> None:
+    """A start of the daemon within one boot: the log has what was written while it was away."""
+    told = [b"6,9,150,-;loop3: detected capacity change from 0 to 131072\n SUBSYSTEM=block\n"]
+    monkeypatch.setattr(intake.kmsg, "buffer", lambda: iter(told))
+    ves = (VeId("lxc:ve102"),)
+    found = Attribution(filesystem=filesystem(device=device), ves=ves, superblock=cast("Any", 1))
+    monkeypatch.setattr(intake, "attribute", lambda *_: found)
+    running = await Running(path).start()
+    text = f"EXT4-fs error (device {device}): oops"
+    line = event("kmsg", device=device, devno=None, detail=text, record=f"{written_us}:{text}")
+    running.intake.event(line)
+    await running.intake.settle()
+    await running.stored(1)
+    (row,) = (await running.store.events_between(0, 1, 2)).rows
+    if is_of_another:
+        assert running.book.open_incidents() == []
+        assert (row["device"], row["incident"], json.loads(row["ves"])) == (None, None, [])
+        assert row["detail"] == f"before {device} was attached as it is now: {text}"
+    else:
+        (one,) = running.book.open_incidents()
+        assert (one.ves, row["incident"]) == (ves, one.incident_id)
+        assert (row["device"], row["detail"]) == (device, text)
+    await running.store.close()
+
+
+async def test_a_log_that_cannot_be_read_keeps_no_line_from_its_device(path, monkeypatch) -> None:
+    def refused() -> list[bytes]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(intake.kmsg, "buffer", refused)
+    running = await Running(path).start()
+    running.intake.event(event("journal", record="5:EXT4-fs error (device loop3)"))
+    await running.intake.settle()
+    (one,) = running.book.open_incidents()
+    assert one.filesystem.device == "loop3"
     await running.store.close()
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fswatchd.kernel.kmsg import KmsgFormatError, parse
+from fswatchd.kernel.kmsg import KmsgFormatError, attachments, disk, parse
 
 
 def test_the_kernels_own_record() -> None:
@@ -36,3 +36,37 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
         parse(data)
     except KmsgFormatError:
         return
+
+
+GROWS = ": detected capacity change from 0 to 131072"
+
+
+def test_the_kernel_says_when_a_device_is_attached_and_the_last_time_counts() -> None:
+    records = [
+        f"6,1,100,-;loop3{GROWS}\n SUBSYSTEM=block\n DEVICE=b7:3\n",
+        "2,2,150,-;EXT4-fs error (device loop3): oops",
+        f"6,3,200,-,caller=T123;loop3{GROWS}",
+        f"6,4,300,-;dm-12{GROWS}",
+    ]
+    assert attachments(one.encode() for one in records) == {"loop3": 200, "dm-12": 300}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        f"14,1,100,-;loop3{GROWS}",  # of user space
+        f"2,1,100,-;EXT4-fs error (device loop4): comm loop3{GROWS}",
+        "6,1,100,-;loop3: detected capacity change from 8192 to 131072",
+        "6,1,100,-;loop3: detected capacity change from 131072 to 0",
+        f"6,1,100,-;sdb{GROWS}",
+    ],
+)
+def test_what_attaches_nothing(record: str) -> None:
+    assert attachments([record.encode()]) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "of"), [("loop3", "loop3"), ("loop3p1", "loop3"), ("dm-3", "dm-3"), ("sdp1", "sdp1")]
+)
+def test_a_partition_is_attached_with_its_disk(device: str, of: str) -> None:
+    assert disk(device) == of

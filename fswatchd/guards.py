@@ -304,6 +304,9 @@ def _approved(rule: Rule, incident: Incident, now_ns: int) -> tuple[bool, str]:
         return False, "nobody has approved yet"
     if incident.approved_for not in {None, rule.name}:
         return False, f"{incident.approved_by} has approved rule {incident.approved_for}, not this"
+    if incident.approved_does not in {None, rule.does}:
+        text = f"rule {rule.name} was changed since {incident.approved_by} approved what it does"
+        return False, f"{text}: it has to be approved anew"
     if incident.approved_ns is not None:
         passed_s = max((now_ns - incident.approved_ns) / NS, 0.0)
         if passed_s >= rule.approval:
@@ -320,7 +323,8 @@ def _guard_asked(
     approved, text = _approved(rule, incident, now_ns)
     if approved:
         return _yes("asked", f"{text}: {incident.asks}")
-    return _later("approval", incident.asks)
+    again = f" ({text})" if incident.approved_by else ""
+    return _later("approval", f"{incident.asks}{again}")
 
 
 def _guard_mode(

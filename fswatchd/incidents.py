@@ -167,13 +167,15 @@ class Incident:
     who wants to hear nothing of it. `decided` is what came of the last decision, with the facts
     that it was made from (see `engine.decider`). `preview` is what a yes to its question would do,
     empty where that cannot be seen. `asks` is what a step wants approved before it goes on.
-    `approved_for` is the rule that was approved, at `approved_ns` (CLOCK_BOOTTIME), `requested_ns`
-    when a person asked for the repair. `forced` says that a person wants the repair although the
-    volume was repaired again and again. `reached_threshold_of` names the rule whose threshold was
-    reached. `load` is what its plan keeps busy while it runs. `undo` is what `rollback` needs,
-    `evidence` where and when it was seen what the volume was like before the plan. `clock` is the
-    boot (its id) that times in CLOCK_BOOTTIME belong to, and what CLOCK_REALTIME was ahead of that
-    clock, of a closed incident when it was closed.
+    `rule_does` is a digest of what its rule would have done at the last decision (`Rule.does`).
+    `approved_for` is the rule that was approved, and `approved_does` what it would have done then,
+    at `approved_ns` (CLOCK_BOOTTIME), `requested_ns` when a person asked for the repair. `forced`
+    says that a person wants the repair although the volume was repaired again and again.
+    `reached_threshold_of` names the rule whose threshold was reached. `load` is what its plan keeps
+    busy while it runs. `undo` is what `rollback` needs, `evidence` where and when it was seen what
+    the volume was like before the plan. `clock` is the boot (its id) that times in CLOCK_BOOTTIME
+    belong to, and what CLOCK_REALTIME was ahead of that clock, of a closed incident when it was
+    closed.
 
     `ves` are all that depend on the filesystem, those in `through` only through what rests on it.
     `stack` is what lies beneath, as in `views.stack`. `device_errors` is how many errors the device
@@ -213,6 +215,7 @@ class Incident:
     consequences: tuple[str, ...] = ()
     untold: bool = False
     rule: str | None = None
+    rule_does: str | None = None
     channels: tuple[str, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     recent: tuple[tuple[int, str, int], ...] = ()
@@ -226,6 +229,7 @@ class Incident:
     approved_by: str | None = None
     approved_ns: int | None = None
     approved_for: str | None = None
+    approved_does: str | None = None
     denied_by: str | None = None
     requested_by: str | None = None
     requested_ns: int | None = None

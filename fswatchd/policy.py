@@ -54,11 +54,13 @@ class Decision:
     another rule may apply then. `shadows` are the answers of rules that only watch, and of the one
     that decides on a node that only watches.
 
+    `does` is a digest of what the rule would do (`Rule.does`).
     `cause` is what is to blame instead of the filesystem, also where nothing would be done.
     """
 
     verdict: Verdict
     rule: str | None = None
+    does: str | None = None
     steps: tuple[Step, ...] = ()
     channels: tuple[str, ...] = ()
     healthy_s: float = 60.0
@@ -110,6 +112,7 @@ def decide(
     return Decision(
         verdict=verdict,
         rule=rule.name,
+        does=rule.does,
         steps=tuple(rule.step),
         channels=_channels(matching),
         healthy_s=rule.healthy,

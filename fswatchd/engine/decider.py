@@ -389,6 +389,8 @@ class Decider:
         told = replace(
             incident.reached("decided", time.monotonic_ns()),
             rule=decision.rule,
+            rule_does=decision.does,
+            preview=_still_right(incident, decision),
             reached_threshold_of=decision.rule if reached else incident.reached_threshold_of,
             channels=_channels(incident, decision),
             healthy_s=decision.healthy_s,
@@ -408,6 +410,12 @@ def _with_those_served(view: NodeView, incident: Incident) -> Incident:
     new = tuple(ve for ve in now.ves if ve not in incident.ves)
     through = tuple(ve for ve in now.through if ve in new)
     return replace(incident, ves=(*incident.ves, *new), through=(*incident.through, *through))
+
+
+def _still_right(incident: Incident, decision: Decision) -> dict[str, object] | None:
+    """The preview, unless the rule would do something else by now: then it is made anew."""
+    changed = incident.rule_does not in {None, decision.does}
+    return None if changed else incident.preview
 
 
 def _channels(incident: Incident, decision: Decision) -> tuple[str, ...]:

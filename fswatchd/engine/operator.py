@@ -242,6 +242,7 @@ class Operator:
             approved_by=by,
             approved_ns=boottime_ns(),
             approved_for=incident.rule,
+            approved_does=incident.rule_does,
             denied_by=None,
         )
         self._book.put(incident.noted(time.time_ns(), _said(f"approved by {by}", reason)))

@@ -86,6 +86,7 @@ class DecidingNode(SimulatedNode):
         found = replace(
             found,
             rule=decision.rule,
+            rule_does=decision.does,
             healthy_s=decision.healthy_s,
             guards=tuple((a.guard, a.passed, a.text) for a in decision.answers),
             reached_threshold_of=decision.rule if reached else found.reached_threshold_of,

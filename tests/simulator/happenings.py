@@ -83,6 +83,7 @@ class Simulator(DecidingNode):
                 approved_by="op",
                 approved_ns=self.clock.boottime_ns(),
                 approved_for=found.rule,
+                approved_does=found.rule_does,
                 denied_by=None,
             )
             self._put(approved)

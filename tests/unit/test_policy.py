@@ -319,6 +319,58 @@ def test_an_approval_permits_and_a_denial_forbids() -> None:
     assert ask(incident(event(count=2), denied_by="root"), state=state).verdict is Verdict.NOTIFY
 
 
+CHANGED = [
+    ('mode = "auto"', 'mode = "approve"'),
+    ('do = "fsck"', 'do = "fsck"\nstrategy = "offline"'),
+    ('do = "fsck"', 'do = "fsck"\nkeep_original = "1h"'),
+    ('do = "fsck"', 'do = "stop"\n[[rule.step]]\ndo = "fsck"'),
+]
+UNCHANGED = [
+    ("", ""),
+    ('name = "repair"', '# why\nname = "repair"\ndescription = "x"'),
+    ('do = "fsck"', 'do = "fsck"\nstrategy = "clone"'),
+    ('to = ["ops"]', 'to = ["ops", "night"]'),
+    ('[[rule.step]]\ndo = "notify"\nto = ["ops"]\n', ""),
+    ('"2 in 10m"', '"1 in 10m"'),
+    ('cooldown = "30m"', 'cooldown = "10m"'),
+]
+
+
+@pytest.mark.parametrize("asks", ["", "writers would wait 12 s"])
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [*((*one, False) for one in CHANGED), *((*one, True) for one in UNCHANGED)],
+)
+def test_an_approval_is_for_what_the_rule_would_have_done_then(
+    old: str, new: str, asks: str, *, counts: bool
+) -> None:
+    does = rules(AUTO).rules[0].does
+    approved = incident(
+        event(count=2), asks=asks, approved_by="alice", approved_for="repair", approved_does=does
+    )
+    decision = ask(approved, state=policy_state(mode="approve"), text=AUTO.replace(old, new))
+    assert (decision.verdict is Verdict.ACT) is counts
+    if not counts:
+        assert decision.waiting_for == "approval"
+        assert "rule repair was changed since alice approved" in decision.answers[-1].text
+
+
+def test_an_approval_that_an_earlier_version_has_recorded_counts_as_before() -> None:
+    approved = incident(event(count=2), approved_by="alice", approved_for="repair")
+    for old, new in CHANGED:
+        decision = ask(approved, state=policy_state(mode="approve"), text=AUTO.replace(old, new))
+        assert decision.verdict is Verdict.ACT
+
+
+def test_a_step_that_asked_says_that_its_rule_was_changed_since() -> None:
+    approved = incident(
+        event(count=2), asks="x", approved_by="alice", approved_for="repair", approved_does="y"
+    )
+    decision = ask(approved)
+    assert (decision.verdict, guard(decision)) == (Verdict.WAIT, "approval")
+    assert decision.answers[-1].text.startswith("x (rule repair was changed since alice")
+
+
 def test_what_a_step_asked_for_is_waited_for_also_in_mode_auto() -> None:
     asking = incident(event(count=2), asks="writers would wait 12 s")
     decision = ask(asking)

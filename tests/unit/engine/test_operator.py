@@ -182,6 +182,13 @@ def repaired(directory: Path, **more: Any) -> Incident:
     return incident(incident_id="20261121-aaaaa", undo={**paths, "ve": "lxc:ve101"}, **more)
 
 
+async def test_an_approval_is_for_what_was_shown() -> None:
+    waiting = incident(state=State.WAITING, waiting_for="approval", rule="ask", rule_does="then")
+    asked = operator(Book(waiting), Database(), SimpleNamespace(poke=lambda *_: None))
+    approved = await asked.approve(waiting.incident_id, "alice")
+    assert (approved.approved_for, approved.approved_does) == ("ask", "then")
+
+
 @pytest.mark.parametrize(
     ("state", "ves", "may"),
     [

@@ -199,12 +199,13 @@ class Operator:
 
     async def roll_back(self, text: str, by: str, *, discard_newer: bool) -> Incident:
         """Begin to put the volume from before the repair in place again."""
+        await self._inventory.refresh()
         incident = await self.find(text)
         if incident.state in {State.ACTING}:
             raise ConflictError(
                 f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
             )
-        rollback.check(incident, discard_newer=discard_newer)
+        rollback.check(incident, self._inventory.view, discard_newer=discard_newer)
         self._refuse_while_acting_on_its_ves(incident)
         self._arming.refuse_if_disarmed(incident.ves)
         for ve_id in incident.direct_ves:

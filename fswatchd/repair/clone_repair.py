@@ -28,6 +28,7 @@ from fswatchd.repair import (
     consent,
     first_look,
     outsiders,
+    owner,
     progress,
     salvage,
     scope,
@@ -440,16 +441,19 @@ class CloneRepair:
     async def start(self, target: Target) -> StepResult:
         """Start the VE on the repaired image and prove it healthy."""
         context, ve, image = self._context, target.ve, scope.require_volume(target)
+        view = context.inventory.view
         journal = self._exchanged(target)
         if journal.clone is None or journal.kept is None:
             raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
         repaired = replace(journal.clone, path=image.path).today(image.path)
-        undo = {
+        undo: dict[str, object] = {
             "image": image.path,
             "original": journal.kept,
             "original_file": image.describe(),
             "repaired_file": repaired.describe(),
             "ve": ve.ve_id,
+            # Whose it is later tells what the VE declares, if it declares it: see `rollback`.
+            "ve_volumes": None if owner.declares(view, ve, image, repaired) else owner.declared(ve),
             "keep_s": self._step.keep_original,
         }
         story = ""

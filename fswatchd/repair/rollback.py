@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fswatchd.errors import RefusedError
-from fswatchd.incidents import Incident
-from fswatchd.inventory.model import Ve
+from fswatchd.incidents import Incident, StepRecord, StepState
+from fswatchd.inventory.model import Ve, VeId
+from fswatchd.inventory.view import NodeView
 from fswatchd.repair import outsiders, owner, scope, storage, ve_control
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.logical_volume import LogicalVolume
@@ -19,7 +20,7 @@ from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionContext, ActionSettings, Next, StepResult, refuse
 
 
-def check(incident: Incident, *, discard_newer: bool) -> None:
+def check(incident: Incident, view: NodeView, *, discard_newer: bool) -> None:
     """Raise RefusedError where a rollback cannot or should not be done."""
     undo = incident.undo
     if undo is None:
@@ -41,6 +42,14 @@ def check(incident: Incident, *, discard_newer: bool) -> None:
     if put is not None and put.is_displaced:
         text, hint = _replaced(undo, put)
         raise RefusedError(text, hint=hint, code="FSW-REFUSED-REPLACED")
+    there = put.today(put.path) if put is not None else _at(str(undo["image"]), known)
+    ve = view.ves.get(VeId(str(undo.get("ve"))))
+    # About what is not to be seen now `run` asks, which waits for it.
+    if ve is not None and there is not None and not _is_inactive(there):
+        another = _another_ves(incident, view, ve, there)
+        if another is not None:
+            text, hint = another
+            raise RefusedError(text, hint=hint, code="FSW-REFUSED-NOT-ITS-VOLUME")
     if not discard_newer:
         raise RefusedError(
             f"{undo['ve']} has run on the repaired volume: what it wrote since would be lost",
@@ -64,12 +73,49 @@ def _replaced(undo: Mapping[str, Any], put: Volume) -> tuple[str, str]:
 
 
 def _found(put: Volume) -> Volume | None:
-    if isinstance(put, LogicalVolume):
-        return LogicalVolume.at(put.path)
+    return _at(put.path, put)
+
+
+def _at(path: str, like: Volume | None) -> Volume | None:
+    """What is at this path, of the same kind; None where there is nothing."""
+    if isinstance(like, LogicalVolume):
+        return LogicalVolume.at(path)
     try:
-        return ImageFile.at(put.path)
+        return ImageFile.at(path)
     except OSError:
         return None
+
+
+def _is_inactive(volume: Volume) -> bool:
+    return isinstance(volume, LogicalVolume) and volume.devno is None
+
+
+def _another_ves(
+    incident: Incident, view: NodeView, ve: Ve, *volumes: Volume
+) -> tuple[str, str] | None:
+    """Why the VE would be stopped for a volume that is not its own any more, and what can be done.
+
+    Its name may be another VE's by now, or it has got another volume. One whose platform does not
+    tell its volumes is taken for the same while it is as a repair that failed has left it.
+    """
+    undo = incident.undo or {}
+    left_with = undo.get("ve_volumes")
+    failed = any(one.journal.get("put_aside") and _has_failed(one) for one in incident.steps)
+    known = left_with if failed and isinstance(left_with, list) else None
+    text = owner.why_another(view, ve, volumes, known)
+    if text is None:
+        return None
+    hint = (
+        f"so it is not stopped, and nothing is exchanged; the volume from before the repair is "
+        f"{undo['original']}: copy from it what you need, or give {ve.ve_id} the repaired volume "
+        "back and ask again (where its platform does not tell its volumes: start it, or declare "
+        "the volume in ve.d)"
+    )
+    return text, hint
+
+
+def _has_failed(record: StepRecord) -> bool:
+    return record.state is StepState.FAILED
 
 
 def _no_way_back(incident_id: str, undo: Mapping[str, Any]) -> RefusedError:
@@ -99,6 +145,8 @@ async def run(context: ActionContext) -> StepResult:
     ve = await owner.find(context, str(undo.get("ve")), half_way=half_way, left=_left(undo))
     ve = await context.lock_ve(ve)
     way = await _Way.prepare(context, undo)
+    if not context.record.journal.get("stopping"):  # else it was asked, and the VE is down for it
+        await _require_its_own(context, ve, way)
     async with Outage(context) as outage:
         if not way.is_exchanged:
             await _stop(context, ve, way, outage)
@@ -114,6 +162,15 @@ def _left(undo: Mapping[str, Any]) -> str:
     beside = str(undo["original"])
     found = owner.where(original, beside) if original is not None else beside
     return f"the volume from before the repair is {found}"
+
+
+async def _require_its_own(context: ActionContext, ve: Ve, way: _Way) -> None:
+    """Raises StepEnded where another VE than the repaired one would be stopped, or started."""
+    await context.inventory.refresh()
+    view = context.inventory.view
+    now = view.ves.get(ve.ve_id, ve)
+    if another := _another_ves(context.incident, view, now, way.repaired, way.original):
+        raise refuse("not its volume", "; ".join(another), Next.OPERATOR)
 
 
 async def _stop(context: ActionContext, ve: Ve, way: _Way, outage: Outage) -> None:

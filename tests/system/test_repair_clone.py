@@ -335,6 +335,24 @@ def test_rollback_puts_the_original_back(daemon, make_ve) -> None:
     wait_until(kept.exists)
 
 
+def test_another_ve_that_has_got_the_name_is_not_stopped_for_a_rollback(daemon, make_ve) -> None:
+    ve, other = make_ve(), make_ve("ve102")
+    start(daemon, ve, other)
+    ve.damage_directory()
+    incident = daemon.wait_for_incident("closed")
+    repaired, running = ve.inode, cgroup.pids(other.cgroup)
+    ve.kill()
+    declared = ve.work / "ve.d"
+    renamed = other.declaration().replace('name = "ve102"', 'name = "ve101"')
+    (declared / "ve101.toml").write_text(renamed)
+    (declared / "ve102.toml").unlink()
+    with pytest.raises(Exception, match=r"runs on .*ve102") as caught:
+        daemon.client.post(f"/v1/incidents/{incident['id']}/rollback", {"discard_newer": True})
+    assert f"{ve.image}.damaged-{incident['id']}" in caught.value.hint
+    assert (ve.inode, cgroup.pids(other.cgroup)) == (repaired, running)
+    assert daemon.client.get(f"/v1/incidents/{incident['id']}")["state"] == "closed"
+
+
 def test_a_second_fault_joins_the_open_incident(daemon, make_ve) -> None:
     ve = make_ve()
     start(daemon, ve, mode="observe")

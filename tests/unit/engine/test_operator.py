@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from fswatchd.engine.operator import Operator, refuse_another
-from fswatchd.errors import ConflictError, UnknownTargetError
+from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.incidents import Incident, State
+from fswatchd.inventory.model import Volume
 from fswatchd.inventory.view import NodeView
 from fswatchd.rules.model import Budget
 from fswatchd.situation import PolicyState, Scope, VeFacts
 from fswatchd.store.database import StoreError
 from tests.unit.builders import filesystem, incident, policy_state, rules, scope, ve_facts
+from tests.unit.inventory.test_lookup import ve
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,9 @@ async def test_an_approval_is_for_what_was_shown() -> None:
     assert (approved.approved_for, approved.approved_does) == ("ask", "then")
 
 
+async def refresh() -> None: ...
+
+
 @pytest.mark.parametrize(
     ("state", "ves", "may"),
     [
@@ -206,7 +211,7 @@ async def test_no_rollback_while_another_plan_is_at_work_on_its_ve(
     other = incident(incident_id="20261121-bbbbb", state=state, ves=ves)
     asked = operator(Book(other), Database(found))
     asked._arming = SimpleNamespace(refuse_if_disarmed=lambda _: None)  # type: ignore[assignment]
-    asked._inventory = SimpleNamespace(view=NodeView())  # type: ignore[assignment]
+    asked._inventory = SimpleNamespace(view=NodeView(), refresh=refresh)  # type: ignore[assignment]
     begun: list[Incident] = []
     asked._executor = SimpleNamespace(begin_rollback=begun.append)  # type: ignore[assignment]
     if may:
@@ -215,3 +220,16 @@ async def test_no_rollback_while_another_plan_is_at_work_on_its_ve(
         with pytest.raises(ConflictError, match="bbbbb is acting on lxc:ve101"):
             await asked.roll_back("aaaaa", "root", discard_newer=True)
     assert bool(begun) is may
+
+
+async def test_no_rollback_is_begun_of_what_is_not_the_ves_any_more(tmp_path: Path) -> None:
+    found = repaired(tmp_path, state=State.CLOSED)
+    asked = operator(Book(), Database(found))
+    asked._arming = SimpleNamespace(refuse_if_disarmed=lambda _: None)  # type: ignore[assignment]
+    anew = ve("lxc", "ve101", volumes=(Volume(image=str(tmp_path / "another")),))
+    view = NodeView(ves={anew.ve_id: anew})
+    asked._inventory = SimpleNamespace(view=view, refresh=refresh)  # type: ignore[assignment]
+    for discard_newer in (False, True):
+        with pytest.raises(RefusedError, match=r"would be started on .*another") as refused:
+            await asked.roll_back("aaaaa", "root", discard_newer=discard_newer)
+        assert refused.value.code == "FSW-REFUSED-NOT-ITS-VOLUME"

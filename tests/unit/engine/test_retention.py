@@ -17,6 +17,7 @@ from fswatchd.engine import originals
 from fswatchd.engine.retention import Retention
 from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.inventory.view import NodeView
 from fswatchd.repair import originals as kept_originals
 from fswatchd.repair import rollback
 from fswatchd.repair.images import Images
@@ -181,7 +182,7 @@ async def test_there_is_no_way_back_while_the_original_is_being_deleted(
     await retention(tmp_path, store).look()
     ((meanwhile,),) = [await one for one in asked]
     with pytest.raises(RefusedError, match="not kept any more"):
-        rollback.check(meanwhile, discard_newer=True)
+        rollback.check(meanwhile, NodeView(), discard_newer=True)
     (after,) = await store.find_incidents(found.incident_id)
     assert (after.undo or {}).keys() == {"image", "keep_s"}
 

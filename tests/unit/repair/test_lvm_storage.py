@@ -14,7 +14,9 @@ import pytest
 
 from fswatchd import process
 from fswatchd.engine.originals import delete_original
+from fswatchd.errors import RefusedError
 from fswatchd.inventory.model import Volume as Declared
+from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
 from fswatchd.repair import clone, lvm, lvm_storage, resume, rollback, scope, storage, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
@@ -28,6 +30,7 @@ from tests.unit.repair.lvm_node import SECTORS, KilledError, LvmNode, hold
 from tests.unit.repair.test_outage import VE
 
 SETTINGS = ActionSettings()
+ITS_OWN = replace(VE, volumes=(Declared(device="/dev/vg/thin"),))
 INCIDENT = builders.incident().incident_id
 CLONE = f"thin.fswatchd-clone-{INCIDENT}"
 DAMAGED = f"thin.damaged-{INCIDENT}"
@@ -476,7 +479,7 @@ class Context:
         self.incident = builders.incident(**facts)
         self.record = SimpleNamespace(journal={})
         self.inventory = SimpleNamespace(
-            view=SimpleNamespace(ves={VE.ve_id: VE}), refresh=self._refresh
+            view=NodeView(ves={VE.ve_id: ITS_OWN}), refresh=self._refresh
         )
         self.node = node
 
@@ -600,7 +603,7 @@ async def test_a_rollback_that_is_killed_ends_with_the_original_in_place(
         "ve": str(VE.ve_id),
     }
     context: Any = Context(node, undo=undo)
-    rollback.check(context.incident, discard_newer=True)
+    rollback.check(context.incident, context.inventory.view, discard_newer=True)
     node.killed = point
     if point is not None:
         with monkeypatch.context() as patch:
@@ -618,6 +621,38 @@ async def test_a_rollback_that_is_killed_ends_with_the_original_in_place(
     assert original.is_at("/dev/vg/thin")
     assert repaired.is_at(f"/dev/vg/{kept}")
     assert stopped == [original.uuid]
+
+
+@pytest.mark.parametrize("put_away", [False, True], ids=["active", "after a boot"])
+async def test_a_ve_that_has_another_volume_by_now_is_not_rolled_back(
+    node: LvmNode, stopped: list[str], *, put_away: bool
+) -> None:
+    original = volume(node)
+    repaired = await cloned(node)
+    await storage.of(original, SETTINGS).exchange(repaired, f"/dev/vg/{DAMAGED}")
+    node.add("restored")
+    undo = {
+        "image": "/dev/vg/thin",
+        "original": f"/dev/vg/{DAMAGED}",
+        "original_file": original.describe(),
+        "repaired_file": replace(repaired, path="/dev/vg/thin").describe(),
+        "ve": str(VE.ve_id),
+    }
+    for one in node.volumes.values():
+        one.active = not put_away
+    context: Any = Context(node, undo=undo)
+    pointed = replace(VE, volumes=(Declared(device="/dev/vg/restored"),))
+    context.inventory.view = NodeView(ves={VE.ve_id: pointed})
+    if put_away:  # what cannot be seen yet the step asks about
+        rollback.check(context.incident, context.inventory.view, discard_newer=True)
+    else:
+        with pytest.raises(RefusedError, match="would be started on /dev/vg/restored"):
+            rollback.check(context.incident, context.inventory.view, discard_newer=True)
+    with pytest.raises(StepEnded, match="would be started on /dev/vg/restored") as ended:
+        await rollback.run(context)
+    assert ended.value.result.result == "not its volume"
+    assert repaired.is_at("/dev/vg/thin")
+    assert stopped == []
 
 
 @pytest.mark.parametrize("put_away", [False, True], ids=["active", "after a boot"])

@@ -10,17 +10,61 @@ from typing import Any
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.errors import RefusedError
+from fswatchd.incidents import StepRecord, StepState
+from fswatchd.inventory.model import Backing, Ve, VeId, Volume
 from fswatchd.inventory.view import NodeView
 from fswatchd.repair import rollback, swap, ve_control
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
+from tests.unit.inventory.test_lookup import INSIDE, superblock
 from tests.unit.repair.test_outage import VE
 
 
 class Killed(BaseException):
     """kill -9."""
+
+
+class Node:
+    """ve101, which declares an image as its volume; `mounted` are those it runs on."""
+
+    def __init__(self, image: Path) -> None:
+        self.ve = replace(VE, volumes=(Volume(image=str(image)),))
+        self.mounted: tuple[Path, ...] = ()
+        self.others: dict[Path, Ve] = {}
+
+    async def refresh(self) -> None: ...
+
+    def runs_on(self, *images: Path) -> None:
+        """It runs, and has these mounted."""
+        self.mounted = images
+        self.ve = replace(self.ve, init_pid=77, init_started=1)
+
+    @property
+    def view(self) -> NodeView:
+        owned = [(Path(one.image), self.ve) for one in self.ve.volumes if one.image]
+        owned += self.others.items()
+        return NodeView(
+            superblocks={
+                Devno(7, n): replace(superblock(n, (INSIDE, "/")), backing=backing(image))
+                for n, image in enumerate(self.mounted)
+            },
+            ves={one.ve_id: one for one in (self.ve, *self.others.values())},
+            owners={INSIDE: self.ve.ve_id},
+            image_owners={
+                (found.devno, found.inode): one.ve_id
+                for image, one in owned
+                if image.exists() and (found := ImageFile.at(str(image)))
+            },
+        )
+
+
+def backing(image: Path) -> Backing:
+    found = ImageFile.at(str(image))
+    values: Any = {"image_devno": found.devno, "image_inode": found.inode}
+    return Backing(kind="loop", image=str(image), **values)
 
 
 class Context:
@@ -42,9 +86,7 @@ class Context:
         self.disarmed = False
         self.incident = builders.incident(undo=undo)
         self.record = SimpleNamespace(journal={})
-        self.inventory = SimpleNamespace(view=NodeView(ves={VE.ve_id: VE}), refresh=self._refresh)
-
-    async def _refresh(self) -> None: ...
+        self.inventory = Node(self.image)
 
     async def lock_ve(self, ve: Any) -> Any:
         return ve
@@ -166,7 +208,7 @@ async def test_what_was_restored_since_is_not_replaced_by_what_was_there_before(
     context = Context(tmp_path)
     restored(context)
     with pytest.raises(RefusedError, match="not the volume that the repair has put") as refused:
-        rollback.check(context.incident, discard_newer=True)
+        rollback.check(context.incident, context.inventory.view, discard_newer=True)
     assert str(ImageFile.at(str(context.image)).inode) in refused.value.message
     assert str(context.beside) in refused.value.hint
     with pytest.raises(StepEnded, match="not the volume that the repair has put") as ended:
@@ -185,7 +227,7 @@ async def test_what_the_ve_has_written_since_makes_no_other_volume_of_it(
     context = Context(tmp_path)
     with context.image.open("r+b") as image:
         image.write(b"written")
-    rollback.check(context.incident, discard_newer=True)
+    rollback.check(context.incident, context.inventory.view, discard_newer=True)
     assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
     assert started == ["original"]
 
@@ -197,7 +239,7 @@ async def test_a_repair_by_an_earlier_version_is_rolled_back_as_it_was(
     undo = {k: v for k, v in (context.incident.undo or {}).items() if k != "repaired_file"}
     context.incident = replace(context.incident, undo=undo)
     restored(context)
-    rollback.check(context.incident, discard_newer=True)
+    rollback.check(context.incident, context.inventory.view, discard_newer=True)
     assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
     assert started == ["original"]
 
@@ -214,7 +256,164 @@ async def test_a_repair_by_an_earlier_version_is_rolled_back_as_it_was(
 )
 def test_what_cannot_be_rolled_back_says_why(undo: Any, text: str, hint: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        rollback.check(builders.incident(undo=undo), discard_newer=True)
+        rollback.check(builders.incident(undo=undo), NodeView(), discard_newer=True)
     assert text in caught.value.message
     assert hint in caught.value.hint
     assert "None" not in str(caught.value)
+
+
+# --- whose it is ------------------------------------------------------------------------------
+
+
+def another(context: Context) -> Path:
+    """What a backup was restored to, beside the volume that the repair has put in place."""
+    found = context.image.with_name("ve101-new.raw")
+    found.write_bytes(b"restored")
+    return found
+
+
+async def refused(context: Context, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Why; nothing is stopped, exchanged or started for it."""
+    monkeypatch.setattr(ve_control, "is_running", lambda ve: ve.init_pid is not None)
+    for does in ("stop", "start"):
+        monkeypatch.setattr(ve_control, does, lambda *_, does=does: pytest.fail(does))
+    before = context.files()
+    with pytest.raises(RefusedError) as asked:
+        rollback.check(context.incident, context.inventory.view, discard_newer=True)
+    assert asked.value.code == "FSW-REFUSED-NOT-ITS-VOLUME"
+    assert str(context.beside) in asked.value.hint
+    with pytest.raises(StepEnded) as ended:
+        await rollback.run(context)  # type: ignore[arg-type]
+    result = ended.value.result
+    assert (result.result, result.next) == ("not its volume", Next.OPERATOR)
+    assert result.detail == f"{asked.value.message}; {asked.value.hint}"
+    assert context.files() == before
+    assert not context.record.journal.get("stopping")
+    return asked.value.message
+
+
+@pytest.mark.parametrize("repaired_file", [True, False], ids=["", "earlier version"])
+async def test_a_ve_that_runs_on_another_image_by_now_is_not_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, repaired_file: bool
+) -> None:
+    context = Context(tmp_path)
+    if not repaired_file:
+        undo = {k: v for k, v in (context.incident.undo or {}).items() if k != "repaired_file"}
+        context.incident = replace(context.incident, undo=undo)
+    new = another(context)
+    context.inventory.ve = replace(context.inventory.ve, volumes=(Volume(image=str(new)),))
+    context.inventory.runs_on(new)
+    text = await refused(context, monkeypatch)
+    assert text == f"{VE.ve_id} runs on {new}, and has not mounted {context.image}"
+
+
+async def test_a_ve_that_runs_on_another_image_is_not_stopped_for_what_it_declares(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context = Context(tmp_path)
+    context.inventory.runs_on(another(context))
+    assert "runs on" in await refused(context, monkeypatch)
+
+
+async def test_a_stopped_ve_that_would_be_started_on_another_image_is_not_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context = Context(tmp_path)
+    new = another(context)
+    context.inventory.ve = replace(context.inventory.ve, volumes=(Volume(image=str(new)),))
+    assert f"would be started on {new}, and not on" in await refused(context, monkeypatch)
+
+
+async def test_who_has_the_volume_now_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The VE was renamed, and another got its name."""
+    context = Context(tmp_path)
+    context.inventory.ve = replace(context.inventory.ve, volumes=())
+    renamed = replace(VE, ve_id=VeId("declared:ve201"), name="ve201")
+    context.inventory.others = {context.image: renamed}
+    text = await refused(context, monkeypatch)
+    assert text.endswith("; that is a volume of declared:ve201")
+
+
+async def test_one_that_runs_on_it_is_rolled_back_whatever_it_declares(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[str]
+) -> None:
+    """A volume that its platform does not tell, among others."""
+    context = Context(tmp_path)
+    context.inventory.ve = replace(context.inventory.ve, volumes=())
+    context.inventory.runs_on(another(context), context.image)
+    stops: list[str] = []
+
+    async def stop(ve: Ve, _: object) -> str:
+        stops.append(ve.ve_id)
+        return "exit code 0"
+
+    monkeypatch.setattr(ve_control, "is_running", lambda _: not stops)
+    monkeypatch.setattr(ve_control, "stop", stop)
+    monkeypatch.setattr(rollback.outsiders, "require_none", Nothing.done)
+    rollback.check(context.incident, context.inventory.view, discard_newer=True)
+    assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
+    assert (stops, started) == ([VE.ve_id], ["original"])
+
+
+async def test_a_declared_path_may_be_a_link_to_it(tmp_path: Path, started: list[str]) -> None:
+    context = Context(tmp_path)
+    link = tmp_path / "vz"
+    link.symlink_to(tmp_path)
+    view = context.inventory.view
+    through = replace(VE, volumes=(Volume(image=str(link / "ve101.raw")),))
+    context.inventory = SimpleNamespace(  # type: ignore[assignment]
+        view=replace(view, ves={VE.ve_id: through}), refresh=context.inventory.refresh
+    )
+    rollback.check(context.incident, context.inventory.view, discard_newer=True)
+    assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
+    assert started == ["original"]
+
+
+@pytest.mark.parametrize(
+    ("state", "declared_then", "declares_now", "may"),
+    [
+        (StepState.FAILED, [], (), True),
+        (StepState.FAILED, ["/vz/root"], ("/vz/root",), True),
+        (StepState.FAILED, [], ("/vz/root",), False),
+        (StepState.FAILED, ["/vz/root"], (), False),
+        (StepState.FAILED, None, (), False),
+        (StepState.DONE, [], (), False),
+    ],
+    ids=["nothing", "others", "more", "less", "it was declared", "it ran after the repair"],
+)
+async def test_where_a_platform_does_not_tell_the_volume_it_is_as_the_repair_has_left_it(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    started: list[str],
+    state: StepState,
+    declared_then: list[str] | None,
+    declares_now: tuple[str, ...],
+    *,
+    may: bool,
+) -> None:
+    """A start that has failed leaves the VE stopped, and nothing is mounted that would tell."""
+    context = Context(tmp_path)
+    step = StepRecord(do="fsck", state=state, journal={"put_aside": True})
+    undo = {**(context.incident.undo or {}), "ve_volumes": declared_then}
+    context.incident = replace(context.incident, undo=undo, steps=(step,))
+    volumes = tuple(Volume(image=path) for path in declares_now)
+    context.inventory.ve = replace(context.inventory.ve, volumes=volumes)
+    if not may:
+        await refused(context, monkeypatch)
+        return
+    rollback.check(context.incident, context.inventory.view, discard_newer=True)
+    assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
+    assert started == ["original"]
+
+
+async def test_one_that_it_has_stopped_itself_is_not_left_down(
+    tmp_path: Path, started: list[str]
+) -> None:
+    """Cut off after the stop: what it had mounted then was looked at before."""
+    context = Context(tmp_path)
+    context.inventory.ve = replace(context.inventory.ve, volumes=())
+    context.record.journal["stopping"] = True
+    assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
+    assert started == ["original"]

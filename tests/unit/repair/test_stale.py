@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fswatchd.inventory.view import NodeView
 from fswatchd.repair import clone, resume, swap, ve_control, verify
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.journal import read_volume
@@ -28,9 +29,7 @@ class Context:
         self.settings = ActionSettings()
         self.incident = builders.incident()
         self.record = SimpleNamespace(journal={})
-        self.inventory = SimpleNamespace(
-            view=SimpleNamespace(ves={VE.ve_id: VE}), refresh=self._refresh
-        )
+        self.inventory = SimpleNamespace(view=NodeView(ves={VE.ve_id: VE}), refresh=self._refresh)
 
     async def _refresh(self) -> None: ...
 
@@ -227,9 +226,10 @@ def test_a_stamp_that_is_not_known_is_never_the_same(image: ImageFile) -> None:
     assert not image.is_unchanged(None)
 
 
+@pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("well", [True, False])
 async def test_for_the_way_back_both_volumes_are_known(
-    monkeypatch: pytest.MonkeyPatch, image: ImageFile, *, well: bool
+    monkeypatch: pytest.MonkeyPatch, image: ImageFile, *, well: bool, declared: bool
 ) -> None:
     async def found(*_: object) -> Any:
         return (VE, SimpleNamespace()) if well else "it does not run"
@@ -241,6 +241,9 @@ async def test_for_the_way_back_both_volumes_are_known(
     monkeypatch.setattr(verify, "healthy", healthy)
     context: Any = Context()
     context.state = None
+    if declared:
+        owners = {(image.devno, image.inode): VE.ve_id}
+        context.inventory.view = NodeView(ves={VE.ve_id: VE}, image_owners=owners)
     context.reached = context.filesystem_is_now = lambda _: None
     beside = f"{image.path}.fswatchd-clone-x1"
     Path(beside).write_bytes(b"repaired")
@@ -256,3 +259,5 @@ async def test_for_the_way_back_both_volumes_are_known(
     assert repaired.is_at(undo["image"])
     assert original is not None
     assert original.is_at(undo["original"])
+    # What tells whose it is later, where the VE does not declare it.
+    assert undo["ve_volumes"] == (None if declared else [])

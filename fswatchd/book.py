@@ -269,7 +269,7 @@ class IncidentBook:
 
     def _remember_repair(self, incident: Incident) -> None:
         devices = self._devices.pop(incident.incident_id, set())
-        repaired_ns = incident.timeline.get("repaired")
+        repaired_ns = incident.reached_ns("repaired")
         if devices and repaired_ns is not None:
             entry = _Repaired(incident.incident_id, incident.domain, devices, repaired_ns)
             self._repaired.append(entry)

@@ -160,8 +160,9 @@ class Incident:
 
     Times ending in `_ns` are CLOCK_REALTIME. `timeline` holds CLOCK_MONOTONIC nanoseconds of the
     milestones (`detected`, `attributed`, `decided`, `contained`, `repaired`, `verified`,
-    `notified`). `counts` is how many errors each source reported: of one fault all of them tell, so
-    they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
+    `notified`), those in `earlier` of an earlier boot: nothing of this one compares with them
+    (`reached_ns`). `counts` is how many errors each source reported: of one fault all of them tell,
+    so they are never added up. `recent` is (CLOCK_BOOTTIME ns, source, count) of the latest events,
     for thresholds. `cursor` is that of the last event that joined. `log` is the prose of `fswatch
     why`, recorded when things happened. `guards` are the answers of the last decision. `mute` says
     who wants to hear nothing of it. `decided` is what came of the last decision, with the facts
@@ -221,6 +222,7 @@ class Incident:
     recent: tuple[tuple[int, str, int], ...] = ()
     cursor: int = 0
     timeline: dict[str, int] = field(default_factory=dict)
+    earlier: frozenset[str] = frozenset()
     guards: tuple[tuple[str, bool, str], ...] = ()
     decided: dict[str, object] | None = None
     log: tuple[tuple[int, str], ...] = ()
@@ -353,6 +355,7 @@ class Incident:
             recent=tuple((when + shift, source, count) for when, source, count in self.recent),
             approved_ns=None if self.approved_ns is None else self.approved_ns + shift,
             requested_ns=None if self.requested_ns is None else self.requested_ns + shift,
+            earlier=frozenset(self.timeline),
         )
 
     def noted(self, time_ns: int, text: str) -> Incident:
@@ -363,10 +366,15 @@ class Incident:
         return replace(self, log=log, updated_ns=time_ns)
 
     def reached(self, milestone: str, mono_ns: int) -> Incident:
-        """The incident with the first time of a milestone; later times do not move it."""
-        if milestone in self.timeline:
+        """The incident with the first time of a milestone in this boot; later ones move nothing."""
+        if milestone in self.timeline and milestone not in self.earlier:
             return self
-        return replace(self, timeline={**self.timeline, milestone: mono_ns})
+        timeline = {**self.timeline, milestone: mono_ns}
+        return replace(self, timeline=timeline, earlier=self.earlier - {milestone})
+
+    def reached_ns(self, milestone: str) -> int | None:
+        """When it was reached (CLOCK_MONOTONIC), None where that was not in this boot."""
+        return None if milestone in self.earlier else self.timeline.get(milestone)
 
     def with_step(self, index: int, step: StepRecord) -> Incident:
         """The incident with the step at `index` replaced."""

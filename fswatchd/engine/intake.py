@@ -351,7 +351,7 @@ def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:
     the same loop device, so a late line would look like a relapse.
     """
     written_us = _written_us(event)
-    repaired_ns = incident.timeline.get("repaired")
+    repaired_ns = incident.reached_ns("repaired")
     return repaired_ns is not None and written_us is not None and written_us * 1000 < repaired_ns
 
 

@@ -166,7 +166,7 @@ def _kernel_lines(incident: Incident, problems: list[str]) -> list[str]:
     """
     device = incident.filesystem.device
     named = re.compile(rf"(?<![\w!-]){re.escape(device)}(?!\w)") if device else None
-    detected_us = incident.timeline.get("detected", 0) // 1000
+    detected_us = (incident.reached_ns("detected") or 0) // 1000
     lines: list[str] = []
     try:
         fd = os.open(_LOG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -123,3 +123,12 @@ def test_what_is_kept_has_an_end_and_no_error_is_lost_or_made_younger() -> None:
     assert found.recent[0][0] == NOW_NS
     times = [when for when, _, _ in found.recent]
     assert times == sorted(times)
+
+
+def test_a_milestone_of_an_earlier_boot_is_shown_and_compared_with_nothing() -> None:
+    found = incident().on_clock("first", 0).reached("repaired", 7).reached("repaired", 8)
+    assert found.on_clock("first", 5).reached_ns("repaired") == 7
+    booted = found.on_clock("second", 0)
+    assert booted.timeline == {"repaired": 7}
+    assert booted.reached_ns("repaired") is None
+    assert booted.on_clock("third", 0).reached("repaired", 3).reached_ns("repaired") == 3

@@ -21,6 +21,7 @@ from fswatchd.events import Domain, EventClass, Lost
 from fswatchd.incidents import Outcome, State
 from fswatchd.inventory.model import VeId
 from fswatchd.inventory.view import NodeView
+from fswatchd.kernel import proc
 from fswatchd.store.store import Store
 from tests.unit.builders import event, filesystem, incident
 
@@ -53,6 +54,7 @@ async def path(tmp_path) -> AsyncIterator[object]:
     return tmp_path / "fswatchd.db"
 
 
+DAY_NS = 86400 * 10**9
 LOOP3: dict[str, Any] = {"device": "loop3", "devno": Devno(7, 3)}
 LOOP4: dict[str, Any] = {"device": "loop4", "devno": Devno(7, 4)}
 
@@ -130,6 +132,38 @@ async def test_a_line_from_before_the_repair_that_is_read_late_is_no_relapse(
     assert len(heard) == told
     (incident,) = running.book.open_incidents()
     assert "journal" in incident.sources
+    await running.store.close()
+
+
+@pytest.mark.parametrize("booted", [False, True])
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_repair_of_an_earlier_boot_swallows_no_line_of_this_one(
+    path, monkeypatch: pytest.MonkeyPatch, *, booted: bool, is_over: bool
+) -> None:
+    """The node had been up for 400 days when it was repaired."""
+    with monkeypatch.context() as patch:
+        if booted:
+            patch.setattr(proc, "boot_id", lambda: "an earlier boot")
+        before = Running(path)
+    await before.start()
+    repaired = incident().on_clock(*before.book.clock()).reached("repaired", 400 * DAY_NS)
+    before.book.put(replace(repaired, state=State.VERIFYING))
+    before.book.flush()
+    await before.store.close()
+
+    running = await Running(path).start()
+    heard: list[str] = []
+    running.intake.subscribe(heard.append)
+    (known,) = running.book.open_incidents()
+    assert known.timeline == {"repaired": 400 * DAY_NS}
+    found = known.filesystem
+    if is_over:
+        running.book.close(known, Outcome.REPAIRED, "healthy")
+        found = filesystem(disk_sequence=43)  # of whoever has the number now
+    line = event("kmsg", "corruption", record=f"{10**6}:EXT4-fs error (loop3): of this boot")
+    running.intake.report(line, Attribution(filesystem=found))
+    await running.intake.settle()
+    assert (heard != []) is booted
     await running.store.close()
 
 

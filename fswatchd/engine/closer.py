@@ -490,16 +490,8 @@ class Closer:
         return self._inventory.view.attached(incident.filesystem)
 
     def _successor(self, incident: Incident) -> Superblock | None:
-        """The same volume, mounted again: the same image inode, or the same device and UUID."""
-        wanted = incident.filesystem
-        for found in self._inventory.view.superblocks.values():
-            now = describe(found)
-            if wanted.image_inode is not None:
-                if now.image_inode == wanted.image_inode:
-                    return found
-            elif now.device == wanted.device and now.uuid == wanted.uuid:
-                return found
-        return None
+        """The same volume, mounted again."""
+        return self._inventory.view.successor(incident.filesystem, incident.direct_ves)
 
 
 def _is_moved_away(incident: Incident) -> bool:

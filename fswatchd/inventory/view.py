@@ -6,7 +6,7 @@ What it is made of stands in `model`; `reader` makes one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from fswatchd.devno import Devno
@@ -219,6 +219,39 @@ class NodeView:
         device = self.devices.get(devno)
         return device is not None and device.disk_sequence != filesystem.disk_sequence
 
+    def successor(self, filesystem: Filesystem, ves: Collection[str]) -> Superblock | None:
+        """The volume that an incident of these VEs remembers, mounted again; None where more than
+        one may be it.
+
+        The number of an inode is given to the next file at once, the name of a device to the next
+        one, and a UUID is copied with a template: none of these says it alone.
+        """
+        wanted, uuid = filesystem, filesystem.uuid
+        mounted = [(found, self.describe(found)) for found in self.superblocks.values()]
+        if wanted.image is not None or wanted.image_inode is not None:
+            by_path = [one for one, now in mounted if _at_its_path(now, wanted)]
+            by_inode = [
+                one
+                for one, now in mounted
+                if _on_its_inode(now, wanted) and not self._is_of_others(one, ves)
+            ]
+            fitting = list({one.devno: one for one in (*by_path, *by_inode)}.values())
+        else:
+            same = [
+                (one, now)
+                for one, now in mounted
+                if uuid is not None
+                and (now.uuid, now.image_inode) == (uuid, None)
+                and not self._is_of_others(one, ves)
+            ]
+            named = [one for one, now in same if now.device == wanted.device]
+            fitting = named or [one for one, _ in same]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _is_of_others(self, superblock: Superblock, ves: Collection[str]) -> bool:
+        users = self.users[superblock.devno].ves
+        return bool(ves) and bool(users) and not set(users) & set(ves)
+
     def describe(self, superblock: Superblock) -> Filesystem:
         """A superblock of this view as incidents remember it; worked out once."""
         known = self._described.get(superblock.devno)
@@ -305,6 +338,21 @@ class NodeView:
                 # Services of systemd have mount namespaces with copies of all that the node mounts.
                 foreign[owner] = None
         return Users(ves=tuple(ves), foreign=tuple(foreign))
+
+
+def _at_its_path(now: Filesystem, wanted: Filesystem) -> bool:
+    if None in (wanted.image, wanted.uuid):
+        return False
+    return (now.image, now.uuid) == (wanted.image, wanted.uuid)
+
+
+def _on_its_inode(now: Filesystem, wanted: Filesystem) -> bool:
+    if wanted.image_inode is None or now.image_inode != wanted.image_inode:
+        return False
+    if None not in (now.uuid, wanted.uuid):
+        return now.uuid == wanted.uuid
+    # Nothing but its path tells it from the file that has got the inode of one that was deleted.
+    return None in (now.image, wanted.image) or now.image == wanted.image
 
 
 def describe(superblock: Superblock) -> Filesystem:

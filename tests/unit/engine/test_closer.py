@@ -103,9 +103,7 @@ async def test_a_second_repair_has_a_period_of_its_own(book) -> None:
 
 
 GONE = filesystem(disk_sequence=41, image="/vz/ve102.raw", image_inode=("8:1", 78))
-HERE = filesystem(
-    disk_sequence=41, image_inode=None, uuid=superblock(3).uuid
-)  # on another attachment
+HERE = filesystem(disk_sequence=41, image_inode=("8:1", 3))  # on another attachment
 
 
 @pytest.mark.parametrize(

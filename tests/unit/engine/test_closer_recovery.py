@@ -129,6 +129,33 @@ def test_errors_of_an_attachment_are_no_errors_of_the_next_one(kind: str, errors
     assert (moved.filesystem.disk_sequence, moved.device_errors) == (43, errors)
 
 
+def test_whoever_has_got_the_inode_of_a_deleted_image_is_not_that_image() -> None:
+    other = Superblock(
+        devno=builders.LOOP3,
+        fstype="ext4",
+        device="loop3",
+        disk_sequence=43,
+        mounts=(),
+        backing=Backing(
+            kind="loop", image="/vz/ve102.raw", image_devno=Devno(8, 1), image_inode=77
+        ),
+        uuid="99999999-2222-3333-4444-555555555555",
+    )
+    before, put = builders.incident(), []
+    closer = Closer(
+        cast("Any", SimpleNamespace(get=lambda _: before, put=put.append)),
+        cast("Any", SimpleNamespace(view=NodeView(superblocks={other.devno: other}))),
+        cast("Any", State(Health.OK)),
+        forget_volume=lambda _: None,
+        poke=lambda _: None,
+        has_room=cast("Any", None),
+        device_fault=cast("Any", None),
+    )
+    closer._state._now = Health.DAMAGED  # type: ignore[attr-defined]
+    closer._look_for_recovery(before)
+    assert put == []
+
+
 class Sweep:
     """A real book with incidents on loop3 and loop4; `during` happens at the first write probe."""
 

@@ -105,8 +105,15 @@ class IncidentBook:
     def under_repair(self, devno: Devno, domain: Domain) -> Incident | None:
         """The incident that is acted on whose filesystem had this device, whoever has it now."""
         acting = (one for one in self._open.values() if one.state is State.ACTING)
-        wanted = (devno, domain)
-        return next((one for one in acting if (one.filesystem.devno, one.domain) == wanted), None)
+        wanted = (devno, None, domain)
+        return next(
+            (
+                one
+                for one in acting
+                if (one.filesystem.devno, one.filesystem.boot, one.domain) == wanted
+            ),
+            None,
+        )
 
     def repaired_since(self, devno: Devno, domain: Domain, mono_ns: int) -> str | None:
         """The id of the newest closed incident whose filesystem had this device at a time before
@@ -139,6 +146,8 @@ class IncidentBook:
 
     def put(self, incident: Incident, *, durable: bool = False) -> Awaitable[None] | None:
         """Replace the incident; with `durable`, what is returned waits for the disk."""
+        if incident.clock is not None and incident.clock[0] != self._boot:
+            incident = incident.on_clock(*self.clock())  # a closed one that is taken up again
         before = self._open.get(incident.incident_id)
         if before is not None and before.key != incident.key:
             self._leave_key(before)
@@ -249,7 +258,7 @@ class IncidentBook:
         joined = self._open.get(self._by_key.get(incident.key, ""))
         if joined is None or joined.opened_ns <= incident.opened_ns:
             self._by_key[incident.key] = incident.incident_id
-        if incident.filesystem.devno is not None:
+        if incident.filesystem.devno is not None and incident.filesystem.boot is None:
             devices = self._devices.setdefault(incident.incident_id, set())
             devices.add(incident.filesystem.devno)
 

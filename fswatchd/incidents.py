@@ -70,7 +70,8 @@ class Filesystem:
 
     `disk_sequence` tells two uses of one device number apart; `image` and `image_inode` are the
     backing file of a loop device and its (device, inode). With a `server` it is all that this one
-    serves to the node: when it does not answer, that is one fault.
+    serves to the node: when it does not answer, that is one fault. `boot` is the earlier boot (its
+    id) that number and sequence are of: both are dealt anew since. None is the present one.
     """
 
     devno: Devno | None
@@ -82,6 +83,7 @@ class Filesystem:
     image_inode: tuple[str, int] | None = None
     mountpoints: tuple[str, ...] = ()
     server: str | None = None
+    boot: str | None = None
 
     @property
     def key(self) -> str:
@@ -92,11 +94,12 @@ class Filesystem:
         if self.devno is None:
             # By its path: the inode is another one after a repair has exchanged it.
             return f"name:{self.device or ''}:{self.fstype or ''}:{self.image or ''}"
+        number = str(self.devno) if self.boot is None else f"{self.boot}/{self.devno}"
         if self.devno.major == 0:
             # The kernel gives the number of a filesystem that lies on no single device (btrfs) to
             # the next one at once, and counts no attachments of it.
-            return f"{self.devno}/{self.image or self.device or ''}"
-        return f"{self.devno}/{self.disk_sequence or 0}"
+            return f"{number}/{self.image or self.device or ''}"
+        return f"{number}/{self.disk_sequence or 0}"
 
     @property
     def volume_key(self) -> str:
@@ -342,16 +345,20 @@ class Incident:
 
     def on_clock(self, boot: str, ahead_ns: int) -> Incident:
         """The incident with its times on the clock of this boot, which CLOCK_REALTIME is
-        `ahead_ns` ahead of.
+        `ahead_ns` ahead of; its device's number stays that of the boot before.
 
         What passed between two boots only the wall clock knows: it is an estimate.
         """
         if self.clock is None or self.clock[0] == boot:
             return replace(self, clock=(boot, ahead_ns))
         shift = self.clock[1] - ahead_ns
+        filesystem = self.filesystem
+        if filesystem.devno is not None and filesystem.boot is None:
+            filesystem = replace(filesystem, boot=self.clock[0])
         return replace(
             self,
             clock=(boot, ahead_ns),
+            filesystem=filesystem,
             recent=tuple((when + shift, source, count) for when, source, count in self.recent),
             approved_ns=None if self.approved_ns is None else self.approved_ns + shift,
             requested_ns=None if self.requested_ns is None else self.requested_ns + shift,

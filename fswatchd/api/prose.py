@@ -103,7 +103,8 @@ def _identity(filesystem: Filesystem) -> str:
     """What says that it is the same filesystem, and not another one of the same name."""
     parts = []
     if filesystem.disk_sequence is not None:
-        parts.append(f"attachment {filesystem.disk_sequence} of {filesystem.devno} (DISKSEQ)")
+        of = " in an earlier boot" if filesystem.boot is not None else ""
+        parts.append(f"attachment {filesystem.disk_sequence} of {filesystem.devno} (DISKSEQ){of}")
     if filesystem.uuid:
         parts.append(f"UUID {filesystem.uuid}")
     if filesystem.image_inode:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from fswatchd import views
 from fswatchd.book import IncidentBook
+from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.history import boottime_ns
 from fswatchd.errors import ConflictError, RefusedError
 from fswatchd.events import (
@@ -90,6 +91,7 @@ class Closer:
             self._missing = {k: v for k, v in self._missing.items() if k in ids}
             for incident in incidents:
                 try:
+                    self._take_up(incident.incident_id)
                     await self._look_at(incident.incident_id)
                 except Exception:  # a task border: one incident must not stop the others
                     log.exception("cannot look after %s", incident.incident_id)
@@ -257,6 +259,8 @@ class Closer:
         if devno is None or names_filesystem(incident.filesystem.fstype):
             return None
         device = self._inventory.view.devices.get(devno)
+        if incident.filesystem.boot is not None:
+            return None
         if device is None or device.disk_sequence != incident.filesystem.disk_sequence:
             return None
         return device
@@ -486,6 +490,27 @@ class Closer:
         self._book.close(current, Outcome.RECOVERED, text)
         return True
 
+    def _take_up(self, incident_id: str) -> None:
+        """An incident of an earlier boot goes on where its volume is mounted since.
+
+        Damage of an image that nobody has begun to repair: by what its next mount says of it, as
+        within a boot (`_look_for_recovery`). A disk was mounted all the time but for the boot.
+        """
+        incident = self._book.get(incident_id)
+        if incident is None or incident.state is State.ACTING:
+            return
+        undecided = incident.state in UNDECIDED
+        known = incident.filesystem
+        is_image = known.image is not None or known.image_inode is not None
+        if undecided and incident.domain is Domain.DAMAGE and is_image:
+            return
+        moved = taken_up(self._inventory.view, incident)
+        if moved is None:
+            return
+        self._book.put(moved)
+        if undecided:
+            self._poke(incident_id)
+
     def _superblock(self, incident: Incident) -> Superblock | None:
         return self._inventory.view.attached(incident.filesystem)
 
@@ -522,6 +547,8 @@ def _still_there(incident: Incident) -> bool:
     """Whether what was read of a bare device may still be so: the device is there."""
     known = incident.filesystem
     if known.devno is None or names_filesystem(known.fstype) or incident.sources != ("state",):
+        return False
+    if known.boot is not None:
         return False
     if block.name_of(known.devno) is None:
         return False

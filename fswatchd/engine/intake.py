@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.attribution import Attribution, attribute
+from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.hearing import Hearing
 from fswatchd.engine.naming import Naming
 from fswatchd.engine.stream import EventStream
@@ -225,7 +226,7 @@ class Intake:
         if not event.klass.is_problem:
             return None
         domain = domain_of(event.klass)
-        incident = self._book.find(found.filesystem, domain)
+        incident = self._find(found, domain)
         devno = found.filesystem.devno
         if incident is None and devno and found.superblock is None and self._is_from_before(event):
             # A repair that is taken up again has detached the device that the line is about.
@@ -248,6 +249,20 @@ class Intake:
                 incident = incident.reached("attributed", time.monotonic_ns())
             self._book.put(self._joined(incident, event, cursor))
         return incident.incident_id
+
+    def _find(self, found: Attribution, domain: Domain) -> Incident | None:
+        """The open incident, also one of an earlier boot that nobody has found again yet."""
+        incident = self._book.find(found.filesystem, domain)
+        if incident is not None or found.superblock is None:
+            return incident
+        for one in reversed(self._book.open_incidents()):
+            if one.domain is not domain or one.filesystem.boot is None:
+                continue
+            moved = taken_up(self._inventory.view, one)
+            if moved is not None and moved.filesystem.key == found.filesystem.key:
+                self._book.put(moved)
+                return moved
+        return None
 
     def _is_from_before(self, event: FsEvent) -> bool:
         """Whether the kernel wrote the line before we were started, so that its device may be
@@ -314,7 +329,7 @@ class Intake:
 
     def _all_clear(self, event: FsEvent, found: Attribution) -> None:
         domain = Domain.QUOTA if event.source == "quota" else Domain.REMOTE
-        incident = self._book.find(found.filesystem, domain)
+        incident = self._find(found, domain)
         if incident is not None and domain is Domain.QUOTA:
             # Each is told of by itself: the last one that is below again ends it.
             left = limits_after(incident.limits, event.detail)

@@ -214,6 +214,8 @@ class NodeView:
         devno = filesystem.devno
         if devno is None:
             return False
+        if filesystem.boot is not None:
+            return devno in self.users or devno in self.devices
         if (found := self.superblocks.get(devno)) is not None:
             return self.describe(found).key != filesystem.key
         device = self.devices.get(devno)
@@ -244,7 +246,8 @@ class NodeView:
                 and (now.uuid, now.image_inode) == (uuid, None)
                 and not self._is_of_others(one, ves)
             ]
-            named = [one for one, now in same if now.device == wanted.device]
+            # Names are dealt anew at each boot, also among those of one UUID.
+            named = [one for one, now in same if (now.device, None) == (wanted.device, wanted.boot)]
             fitting = named or [one for one, _ in same]
         return fitting[0] if len(fitting) == 1 else None
 
@@ -352,7 +355,9 @@ def _on_its_inode(now: Filesystem, wanted: Filesystem) -> bool:
     if None not in (now.uuid, wanted.uuid):
         return now.uuid == wanted.uuid
     # Nothing but its path tells it from the file that has got the inode of one that was deleted.
-    return None in (now.image, wanted.image) or now.image == wanted.image
+    if None in (now.image, wanted.image):
+        return wanted.boot is None
+    return now.image == wanted.image
 
 
 def describe(superblock: Superblock) -> Filesystem:

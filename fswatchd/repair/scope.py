@@ -73,8 +73,10 @@ async def resolve(
     by it is refused here. `any_type` is for what does not repair; a VE that is busy with `not_busy`
     is so for this very purpose.
     """
-    incident, inventory = context.incident, context.inventory
+    inventory = context.inventory
     await inventory.refresh()
+    _find_after_boot(context)
+    incident = context.incident
     superblock = _superblock(incident, inventory)
     ve = _only_user(incident, inventory, superblock, not_busy)
     _check_format(ve, incident.filesystem, superblock)
@@ -236,6 +238,17 @@ def still_the_same(target: Target, inventory: Inventory) -> str | None:
     if ve.busy:
         return f"{ve.ve_id} is busy now: {ve.busy}"
     return _volume_of_others(inventory.view, ve, now)
+
+
+def _find_after_boot(context: ActionContext) -> None:
+    """A plan that a boot has cut off goes on where its volume is mounted since, if that is nobody's
+    but those it was decided about."""
+    incident, view = context.incident, context.inventory.view
+    if incident.filesystem.boot is None:
+        return
+    found = view.successor(incident.filesystem, incident.direct_ves)
+    if found is not None and set(view.users[found.devno].ves) <= set(incident.direct_ves):
+        context.filesystem_is_now(found)
 
 
 def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:

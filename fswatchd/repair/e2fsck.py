@@ -28,6 +28,10 @@ CANCELLED = 32
 LIBRARY = 128
 _KNOWN = FIXED | REBOOT | UNCORRECTED | OPERATIONAL | USAGE | CANCELLED | LIBRARY
 
+# By itself it asks for 4 MiB at once: whoever syncs on the same disk waits behind that, and the check
+# is no sooner done.
+_READS_AHEAD = "readahead_kb=256"
+
 # Of e2fsck's handlers of errors (e2fsck/ehandler.c), and of com_err(3) outside of them. Beyond the
 # end of the volume, or at a place that is none, nothing is unreadable: that number is damaged. And
 # with -n it tries to write all the same, by a descriptor that does not permit it.
@@ -75,7 +79,8 @@ async def replay(path: str, timeout_s: float) -> CheckResult:
 
 async def check(path: str, timeout_s: float, on_progress: OnProgress | None = None) -> CheckResult:
     """Check everything, change nothing."""
-    return proven(await _run(("-fn",), path, timeout_s, on_progress=on_progress))
+    options = ("-fn", "-E", _READS_AHEAD)
+    return proven(await _run(options, path, timeout_s, on_progress=on_progress))
 
 
 def proven(result: CheckResult) -> CheckResult:
@@ -99,8 +104,9 @@ async def repair(
     `-p` it loses them all).
     """
     if undo_file is None:
-        return await _run(("-fy", "-E", "fixes_only"), path, timeout_s, None, on_progress)
-    fixes = ("-E", "fixes_only", "-z", undo_file)
+        options = ("-fy", "-E", f"fixes_only,{_READS_AHEAD}")
+        return await _run(options, path, timeout_s, None, on_progress)
+    fixes = ("-E", f"fixes_only,{_READS_AHEAD}", "-z", undo_file)
     look = await _run(("-E", "journal_only", "-n"), path, timeout_s)
     if _NOT_READ.search(look.output):
         return look

@@ -152,7 +152,7 @@ def test_whoever_has_got_the_inode_of_a_deleted_image_is_not_that_image() -> Non
         device_fault=cast("Any", None),
     )
     closer._state._now = Health.DAMAGED  # type: ignore[attr-defined]
-    closer._look_for_recovery(before)
+    asyncio.run(closer._look_for_recovery(before))
     assert put == []
 
 

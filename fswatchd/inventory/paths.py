@@ -1,4 +1,4 @@
-"""Which file a path leads to, also where a server has to be asked that may not answer.
+"""What a path leads to, also where a server has to be asked that may not answer.
 
 A path on a filesystem that others serve is looked up by a thread of its own: when its server is
 lost that one waits, the look at the node goes on with what was known before, and nobody waits for
@@ -12,9 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from typing import Generic, TypeVar
 
 from fswatchd.devno import Devno
 
+Answer = TypeVar("Answer")
 Key = tuple[Devno, int]
 _PATIENCE_S = 0.5
 _MAX_LINKS = 40  # as the kernel (path_resolution(7))
@@ -58,12 +60,12 @@ def leads_onto(path: str, points: Collection[str]) -> bool:
     return False
 
 
-class PatientPaths:
+class Patient(Generic[Answer]):
     """Looks paths up; those that a server is asked for get half a second, then an old answer."""
 
-    def __init__(self, look_up: Callable[[str], Key | None] = inode_key) -> None:
+    def __init__(self, look_up: Callable[[str], Answer | None]) -> None:
         self._look_up = look_up
-        self._answers: dict[str, Key | None] = {}
+        self._answers: dict[str, Answer | None] = {}
         self._asked: deque[str] = deque()
         self._done = threading.Condition()
         self._busy = False
@@ -73,8 +75,13 @@ class PatientPaths:
         """Where the node has mounted what others serve."""
         self._points = frozenset(points)
 
-    def key(self, path: str) -> Key | None:
-        """See `inode_key`; where no answer comes in time, the one from before, or None."""
+    def is_waiting(self, path: str) -> bool:
+        """Whether a server has been asked for it, and has not answered yet."""
+        with self._done:
+            return path in self._asked
+
+    def answer(self, path: str) -> Answer | None:
+        """What it leads to; where no answer comes in time, the one from before, or None."""
         if not self._points or not leads_onto(path, self._points):
             return self._look_up(path)
         with self._done:
@@ -103,3 +110,14 @@ class PatientPaths:
             with self._done:
                 self._answers[path] = found
                 self._asked.popleft()
+
+
+class PatientPaths(Patient[Key]):
+    """Which file a path leads to."""
+
+    def __init__(self, look_up: Callable[[str], Key | None] = inode_key) -> None:
+        super().__init__(look_up)
+
+    def key(self, path: str) -> Key | None:
+        """See `inode_key` and `answer`."""
+        return self.answer(path)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup
 from fswatchd.platforms import seen
 from fswatchd.platforms.asked import Asked
+from fswatchd.platforms.kinds import Kind, Kinds, Looked
 from fswatchd.platforms.seen import Seen
 
 _DEADLINE_S = 10.0
@@ -38,17 +38,19 @@ _MAX_ANSWER = 64 << 20
 _ID = re.compile(r"[0-9a-f]{64}")
 _SHORT = 12
 _JSON = re.compile(r"^[\[{]", re.MULTILINE)
+_BINDS = frozenset({"bind", "rbind"})
 _POD_SLICE = re.compile(r"machine-libpod_pod_[0-9a-f]{64}\.slice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """What the engine says of one."""
+    """What the engine says of one; `disks` are the paths of its volumes' images and devices, each
+    with where it is mounted."""
 
     native_id: str
     name: str
     labels: dict[str, str] = field(default_factory=dict)
-    volumes: tuple[Volume, ...] = ()
+    disks: tuple[tuple[str, str], ...] = ()
 
 
 Containers = dict[str, Container]
@@ -74,6 +76,7 @@ class EnginePlatform:
         self.name = engine.name
         self.asked: Asked[Containers] = Asked(engine.ask, {})
         self.engine = engine
+        self._kinds = Kinds()
 
     def watch_directories(self) -> list[str]:
         """Where the containers' cgroups come and go, and where the engine keeps its state."""
@@ -88,12 +91,16 @@ class EnginePlatform:
         if not groups and not any(stamps):
             return []
         told = self.asked.look((frozenset(groups), stamps))
-        ves = [
-            self._describe(told.get(one), one, groups.get(one)) for one in sorted({*told, *groups})
+        looked = await self._kinds.look(path for one in told.values() for path, _ in one.disks)
+        found = [
+            self._describe(told.get(one), one, groups.get(one), looked)
+            for one in sorted({*told, *groups})
         ]
-        if self.asked.problem is not None:
-            raise PlatformError(self.asked.problem, partial=[ve for ve in ves if ve])
-        return [ve for ve in ves if ve]
+        ves = [ve for ve in found if ve]
+        problems = [*filter(None, [self.asked.problem]), *looked.problems]
+        if problems:
+            raise PlatformError("\n".join(problems), partial=ves)
+        return ves
 
     def find_groups(self) -> dict[str, re.Match[str]]:
         """The containers' cgroups."""
@@ -102,7 +109,9 @@ class EnginePlatform:
             parents += seen.groups_named(["/machine.slice"], _POD_SLICE)
         return seen.groups_named(parents, self.engine.group)
 
-    def _describe(self, told: Container | None, native_id: str, group: str | None) -> Ve | None:
+    def _describe(
+        self, told: Container | None, native_id: str, group: str | None, looked: Looked
+    ) -> Ve | None:
         pid = seen.first_of_group(group) if group else None
         if told is None and pid is None:
             return None  # a cgroup that its container has left behind
@@ -113,7 +122,7 @@ class EnginePlatform:
             name=told.name if told else native_id[:_SHORT],
             labels=told.labels if told else {},
             labels_known=told is not None,
-            volumes=told.volumes if told else (),
+            volumes=volumes_of(told, looked) if told else (),
             commands=Commands(
                 start=(self.name, "start", native_id),
                 stop=(self.name, "stop", native_id),
@@ -183,17 +192,31 @@ def docker(socket: str = "/var/run/docker.sock", state: str = "/var/lib/docker")
 
 
 def volume_devices(listed: list[dict[str, Any]]) -> dict[str, str]:
-    """Name → image or device of each volume that has one of its own.
+    """Name → image or device of each volume that may have one of its own.
 
     The volume driver `local` hands `type`, `device` and `o` to mount(8): only a path on the node
-    that is no directory is meant, not a remote server's or a bind of something else.
+    is meant, not a remote server's or a bind of something else.
     """
     found = {}
     for one in listed:
-        device = (one.get("Options") or {}).get("device", "")
-        if one.get("Driver") == "local" and device.startswith("/") and not os.path.isdir(device):
+        options = one.get("Options") or {}
+        device = options.get("device", "")
+        is_bind = not _BINDS.isdisjoint(options.get("o", "").split(","))
+        if one.get("Driver") == "local" and device.startswith("/") and not is_bind:
             found[one["Name"]] = device
     return found
+
+
+def volumes_of(told: Container, looked: Looked) -> tuple[Volume, ...]:
+    """Its images, and its devices, also one that is not there now; directories are none."""
+    found = []
+    for path, point in told.disks:
+        kind = looked.get(path)
+        if kind is Kind.FILE:
+            found.append(Volume(image=path, mountpoint=point))
+        elif kind is Kind.DEVICE or (kind is None and path.startswith("/dev/")):
+            found.append(Volume(device=path, mountpoint=point))
+    return tuple(found)
 
 
 def read_podman(
@@ -202,13 +225,13 @@ def read_podman(
     devices: dict[str, str] | None = None,
 ) -> Containers:
     """`podman ps --format json` and `podman container inspect`, as Podman 3 to 5 print them."""
-    volumes = {one["Id"]: _volumes(one.get("Mounts"), devices or {}) for one in inspected}
+    disks = {one["Id"]: _disks(one.get("Mounts"), devices or {}) for one in inspected}
     return {
         one["Id"]: Container(
             native_id=one["Id"],
             name=(one.get("Names") or [one["Id"][:_SHORT]])[0],
             labels=dict(one.get("Labels") or {}),
-            volumes=volumes.get(one["Id"], ()),
+            disks=disks.get(one["Id"], ()),
         )
         for one in listed
         if _ID.fullmatch(one["Id"]) and not one.get("IsInfra")
@@ -222,7 +245,7 @@ def read_docker(listed: list[dict[str, Any]], devices: dict[str, str] | None = N
             native_id=one["Id"],
             name=(one.get("Names") or [one["Id"][:_SHORT]])[0].removeprefix("/"),
             labels=dict(one.get("Labels") or {}),
-            volumes=_volumes(one.get("Mounts"), devices or {}),
+            disks=_disks(one.get("Mounts"), devices or {}),
         )
         for one in listed
         if _ID.fullmatch(one["Id"])
@@ -282,14 +305,12 @@ def parse_json(text: str, what: str) -> Any:
         raise PlatformError(f"{what}: not JSON: {error}") from error
 
 
-def _volumes(mounts: list[dict[str, Any]] | None, devices: dict[str, str]) -> tuple[Volume, ...]:
+def _disks(
+    mounts: list[dict[str, Any]] | None, devices: dict[str, str]
+) -> tuple[tuple[str, str], ...]:
     found = []
     for one in mounts or ():
         path = devices.get(one.get("Name") or "") if one.get("Type") == "volume" else None
         if path is not None:
-            point = one["Destination"]
-            if os.path.isfile(path):
-                found.append(Volume(image=path, mountpoint=point))
-            else:
-                found.append(Volume(device=path, mountpoint=point))
+            found.append((path, one["Destination"]))
     return tuple(found)

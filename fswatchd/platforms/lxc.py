@@ -24,13 +24,14 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, NamespaceKey, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, mounts, proc, pseudofile
+from fswatchd.platforms.kinds import Kind, Kinds, Looked
 from fswatchd.situation import WISH, joined_labels
 
 DEFAULT_PATH = "/var/lib/lxc"
 _SOCKET = re.compile(r"@(/.+)/([^/]+)/command$")
 # Of the kinds of storage (src/lxc/storage/storage.c) those whose source is one path; what follows
 # overlay:, overlayfs:, zfs:, rbd: and nbd: is something else.
-_ROOTFS = re.compile(r"\s*lxc\.rootfs\.path\s*=\s*(?:(?:loop|lvm|dir|btrfs):)?(/\S.*?)\s*$")
+_ROOTFS = re.compile(r"\s*lxc\.rootfs\.path\s*=\s*(?:(loop|lvm|dir|btrfs):)?(/\S.*?)\s*$")
 _CGROUP = re.compile(r"\s*lxc\.cgroup\.(dir|dir\.container)\s*=\s*(\S+)\s*$")
 _WISH = re.compile(rf"\s*#\s*{WISH}\s*[:=]\s*(.*?)\s*$")
 _COMMAND_TIMEOUT_S = 5.0
@@ -44,6 +45,19 @@ class Init:
     group: str
 
 
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What `lxc.rootfs.path` says; `is_loop` where it calls it an image."""
+
+    path: str
+    is_loop: bool
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the path alone does not say what it is."""
+        return not self.path.startswith("/dev/")
+
+
 class LxcPlatform:
     """Containers of liblxc on this node."""
 
@@ -51,6 +65,7 @@ class LxcPlatform:
 
     def __init__(self, default_path: str = DEFAULT_PATH) -> None:
         self._default_path = default_path
+        self._kinds = Kinds()
 
     def watch_directories(self) -> list[str]:
         """The cgroup roots, where a container's cgroup comes and goes, and the configurations."""
@@ -80,12 +95,18 @@ class LxcPlatform:
         for path in sorted(path for path, trusted in paths.items() if trusted):
             for name in sorted(configured_containers(path)):
                 inits.setdefault((path, name), None)
-        found = [self._describe(path, name, init) for (path, name), init in inits.items()]
+        roots = {key: root for key in inits if (root := configured_root(*key)) is not None}
+        looked = await self._kinds.look(root.path for root in roots.values() if root.is_asked)
+        problems += looked.problems
+        found = [
+            self._describe(path, name, init, volumes_of(roots.get((path, name)), looked))
+            for (path, name), init in inits.items()
+        ]
         if problems:
             raise PlatformError("\n".join(problems), partial=found)
         return found
 
-    def _describe(self, path: str, name: str, init: Init | None) -> Ve:
+    def _describe(self, path: str, name: str, init: Init | None, volumes: tuple[Volume, ...]) -> Ve:
         inode, namespace_id = (mounts.namespace_of(init.pid) if init else None) or (None, None)
         state = VeState.STOPPED
         if init is not None:
@@ -105,7 +126,7 @@ class LxcPlatform:
             namespace=NamespaceKey(inode) if inode is not None else None,
             namespace_id=namespace_id,
             cgroup=init.group if init else None,
-            volumes=configured_volumes(path, name),
+            volumes=volumes,
             commands=Commands(
                 start=("lxc-start", *selector),
                 stop=("lxc-stop", *selector, "-t", "30"),
@@ -156,18 +177,26 @@ def configured_containers(path: str) -> list[str]:
         return []
 
 
-def configured_volumes(path: str, name: str) -> tuple[Volume, ...]:
-    """The image or device of the root filesystem; none for a directory."""
+def configured_root(path: str, name: str) -> Root | None:
+    """Where the root filesystem is; None where that cannot be read, or is no path."""
     try:
         with open(os.path.join(path, name, "config"), encoding="utf-8", errors="replace") as file:
             match = next((m for line in file if (m := _ROOTFS.match(line))), None)
     except OSError:
+        return None
+    return Root(match[2], is_loop=match[1] == "loop") if match is not None else None
+
+
+def volumes_of(root: Root | None, looked: Looked) -> tuple[Volume, ...]:
+    """The image or device of the root filesystem; none for a directory."""
+    if root is None:
         return ()
-    if match is None:
-        return ()
-    if match[1].startswith("/dev/"):
-        return (Volume(device=match[1]),)
-    return (Volume(image=match[1]),) if os.path.isfile(match[1]) else ()
+    if not root.is_asked:
+        return (Volume(device=root.path),)
+    is_image = looked.get(root.path) is Kind.FILE
+    if is_image or (root.is_loop and looked.is_unknown(root.path)):
+        return (Volume(image=root.path),)
+    return ()
 
 
 def configured_labels(path: str, name: str) -> dict[str, str] | None:

@@ -26,6 +26,7 @@ from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, proc
 from fswatchd.platforms import seen
+from fswatchd.platforms.kinds import Kind, Kinds
 from fswatchd.platforms.seen import Seen
 
 _RUN = "/run/systemd"
@@ -106,6 +107,7 @@ class NspawnPlatform:
         self._propagate = f"{run}/nspawn/propagate"
         self._states = f"{run}/machines"
         self._machines = machines
+        self._kinds = Kinds()
         self._supervisors: dict[str, _Supervisor] = {}
         # Names that nobody was found for, and when.
         self._without: dict[str, object] = {}
@@ -127,7 +129,13 @@ class NspawnPlatform:
         problems = self._find_supervisors(set(marked))
         running = {name: self._first_process(name) for name in marked}
         names = {*stored, *(name for name, found in running.items() if found)}
-        ves = [self._describe(name, running.get(name), stored.get(name)) for name in sorted(names)]
+        paths = {name: self._path(name, running.get(name), stored.get(name)) for name in names}
+        looked = await self._kinds.look(path for path in paths.values() if path is not None)
+        problems += looked.problems
+        ves = [
+            self._describe(name, running.get(name), _volume(path, looked.get(path or "")))
+            for name, path in sorted(paths.items())
+        ]
         if problems:
             raise PlatformError("\n".join(problems), partial=ves)
         return ves
@@ -141,15 +149,19 @@ class NspawnPlatform:
         supervisor = self._supervisors.get(name)
         return _child_of(supervisor) if supervisor else None
 
-    def _describe(self, name: str, found: Seen | None, stored: str | None) -> Ve:
+    def _path(self, name: str, found: Seen | None, stored: str | None) -> str | None:
+        """Where it has its root filesystem, as far as anybody says."""
+        supervisor = self._supervisors.get(name)
+        told = supervisor.path if supervisor and found else None
+        return told or stored
+
+    def _describe(self, name: str, found: Seen | None, volume: Volume | None) -> Ve:
         supervisor = self._supervisors.get(name)
         unit: str | None = (
             f"systemd-nspawn@{unit_escaped(name)}.service"  # what starts a stored one
         )
         if found is not None:
             unit = _unit_of(found.pid, name)
-        path = supervisor.path if supervisor and found else stored
-        volume = _volume(path or stored)
         if supervisor and supervisor.options.ephemeral:
             volume = None  # it runs on a copy that goes with it
         return Ve(
@@ -311,13 +323,11 @@ def _supervisors(wanted: Collection[str]) -> dict[str, list[_Supervisor]]:
     return found
 
 
-def _volume(path: str | None) -> Volume | None:
+def _volume(path: str | None, kind: Kind | None) -> Volume | None:
     """The image or block device at the path; a directory is no filesystem of its own."""
-    if path is None:
-        return None
-    if os.path.isfile(path):
+    if kind is Kind.FILE:
         return Volume(image=path)
-    return Volume(device=path) if Path(path).is_block_device() else None
+    return Volume(device=path) if kind is Kind.DEVICE else None
 
 
 def _commands(unit: str | None) -> Commands:

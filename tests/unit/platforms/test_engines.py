@@ -10,6 +10,8 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.platforms import engines
+from fswatchd.platforms.kinds import Kind, Looked
+from tests.unit.platforms.server import Server
 
 WEB, DB, INFRA = "9" * 64, "a" * 64, "b" * 64
 
@@ -84,22 +86,36 @@ def test_what_podman_tells() -> None:
     found = engines.read_podman(PODMAN_PS, PODMAN_INSPECT, devices)
     assert list(found) == [WEB, DB]  # an infra container is its pod's, and nobody's VE
     assert (found[WEB].name, found[WEB].labels) == ("web", {"tier": "gold"})
-    assert found[WEB].volumes == (Volume(device="/dev/vg/data", mountpoint="/data"),)
-    assert (found[DB].name, found[DB].labels, found[DB].volumes) == ("db", {}, ())
+    assert found[WEB].disks == (("/dev/vg/data", "/data"),)
+    assert (found[DB].name, found[DB].labels, found[DB].disks) == ("db", {}, ())
 
 
 def test_what_docker_tells() -> None:
     found = engines.read_docker(DOCKER, engines.volume_devices(VOLUMES))
     assert (found[WEB].name, found[WEB].labels) == ("web", {"com.example.tier": "gold"})
-    assert found[WEB].volumes == (Volume(device="/dev/vg/data", mountpoint="/data"),)
+    assert found[WEB].disks == (("/dev/vg/data", "/data"),)
 
 
-def test_a_volume_on_an_image(tmp_path: Path) -> None:
-    image = tmp_path / "data.img"
-    image.touch()
-    volumes = [{"Name": "data", "Driver": "local", "Options": {"device": str(image), "o": "loop"}}]
-    found = engines.read_docker(DOCKER, engines.volume_devices(volumes))
-    assert found[WEB].volumes == (Volume(image=str(image), mountpoint="/data"),)
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        (Kind.FILE, [Volume(image="/srv/data", mountpoint="/data")]),
+        (Kind.DEVICE, [Volume(device="/srv/data", mountpoint="/data")]),
+        (Kind.DIRECTORY, []),
+        (None, []),
+    ],
+)
+def test_a_volume_is_what_lies_there(kind: Kind | None, wanted: list[Volume]) -> None:
+    path = "/srv/data"
+    volumes = [{"Name": "data", "Driver": "local", "Options": {"device": path, "o": "loop"}}]
+    told = engines.read_docker(DOCKER, engines.volume_devices(volumes))[WEB]
+    assert list(engines.volumes_of(told, Looked({path: kind}))) == wanted
+
+
+def test_a_device_that_is_not_there_now_is_one_all_the_same() -> None:
+    told = engines.Container(native_id=WEB, name="web", disks=(("/dev/vg/data", "/data"),))
+    (found,) = engines.volumes_of(told, Looked({"/dev/vg/data": None}))
+    assert found == Volume(device="/dev/vg/data", mountpoint="/data")
 
 
 def test_only_volumes_with_a_device_of_their_own_count() -> None:
@@ -187,3 +203,26 @@ async def test_until_the_engine_answers_nobody_knows_what_the_owner_wishes(
     await platform.asked.settle()
     (ve,) = await platform.list_ves()
     assert (ve.labels_known, ve.labels) == (True, {"fswatch": "auto"})
+
+
+async def test_a_container_whose_volume_lies_on_a_lost_server_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/mnt/nfs/data.img"
+    (tmp_path / "containers").mkdir()
+
+    async def ask() -> engines.Containers:
+        return {WEB: engines.Container(native_id=WEB, name="web", disks=((path, "/data"),))}
+
+    platform = engines.EnginePlatform(replace(engines.docker(state=str(tmp_path)).engine, ask=ask))
+    with Server(monkeypatch) as server:
+        monkeypatch.setattr(platform, "_kinds", server.kinds())
+        await platform.list_ves()
+        await platform.asked.settle()
+        (ve,) = await platform.list_ves()
+        assert ve.volumes == (Volume(image=path, mountpoint="/data"),)
+        server.is_lost = True
+        with pytest.raises(PlatformError, match=r"/mnt/nfs/data\.img does not answer") as problem:
+            await platform.list_ves()
+        (ve,) = problem.value.partial
+        assert ve.volumes == (Volume(image=path, mountpoint="/data"),)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fswatchd.inventory.model import Volume
-from fswatchd.platforms.lxc import configured_labels, configured_volumes
+from fswatchd.inventory.platform import PlatformError
+from fswatchd.platforms.lxc import LxcPlatform, configured_labels
+from tests.unit.platforms.server import Server
 
 
 @pytest.mark.parametrize(
@@ -33,27 +35,46 @@ def test_without_a_configuration_nobody_knows_what_he_wishes(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("source", "wanted"),
+    ("rootfs", "image", "device"),
     [
-        ("/dev/vg/a", Volume(device="/dev/vg/a")),
-        ("lvm:/dev/vg/a", Volume(device="/dev/vg/a")),  # as lxc-create -B lvm writes it
-        ("{}/a/rootdev", Volume(image="{}/a/rootdev")),
-        ("loop:{}/a/rootdev", Volume(image="{}/a/rootdev")),
-        ("dir:{}/a", None),
-        ("btrfs:{}/a", None),
-        ("zfs:tank/a", None),
-        ("overlay:{0}/a/rootdev:{0}/a/delta0", None),
-        ("overlayfs:{0}/a/rootdev:{0}/a/delta0", None),
-        ("nbd:{}/a/rootdev", None),
+        ("/dev/vg/ve101", None, "/dev/vg/ve101"),
+        ("lvm:/dev/vg/a", None, "/dev/vg/a"),  # as lxc-create -B lvm writes it
+        ("dir:{}", None, None),
+        ("btrfs:{}", None, None),
+        ("zfs:tank/a", None, None),
+        ("overlay:{0}/image:{0}/delta0", None, None),
+        ("overlayfs:{0}/image:{0}/delta0", None, None),
+        ("nbd:{}/image", None, None),
+        ("{}/image", "{}/image", None),
+        ("loop:{}/image", "{}/image", None),
+        ("{}", None, None),
+        ("loop:{}/no", None, None),
     ],
 )
-def test_the_volume_of_each_kind_of_storage(
-    tmp_path: Path, source: str, wanted: Volume | None
+async def test_where_its_root_filesystem_is(
+    tmp_path: Path, rootfs: str, image: str | None, device: str | None
 ) -> None:
+    (tmp_path / "image").touch()
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "rootdev").touch()
-    (tmp_path / "a" / "config").write_text(f"lxc.rootfs.path = {source.format(tmp_path)}\n")
-    volumes = configured_volumes(str(tmp_path), "a")
-    if wanted is not None and wanted.image:
-        wanted = Volume(image=wanted.image.format(tmp_path))
-    assert volumes == (() if wanted is None else (wanted,))
+    (tmp_path / "a" / "config").write_text(f"lxc.rootfs.path = {rootfs.format(tmp_path)}\n")
+    (ve,) = await LxcPlatform(str(tmp_path)).list_ves()
+    wanted = Volume(image=image.format(tmp_path) if image else None, device=device)
+    assert list(ve.volumes) == ([wanted] if image or device else [])
+
+
+@pytest.mark.parametrize(("rootfs", "volumes"), [("loop:/mnt/nfs/a", 1), ("/mnt/nfs/a", 0)])
+async def test_a_root_filesystem_on_a_lost_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rootfs: str, volumes: int
+) -> None:
+    """The container is listed, and what its configuration says by itself is believed."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config").write_text(f"lxc.rootfs.path = {rootfs}\n")
+    platform = LxcPlatform(str(tmp_path))
+    with Server(monkeypatch) as server:
+        server.is_lost = True
+        monkeypatch.setattr(platform, "_kinds", server.kinds())
+        with pytest.raises(PlatformError, match="/mnt/nfs/a does not answer") as problem:
+            await platform.list_ves()
+        (ve,) = problem.value.partial
+        assert ve.name == "a"
+        assert list(ve.volumes) == [Volume(image="/mnt/nfs/a")] * volumes

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from fswatchd.inventory.model import Volume
+from fswatchd.inventory.platform import PlatformError
 from fswatchd.platforms import nspawn
 from fswatchd.platforms.nspawn import Options
+from tests.unit.platforms.server import Server
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,18 @@ async def test_a_mark_that_was_left_behind_is_no_machine(tmp_path: Path) -> None
     (tmp_path / "run" / "nspawn" / "propagate" / "web").mkdir(parents=True)
     platform = nspawn.NspawnPlatform(str(tmp_path / "run"), str(tmp_path / "machines"))
     assert await platform.list_ves() == []
+
+
+async def test_an_image_on_a_lost_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The machine is listed, with the image that was seen when the server answered."""
+    (tmp_path / "machines").mkdir()
+    platform = nspawn.NspawnPlatform(str(tmp_path / "run"), str(tmp_path / "machines"))
+    monkeypatch.setattr(platform, "_stored", lambda: {"web": "/mnt/nfs/web.raw"})
+    with Server(monkeypatch) as server:
+        monkeypatch.setattr(platform, "_kinds", server.kinds())
+        (ve,) = await platform.list_ves()
+        server.is_lost = True
+        with pytest.raises(PlatformError, match=r"/mnt/nfs/web\.raw does not answer") as problem:
+            await platform.list_ves()
+        assert list(problem.value.partial) == [ve]
+        assert ve.volumes == (Volume(image="/mnt/nfs/web.raw"),)

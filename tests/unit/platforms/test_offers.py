@@ -13,6 +13,7 @@ from fswatchd.platforms import cri, declared, libvirt, nspawn, openvz, proxmox, 
 from fswatchd.platforms.engines import Container, docker, podman
 from fswatchd.platforms.every import EveryPlatform
 from fswatchd.platforms.incus import IncusPlatform, Instance
+from fswatchd.platforms.kinds import Kind, Looked
 from fswatchd.platforms.lxc import LxcPlatform
 from tests.unit.platforms import test_libvirt, test_openvz, test_proxmox_vm
 from tests.unit.platforms.test_declared import WHOLE
@@ -53,14 +54,15 @@ async def ves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Ve]:
     ).list_ves()
     (tmp_path / "a.toml").write_text(WHOLE)
     (one,) = declared.load_file(tmp_path / "a.toml")
-    told = Container(native_id="a" * 64, name="web", volumes=VOLUMES)
+    told = Container(native_id="a" * 64, name="web", disks=(("/srv/a.img", "/"),))
+    looked = Looked({"/srv/a.img": Kind.FILE})
     found: dict[str, Ve | None] = {
-        "lxc": LxcPlatform(str(tmp_path))._describe(str(tmp_path), "web", None),
+        "lxc": LxcPlatform(str(tmp_path))._describe(str(tmp_path), "web", None, ()),
         "proxmox (container)": proxmox.describe("101", {"mp0": "/dev/sdc1,mp=/raw"}, {}),
         "proxmox (machine)": await machine.ve(),
         "openvz": await container.ve(),
-        "podman": podman()._describe(told, told.native_id, None),
-        "docker": docker()._describe(told, told.native_id, None),
+        "podman": podman()._describe(told, told.native_id, None, looked),
+        "docker": docker()._describe(told, told.native_id, None, looked),
         "nspawn": stored,
         "cri": cri.CriPlatform()._describe("uid", "/group", None, VOLUMES),
         "libvirt": await guest.ve(),

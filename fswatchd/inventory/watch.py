@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from fswatchd.inventory.inventory import Changes, Inventory
 from fswatchd.inventory.model import NamespaceKey
-from fswatchd.kernel import fanotify
+from fswatchd.kernel import fanotify, mounts
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ class InventoryWatch:
         self._mounts: int | None = None
         self._directories: int | None = None
         self._mountinfo: int | None = None
-        self._marked: set[NamespaceKey] = set()
+        # Namespaces by their id, and those that were scanned since the last look ended.
+        self._marked: set[int] = set()
+        self._passed: set[int] = set()
         self._last = 0.0
         self._forgot = 0.0
         self._took = 0.0
@@ -159,6 +161,7 @@ class InventoryWatch:
                 self._took = took
             self._debt = debt + took
         self._problem = ""
+        self._forget_ended()
         self.refreshes += 1
         if changes.appeared or changes.vanished:
             for queue in self._listeners:
@@ -166,12 +169,25 @@ class InventoryWatch:
                     queue.put_nowait(changes)
 
     def _mark_namespace(self, key: NamespaceKey, fd: int) -> None:
-        if self._mounts is None or key in self._marked:
+        if self._mounts is None:
+            return
+        # Not by its inode: a VE that is started again often gets the one of its last namespace.
+        try:
+            namespace_id = mounts.namespace_id(fd)
+        except OSError:
+            namespace_id = key
+        self._passed.add(namespace_id)
+        if namespace_id in self._marked:
             return
         with suppress(OSError):
             fanotify.mark_mount_namespace(self._mounts, fd)
         # Also when it failed: a kernel that cannot is not asked for every namespace at every look.
-        self._marked.add(key)
+        self._marked.add(namespace_id)
+
+    def _forget_ended(self) -> None:
+        """Those that no scan has passed since the last look are gone for good."""
+        passed, self._passed = self._passed, set()
+        self._marked &= passed
 
     def _watch_directories(self) -> None:
         try:

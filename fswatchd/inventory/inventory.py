@@ -285,14 +285,19 @@ class Inventory:
             raise
 
     async def announce(self, superblock: Superblock) -> bool:
-        """Hand the superblock to the subscribers again; False when it cannot be reached."""
-        try:
-            async with self.opened(superblock) as fd:
-                for callback in self._on_superblock:
-                    callback(superblock, fd)
-        except (OSError, HelperError):
-            return False
-        return True
+        """Find out again what is mounted there, and hand it to the subscribers.
+
+        False when it cannot be reached: it counts as unreached then, and refreshes try it again.
+        """
+        async with self._lock:
+            known = self.view.superblocks.get(superblock.devno)
+            if known is None:
+                return False
+            try:
+                await self._identify(known, mmp=known.mmp)
+            finally:
+                await self._leaving.all_left()
+            return known.devno not in self._unreached
 
     async def _list_ves(self) -> dict[VeId, Ve]:
         found: list[Ve] = []
@@ -386,6 +391,7 @@ class Inventory:
     async def _handed_on(self, superblock: Superblock, *, mmp: bool | None) -> Superblock:
         """Find out what it is, and tell the subscribers of it; raises as `opened`."""
         fd, answer = await self._open(superblock)
+        known = superblock
         try:
             fsid, uuid = answer.get("fsid"), answer.get("uuid")
             superblock = replace(
@@ -398,6 +404,10 @@ class Inventory:
             devices = self._reader.devices(superblock.members)
             superblock = on_its_device(superblock, devices)
             self.view = self.view.identified(superblock, devices)
+            if known.fsid not in {None, superblock.fsid}:
+                # Made anew (mkfs) and mounted with the same numbers between two looks.
+                for gone in self._on_vanished:
+                    gone(known)
             for callback in self._on_superblock:
                 callback(superblock, fd)
         finally:

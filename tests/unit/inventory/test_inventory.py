@@ -41,6 +41,8 @@ class Node:
         self.told: Callable[[str], None] = self.heard.append
         self.opening: list[str] = []
         self.hangs = asyncio.Event()
+        self.lost: set[str] = set()
+        self.fsid = "0" * 16
 
     def _read(self, _ves: object, before: NodeView) -> NodeView:
         known = before.superblocks or {one.devno: one for one in MOUNTED}
@@ -50,7 +52,10 @@ class Node:
         self.opening.append(found.device)
         if found.device == "loop1" and not self.hangs.is_set():
             await self.hangs.wait()
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), {}
+        if found.device in self.lost:
+            raise FileNotFoundError(2, "it is not mounted", found.device)
+        answer = {"fsid": self.fsid} if found.device == "loop2" else {}
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), dict[str, object](answer)
 
 
 async def test_what_a_cancelled_refresh_did_not_get_to_is_told_of_by_the_next() -> None:
@@ -226,3 +231,43 @@ async def test_two_threads_never_read_at_once(monkeypatch: pytest.MonkeyPatch) -
     await asyncio.gather(first, second, return_exceptions=True)
     assert first.cancelled()
     assert both == []
+
+
+async def test_what_is_announced_is_told_of_once_more() -> None:
+    node = Node()
+    node.hangs.set()
+    await node.inventory.refresh()
+    node.heard.clear()
+    assert await node.inventory.announce(MOUNTED[0])
+    assert node.heard == ["loop0"]
+    assert (await node.inventory.refresh()).appeared == ()
+    assert node.heard == ["loop0"]
+
+
+async def test_what_cannot_be_announced_is_unreached_until_a_refresh_reaches_it() -> None:
+    """A source that was started again on a busy node may have lost it."""
+    node = Node()
+    node.hangs.set()
+    await node.inventory.refresh()
+    node.heard.clear()
+    node.lost = {"loop0"}
+    assert not await node.inventory.announce(MOUNTED[0])
+    assert (node.heard, node.inventory.unreached()) == ([], ["loop0"])
+    node.lost.clear()
+    await node.inventory.refresh()
+    assert (node.heard, node.inventory.unreached()) == (["loop0"], [])
+
+
+async def test_one_that_was_made_anew_with_the_same_numbers_is_another_one() -> None:
+    node = Node()
+    node.hangs.set()
+    await node.inventory.refresh()
+    gone: list[bytes | None] = []
+    node.inventory.subscribe(on_vanished=lambda old: gone.append(old.fsid))
+    devno = MOUNTED[2].devno
+    assert await node.inventory.announce(node.inventory.view.superblocks[devno])
+    assert gone == []
+    node.fsid = "1" * 16
+    assert await node.inventory.announce(node.inventory.view.superblocks[devno])
+    assert gone == [bytes(8)]
+    assert node.inventory.view.superblocks[devno].fsid == b"\x11" * 8

@@ -329,6 +329,8 @@ def _show_status(document: dict[str, Any]) -> None:
         print(f"rules: {problem}")
     if document["canary"]["problem"]:
         print(f"canary: {document['canary']['problem']}")
+    for device in document["unreached"]:
+        print(f"filesystem {device}: it cannot be reached, its errors are not heard by all sources")
     for problem in document["platforms"]["problems"].values():
         print(f"platform: {problem}")
     for entry in document["disarmed"]:

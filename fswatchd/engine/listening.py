@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +32,7 @@ from fswatchd.store.store import Store
 
 log = logging.getLogger(__name__)
 
+_MARKS_EVERY_S = 4.0
 _MARKS_AGAIN_S = 30.0
 
 
@@ -103,24 +104,24 @@ class Listening:
             await source.stop()
 
     async def keep_marked(self) -> None:
-        """A filesystem that was unmounted and mounted between two looks has lost its mark."""
+        """A filesystem that was unmounted and mounted between two looks has lost its mark.
+
+        Looks do not always show that: before Linux 6.12 the new mount may have the id of the old.
+        """
         changes = self._watch.changes()
-        again_s: float | None = None
+        again_s = _MARKS_EVERY_S
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(again_s):
                     await changes.get()
+            lost, again_s = self.state.lost(), _MARKS_EVERY_S
             try:
-                unmarked = self._fanotify.unmarked()
+                lost |= self._fanotify.unmarked()
             except OSError as error:
                 log.error("which filesystems have lost their mark cannot be read: %s", error)
                 again_s = _MARKS_AGAIN_S
-                continue
-            again_s = None
-            for devno in unmarked:
-                superblock = self._superblock(devno)
-                if superblock is not None:
-                    await self._inventory.announce(superblock)
+            found = (self._superblock(devno) for devno in sorted(lost))
+            await self._announce([superblock for superblock in found if superblock is not None])
 
     def statuses(self) -> list[SourceStatus]:
         """What each says of itself."""
@@ -131,6 +132,7 @@ class Listening:
         return {
             "sources": [views.source(status) for status in self.statuses()],
             "canary": {"every": self._canary_s, "problem": self.hearing.problem},
+            "unreached": self._inventory.unreached(),
         }
 
     def _superblock(self, devno: Devno) -> Superblock | None:
@@ -153,5 +155,9 @@ class Listening:
         self._xfs_health.forget(superblock)
 
     async def _announce_all(self) -> None:
-        for superblock in list(self._inventory.view.superblocks.values()):
-            await self._inventory.announce(superblock)
+        await self._announce(list(self._inventory.view.superblocks.values()))
+
+    async def _announce(self, superblocks: Sequence[Superblock]) -> None:
+        reached = [await self._inventory.announce(superblock) for superblock in superblocks]
+        if not all(reached):
+            self._watch.poke()  # refreshes try again those that nobody listens to now

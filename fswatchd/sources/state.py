@@ -152,6 +152,12 @@ class StateSource(Source):
         for devno in list(self._watched):
             self.check(devno)
 
+    def lost(self) -> set[Devno]:
+        """Filesystems of which a probe can read no more: they are unmounted, or were mounted again
+        without anybody having noticed."""
+        watched = self._watched.items()
+        return {devno for devno, one in watched if any(probe.lost for probe in one.probes)}
+
     def health(self, devno: Devno) -> Health:
         """What the probes say of a filesystem, as of their last look."""
         watched = self._watched.get(devno)

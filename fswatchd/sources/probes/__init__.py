@@ -87,13 +87,14 @@ class Probe:
     `often` is true for those that are cheap enough for every turn of the timer. `wakes` are
     descriptors of sysfs files on which `poll` tells that they have changed. `errors` is how many
     errors are recorded, None where nothing counts them; `health` is what the last look has shown,
-    UNKNOWN where it proves nothing.
+    UNKNOWN where it proves nothing. `lost` says that the superblock it was made for is gone.
     """
 
     often = False
     wakes: tuple[int, ...] = ()
     errors: int | None = None
     health: Health = Health.UNKNOWN
+    lost = False
 
     def look(self) -> list[Finding]:
         """What is new since the last look; the first look tells what nobody knew."""

@@ -60,8 +60,12 @@ class Ext4Probe(Probe):
             if text == self._text:
                 return []  # as nearly always, on a thousand filesystems
             count = int(text)
-        except (OSError, ValueError):
-            return []  # unmounted: the inventory will tell
+        except OSError:
+            # Unmounted (ENODEV). The inventory will tell, but for a mount with the same numbers.
+            self.lost, self.health = True, Health.UNKNOWN
+            return []
+        except ValueError:
+            return []
         self._text = text
         known, self._known = self._known, None
         self.health = Health.SUSPECT if count else Health.OK

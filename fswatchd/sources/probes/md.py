@@ -30,9 +30,11 @@ class MdProbe(Probe):
         """See Probe."""
         for fd in self.wakes:
             # Until it is read, poll goes on saying that it has changed.
-            with open(fd, "rb", closefd=False, buffering=0) as file:
-                file.seek(0)
-                file.read(64)
+            try:
+                os.pread(fd, 64, 0)
+            except OSError:
+                self.lost = True  # the array was stopped, and perhaps assembled again
+                return []
         found = []
         before, self._degraded = self._degraded, read_number(self._directory / "degraded") or 0
         if self._degraded != before:

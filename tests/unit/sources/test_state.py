@@ -107,3 +107,12 @@ async def test_what_is_answered_after_the_filesystem_has_gone_is_nothing(
     await asyncio.sleep(0)
     assert [event.klass for event in sink.events] == [EventClass.READONLY]
     assert mounts.asked == 0
+
+
+async def test_a_filesystem_whose_probe_is_lost_is_so_until_it_is_handed_in_again(source) -> None:
+    source.watch(EXT4)
+    assert source.lost() == set()
+    source._watched[EXT4.devno].probes[0].lost = True
+    assert source.lost() == {EXT4.devno}
+    source.watch(EXT4)
+    assert source.lost() == set()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -35,6 +37,10 @@ def write(directory: Path, **files: object) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (directory / name).write_text(f"{text}\n")
+
+
+def no_device(*_: object) -> NoReturn:
+    raise OSError(errno.ENODEV, "No such device")
 
 
 def classes(found: list) -> list[EventClass]:
@@ -92,6 +98,19 @@ class TestExt4:
     def test_nothing_to_read_proves_nothing(self, tmp_path) -> None:
         probe = self.probe(tmp_path)
         assert (probe.look(), probe.errors, probe.health) == ([], None, Health.UNKNOWN)
+
+    def test_one_that_was_unmounted_is_lost_and_nothing_is_known_of_it(
+        self, tmp_path, directory, monkeypatch
+    ) -> None:
+        """As sysfs answers: what is mounted next has another file of the same name."""
+        probe = self.probe(tmp_path)
+        probe.look()
+        assert (probe.lost, probe.health) == (False, Health.OK)
+        with monkeypatch.context() as gone:
+            gone.setattr(os, "pread", no_device)
+            assert probe.look() == []
+        assert (probe.lost, probe.health) == (True, Health.UNKNOWN)
+        probe.close()
 
 
 class TestBtrfs:
@@ -272,6 +291,15 @@ class TestMd:
             probe = self.probe(tmp_path, memory)
             assert classes(probe.look()) == wanted
             probe.close()
+
+    def test_an_array_that_was_stopped_is_lost(self, tmp_path, monkeypatch) -> None:
+        self.array(tmp_path, 0, "active")
+        probe = self.probe(tmp_path)
+        with monkeypatch.context() as gone:
+            gone.setattr(os, "pread", no_device)
+            assert probe.look() == []
+        assert probe.lost
+        probe.close()
 
     @pytest.mark.parametrize("state", ["clean", "readonly", "read-auto", "active-idle", "inactive"])
     def test_other_states_are_no_faults(self, tmp_path, state) -> None:

@@ -17,8 +17,10 @@ from fswatchd.devno import Devno
 from fswatchd.events import EventClass, Health
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
+from fswatchd.inventory.scan import MountinfoScanner
 from fswatchd.kernel import block, fs, loop
 from fswatchd.kernel.syscalls import reconfigure_superblock
+from fswatchd.sources.fanotify import FanotifySource
 from fswatchd.sources.state import StateSource
 from tests.collected import Memory, NothingLost
 from tests.system import rules
@@ -348,3 +350,45 @@ async def test_a_filesystem_that_could_not_be_reached_is_tried_again_at_the_next
     finally:
         await inventory.close()
     assert reached.count(name) == 1
+
+
+async def test_one_that_is_mounted_again_with_the_same_numbers_is_watched_again(make) -> None:
+    """As before Linux 6.12: no look shows it, but its mark and its counter's file are gone."""
+    scratch = make("ext4")
+    inventory, sink = Inventory([], MountinfoScanner()), NothingLost()
+    state, marks = StateSource(sink, inventory, Memory()), FanotifySource(sink, lambda _: ())
+
+    def watch(superblock: Superblock, fd: int) -> None:
+        state.watch(superblock)
+        marks.watch(superblock, fd)
+
+    def again() -> None:
+        subprocess.run(["umount", str(scratch.point)], check=True)
+        subprocess.run(["mount", device, str(scratch.point)], check=True)
+
+    await state.start()
+    await marks.start()
+    inventory.subscribe(on_superblock=watch)
+    device = scratch.device
+    kept = os.open(device, os.O_RDONLY)
+    devno = Devno.of(os.stat(device).st_rdev)
+    try:
+        again()
+        for _ in range(20):
+            await inventory.refresh()
+            before = inventory.view.superblocks[devno]
+            again()
+            changes = await inventory.refresh()
+            if devno not in {found.devno for found in changes.appeared}:
+                break  # nobody else has taken the id of the mount in between
+        assert inventory.view.superblocks[devno] is before
+        state.check(devno)
+        assert (state.lost() & {devno}, marks.unmarked() & {devno}) == ({devno}, {devno})
+        assert await inventory.announce(before)
+        state.check(devno)
+        assert devno not in state.lost() | marks.unmarked()
+    finally:
+        os.close(kept)
+        await state.stop()
+        await marks.stop()
+        await inventory.close()

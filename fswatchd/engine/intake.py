@@ -50,6 +50,7 @@ class Intake:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading_everything = False
         self._lost_more = False
+        self._rests_until = 0.0
         self._again: asyncio.TimerHandle | None = None
         self._again_s = _AGAIN_S[0]
         self._on_incident: list[Callable[[str], None]] = []
@@ -151,19 +152,20 @@ class Intake:
         self._accept(event, attribute(event, self._inventory.view))
 
     async def _read_everything(self) -> None:
-        took_s = 0.0
         try:
             while self._lost_more:
                 # While a log is flooded more is lost all the time: not for that alone a processor.
-                await asyncio.sleep(_IDLE_SHARE * took_s)
+                await asyncio.sleep(max(self._rests_until - time.monotonic(), 0.0))
                 self._lost_more = False
                 begin = time.monotonic()
                 try:
                     await self._inventory.refresh(forget=True)
                 finally:
                     if self.state is not None:
-                        self.state.check_all()
-                took_s = time.monotonic() - begin
+                        await self.state.check_all()
+                    end = time.monotonic()
+                    # Also for a loss after this: the reading itself may have been its reason.
+                    self._rests_until = end + _IDLE_SHARE * (end - begin)
         except Exception:  # a task border: what was missed stays to be read
             log.exception("not all that was missed could be read, again in %g s", self._again_s)
             self._lost_more = True

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,6 +189,10 @@ class Inventory:
             if mount is not None and mount.devno == superblock.devno:
                 return replace(superblock, mounts=(replace(place, mount=mount),)).options
         return None
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Around many questions for `current_options` that nothing else comes between."""
+        return self.scanner.at_once()
 
     async def root_error(self, superblock: Superblock) -> int:
         """The errno that stat(2) of the superblock's root gives, 0 for none; raises as `opened`."""

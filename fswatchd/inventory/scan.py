@@ -8,8 +8,8 @@ path, and no descriptor of a namespace is kept: it would keep the namespace's mo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -57,6 +57,11 @@ class MountScanner(Protocol):
 
     def current(self, namespace: NamespaceKey, mount: Mount) -> Mount | None:
         """The mount as it is at this moment, options included; None when it is gone."""
+        ...
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Within it, `current` may answer as of one moment, and nothing is read twice: for many
+        questions right after one another, on one thread."""
         ...
 
     def namespaces_changed(self) -> bool | None:
@@ -115,6 +120,10 @@ class StatmountScanner:
         with suppress(OSError):
             return mounts.stat_mount(namespace_id, mount.mount_id)
         return None
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """See MountScanner; each mount is asked for by itself here."""
+        return nullcontext()
 
     def covered(self, namespace: NamespaceKey) -> frozenset[int]:
         """See MountScanner."""
@@ -195,6 +204,7 @@ class MountinfoScanner:
     def __init__(self) -> None:
         self._pids: dict[NamespaceKey, int] = {}
         self._unread: list[str] = []
+        self._at_once: dict[NamespaceKey, dict[int, Mount]] | None = None
 
     def namespaces_changed(self) -> bool | None:
         """See MountScanner."""
@@ -220,10 +230,27 @@ class MountinfoScanner:
         if pid is None or proc.mount_namespace_inode(pid) != namespace:
             return None
         with suppress(OSError):
-            for found in mountinfo.read(pid):
-                if found.mount_id == mount.mount_id and found.devno == mount.devno:
-                    return found
+            found = self._mounts_in(namespace, pid).get(mount.mount_id)
+            if found is not None and found.devno == mount.devno:
+                return found
         return None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """See MountScanner. Else a look at a thousand filesystems would read a thousand tables."""
+        self._at_once = {}
+        try:
+            yield
+        finally:
+            self._at_once = None
+
+    def _mounts_in(self, namespace: NamespaceKey, pid: int) -> dict[int, Mount]:
+        if self._at_once is not None and namespace in self._at_once:
+            return self._at_once[namespace]
+        read = {mount.mount_id: mount for mount in mountinfo.read(pid)}
+        if self._at_once is not None:
+            self._at_once[namespace] = read
+        return read
 
     def scan(self, on_namespace: Callable[[NamespaceKey, int], None] | None = None) -> MountTable:
         """See MountScanner."""

@@ -28,8 +28,8 @@ CANCELLED = 32
 LIBRARY = 128
 _KNOWN = FIXED | REBOOT | UNCORRECTED | OPERATIONAL | USAGE | CANCELLED | LIBRARY
 
-# By itself it asks for 4 MiB at once: whoever syncs on the same disk waits behind that, and the check
-# is no sooner done.
+# By itself it asks for 4 MiB at once: whoever syncs on the same disk waits behind that, and the
+# check is no sooner done.
 _READS_AHEAD = "readahead_kb=256"
 
 # Of e2fsck's handlers of errors (e2fsck/ehandler.c), and of com_err(3) outside of them. Beyond the

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import select
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ _ALL_EVERY_S = 15.0
 # With many filesystems the turns come less often: a hint is followed at once all the same.
 _EACH_S = 0.003
 _ROUND = 10
+# What looking at everything may hold up the loop for at a time.
+_AT_ONCE_S = 0.02
 _HINT_S = 0.02
 # The kernel may write the line before it does what it says (ext4_force_shutdown).
 _HINT_AGAIN_S = 0.5
@@ -147,10 +150,16 @@ class StateSource(Source):
             self._asking.add(devno)
             self._to_ask.put_nowait(devno)
 
-    def check_all(self) -> None:
-        """Somebody may have missed something: look at everything."""
-        for devno in list(self._watched):
-            self.check(devno)
+    async def check_all(self) -> None:
+        """Somebody may have missed something: look at everything, some at a time."""
+        left = deque(self._watched)
+        while left:
+            until = time.monotonic() + _AT_ONCE_S
+            with self._mounts.at_once():
+                self.check(left.popleft())
+                while left and time.monotonic() < until:
+                    self.check(left.popleft())
+            await asyncio.sleep(0)
 
     def lost(self) -> set[Devno]:
         """Filesystems of which a probe can read no more: they are unmounted, or were mounted again
@@ -225,16 +234,19 @@ class StateSource(Source):
 
     def _check_hinted(self) -> None:
         hinted, self._hinted = self._hinted, set()
-        for devno in hinted:
-            self.check(devno)
+        self._check_these(hinted)
         if not self._hinted_before:
             asyncio.get_running_loop().call_later(_HINT_AGAIN_S, self._check_again)
         self._hinted_before |= hinted
 
     def _check_again(self) -> None:
         hinted, self._hinted_before = self._hinted_before, set()
-        for devno in hinted:
-            self.check(devno)
+        self._check_these(hinted)
+
+    def _check_these(self, devnos: set[Devno]) -> None:
+        with self._mounts.at_once():
+            for devno in devnos:
+                self.check(devno)
 
     async def _look_regularly(self) -> None:
         looked = time.monotonic()
@@ -245,13 +257,13 @@ class StateSource(Source):
             if everything:
                 looked = time.monotonic()
             try:
-                self._look(everything=everything)
+                await self._look(everything=everything)
             except Exception:  # a task border: without it all counters would be deaf for good
                 log.exception("cannot look at the state of all filesystems")
 
-    def _look(self, *, everything: bool) -> None:
+    async def _look(self, *, everything: bool) -> None:
         if everything:
-            self.check_all()
+            await self.check_all()
             return
         for watched in list(self._watched.values()):
             for probe in watched.probes:

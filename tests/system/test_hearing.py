@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ class NoMounts:
 
     def current_options(self, _: object) -> None:
         return None
+
+    def at_once(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def root_error(self, _: object) -> int:
         return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,6 +67,10 @@ class Mounts(Protocol):
 
     def current_options(self, superblock: Superblock) -> tuple[str, ...] | None:
         """Its options at this moment; None when it is no longer mounted."""
+        ...
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Around many such questions that nothing else comes between, to make them cheap."""
         ...
 
     async def root_error(self, superblock: Superblock) -> int:

@@ -359,7 +359,7 @@ async def test_what_was_missed_is_read_when_it_can_be_read_again(path, monkeypat
         if tries[-1]:
             await _cannot_refresh()
 
-    def check_all() -> None:
+    async def check_all() -> None:
         if not tries[-1]:
             checked.set()
 
@@ -369,6 +369,30 @@ async def test_what_was_missed_is_read_when_it_can_be_read_again(path, monkeypat
     await asyncio.wait_for(checked.wait(), 30)
     await running.intake.settle()
     assert tries == [True, True, False]
+    await running.store.close()
+
+
+async def test_one_loss_after_the_other_does_not_take_all_the_time(path, monkeypatch) -> None:
+    """Reading everything may itself be why something is lost."""
+    clock, begun = SimpleNamespace(now=1000.0), list[float]()
+    running = await Running(path).start()
+
+    async def refresh(**_: object) -> None:
+        begun.append(clock.now)
+        clock.now += 2.0
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    running.intake._inventory.refresh = refresh
+    timed = SimpleNamespace(monotonic=lambda: clock.now)
+    for _ in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr(intake, "time", timed)
+            patched.setattr(intake.asyncio, "sleep", sleep)
+            running.intake.lost(Lost(source="fswatchd", since_ns=1, until_ns=2, reason="stall"))
+            await running.intake.settle()
+    assert begun == [1000.0, 1008.0, 1016.0]
     await running.store.close()
 
 

@@ -97,3 +97,25 @@ def test_without_descriptors_nobody_can_say_that_a_namespace_is_gone(
     monkeypatch.setattr(mounts, "namespaces", short)
     with pytest.raises(OSError, match="Too many open files"):
         scan.open_namespace(NamespaceKey(1), None)
+
+
+def test_many_questions_at_once_read_a_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scanner = MountinfoScanner()
+    read = mountinfo.read
+    scanner.scan()
+    key = NamespaceKey(os.stat("/proc/self/ns/mnt").st_ino)
+    scanner._pids[key] = os.getpid()
+    mounted = read("self")
+    readings: list[object] = []
+
+    def count(pid: int | str) -> list[mounts.Mount]:
+        readings.append(pid)
+        return read(pid)
+
+    monkeypatch.setattr(mountinfo, "read", count)
+    with scanner.at_once():
+        found = [scanner.current(key, mount) for mount in mounted]
+    assert (found, len(readings)) == (mounted, 1)
+    # After that a mount is as it is at the moment of the question.
+    assert [scanner.current(key, mount) for mount in mounted[:2]] == mounted[:2]
+    assert len(readings) == 3

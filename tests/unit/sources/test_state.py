@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -27,10 +28,16 @@ class Mounts:
         self.failure: Exception | None = None
         self.asked = 0
         self.looked = 0
+        self.rounds = 0
 
     def current_options(self, _: Superblock) -> tuple[str, ...]:
         self.looked += 1
         return self.options
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        self.rounds += 1
+        yield
 
     async def root_error(self, _: Superblock) -> int:
         self.asked += 1
@@ -116,3 +123,29 @@ async def test_a_filesystem_whose_probe_is_lost_is_so_until_it_is_handed_in_agai
     assert source.lost() == {EXT4.devno}
     source.watch(EXT4)
     assert source.lost() == set()
+
+
+async def test_a_look_at_everything_is_one_round_where_it_takes_no_time(
+    source, mounts, monkeypatch
+) -> None:
+    monkeypatch.setattr(state, "_AT_ONCE_S", 60.0)
+    for number in range(10):
+        source.watch(superblock(number, (NODE, "/")))
+    looked, rounds = mounts.looked, mounts.rounds
+    await source.check_all()
+    assert (mounts.looked - looked, mounts.rounds - rounds) == (10, 1)
+
+
+async def test_a_look_at_everything_that_takes_long_lets_others_run(
+    source, mounts, monkeypatch
+) -> None:
+    monkeypatch.setattr(state, "_AT_ONCE_S", 0.0)
+    for number in range(10):
+        source.watch(superblock(number, (NODE, "/")))
+    looked = mounts.looked
+    at: list[int] = []
+    checking = asyncio.create_task(source.check_all())
+    while not checking.done():
+        await asyncio.sleep(0)
+        at.append(mounts.looked - looked)
+    assert set(range(1, 11)) <= set(at)

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -56,6 +57,9 @@ class FakeMounts:
 
     def current_options(self, _: Superblock) -> tuple[str, ...] | None:
         return self.options
+
+    def at_once(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def root_error(self, _: Superblock) -> int:
         if isinstance(self.answer, Exception):

@@ -142,6 +142,8 @@ def _held_by(book: IncidentBook, incident: Incident, ves: Iterable[str]) -> str 
     for one in book.open_incidents():
         if one.state is not State.NEEDS_OPERATOR or one.incident_id == incident.incident_id:
             continue
+        if one.domain is Domain.STORM:
+            continue  # has a guard of its own
         if one.filesystem.volume_key == volume or not set(ves).isdisjoint(one.direct_ves):
             return one.incident_id
     return None

@@ -129,7 +129,8 @@ def test_what_is_for_a_person_holds_the_volume_and_the_ve_whatever_device_they_h
     other = replace(handed, filesystem=builders.filesystem(uuid=None, image="/vz/other.raw"))
     elsewhere = replace(other, ves=("lxc:ve102",))
     through = replace(other, through=("lxc:ve101",))
-    held = [scope(node(), one).held_by for one in (handed, other, elsewhere, through)]
-    assert held == ["handed", "handed", None, None]
+    storm = replace(other, domain=Domain.STORM)
+    held = [scope(node(), one).held_by for one in (handed, other, elsewhere, through, storm)]
+    assert held == ["handed", "handed", None, None, None]
     assert scope(node(), handed, found=handed).held_by is None
     assert scope(node(), replace(handed, state=State.WAITING)).held_by is None

@@ -75,15 +75,15 @@ class Patient(Generic[Answer]):
         """Where the node has mounted what others serve."""
         self._points = frozenset(points)
 
-    def is_waiting(self, path: str) -> bool:
-        """Whether a server has been asked for it, and has not answered yet."""
-        with self._done:
-            return path in self._asked
-
     def answer(self, path: str) -> Answer | None:
         """What it leads to; where no answer comes in time, the one from before, or None."""
+        found, _ = self.ask(path)
+        return found
+
+    def ask(self, path: str) -> tuple[Answer | None, bool]:
+        """See `answer`, and whether it came too late."""
         if not self._points or not leads_onto(path, self._points):
-            return self._look_up(path)
+            return self._look_up(path), False
         with self._done:
             waits_already = bool(self._asked) or self._busy
             if path not in self._asked:
@@ -96,7 +96,7 @@ class Patient(Generic[Answer]):
                 deadline = time.monotonic() + _PATIENCE_S
                 while self._busy and (left_s := deadline - time.monotonic()) > 0:
                     self._done.wait(left_s)
-            return self._answers.get(path)
+            return self._answers.get(path), path in self._asked
 
     def _work(self) -> None:
         while True:

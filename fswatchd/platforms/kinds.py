@@ -1,8 +1,8 @@
 """What lies where a configuration says that a VE has its disk: an image, a device, a directory.
 
 It may lie on a server that does not answer, or on a disk that does not. So nobody asks on the
-event loop's thread: a thread of its own does, which is waited for once, and after that what was
-known before is taken until it comes back.
+event loop's thread: a thread of its own does, and where that is late what was known before is
+taken, until it comes back.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,6 +19,7 @@ from fswatchd.events import printable
 from fswatchd.inventory.paths import Patient
 from fswatchd.kernel import mountinfo
 from fswatchd.kernel.mounts import Mount
+from fswatchd.kernel.patience import Patience
 from fswatchd.kernel.remote import is_remote
 
 _ANSWER_S = 2.0
@@ -60,9 +59,6 @@ class Looked:
         return [f"{printable(self.late[0])} does not answer{more}: is its server there?"]
 
 
-_Answers = dict[str, tuple[Kind | None, bool]]
-
-
 class Kinds:
     """The kinds of the paths of one platform. `mounts` reads the node's mount table."""
 
@@ -73,52 +69,34 @@ class Kinds:
     ) -> None:
         self._patient: Patient[Kind] = Patient(look_up or kind_of)
         self._mounts = mounts
+        self._patience = Patience()
         self._known: dict[str, Kind | None] = {}
-        self._answers: _Answers = {}
-        self._looking: asyncio.Future[_Answers] | None = None
-        self._late = False
 
     async def look(self, paths: Iterable[str]) -> Looked:
         """What these are, and of those that do not answer what was known before."""
         wanted = sorted(set(paths))
         self._known = {path: self._known[path] for path in wanted if path in self._known}
-        self._take()
-        if self._looking is None:
-            if not wanted:
-                return Looked()
-            self._looking = self._begin(wanted)
-        # Who was late once is not waited for again: the next look takes what has come by then.
-        await asyncio.wait([self._looking], timeout=0 if self._late else _ANSWER_S)
-        self._take()
-        self._late = self._looking is not None
-        late = [path for path in wanted if self._late or self._answers.get(path, (None, True))[1]]
-        for path in wanted:
-            kind, waiting = self._answers.get(path, (None, True))
-            if not waiting or kind is not None:
+        if not wanted:
+            return Looked()
+        try:
+            answers = await asyncio.to_thread(
+                self._patience.ask, "kinds", lambda: self._look(wanted), _ANSWER_S
+            )
+        except TimeoutError:  # not a server that the mount table shows: nobody knows which path
+            return Looked(dict(self._known), tuple(wanted))
+        for path, (kind, waits) in answers.items():
+            if kind is not None or not waits:
                 self._known[path] = kind
-        return Looked(dict(self._known), tuple(late))
+        late = tuple(path for path, (_, waits) in answers.items() if waits)
+        return Looked(dict(self._known), late)
 
-    def _take(self) -> None:
-        if self._looking is not None and self._looking.done():
-            self._answers, self._looking, self._late = self._looking.result(), None, False
-
-    def _begin(self, paths: list[str]) -> asyncio.Future[_Answers]:
-        done: Future[_Answers] = Future()
-        # A daemon thread, none of the loop's few: it may never come back.
-        work = threading.Thread(
-            target=lambda: done.set_result(self._look(paths)), daemon=True, name="kinds of paths"
-        )
-        work.start()
-        return asyncio.wrap_future(done)
-
-    def _look(self, paths: list[str]) -> _Answers:
-        with suppress(OSError, mountinfo.MountinfoError):
+    def _look(self, paths: list[str]) -> dict[str, tuple[Kind | None, bool]]:
+        """Each with whether its server is late."""
+        with suppress(OSError):
             self._patient.served_at(
                 mount.point for mount in self._mounts() if is_remote(mount.fstype)
             )
-        return {
-            path: (self._patient.answer(path), self._patient.is_waiting(path)) for path in paths
-        }
+        return {path: self._patient.ask(path) for path in paths}
 
 
 def kind_of(path: str) -> Kind | None:

@@ -114,7 +114,8 @@ def each_disk(size: str, files: int) -> Iterator[dict[str, Any]]:
 
 def _build(paths: ScenePaths, size_bytes: int, files: int) -> None:
     """The host, the two VEs, and what the daemon has to know of one of them."""
-    building.build_host(paths, 3 * size_bytes + (8 << 30))
+    # What one way, or a preview, has read must not be in memory for the next one.
+    building.build_host(paths, 3 * size_bytes + (8 << 30), direct_io=True)
     for name, bytes_, many in ((TARGET, size_bytes, files), (BYSTANDER, 256 << 20, 300)):
         building.build_ve(
             paths,

@@ -58,12 +58,15 @@ def check_tools(fstype: str) -> None:
             raise DrillError(f"the drill needs {tool}", hint=f"install {package}")
 
 
-def build_host(paths: ScenePaths, size_bytes: int) -> None:
-    """An XFS that can share blocks, on a sparse file, mounted in this mount namespace."""
+def build_host(paths: ScenePaths, size_bytes: int, *, direct_io: bool = False) -> None:
+    """An XFS that can share blocks, on a sparse file, mounted in this mount namespace.
+
+    With `direct_io` nothing of the file beneath it is kept in memory, as of a disk.
+    """
     _create(paths.host_image, size_bytes)
     _mkfs(["mkfs.xfs", "-q", "-m", "reflink=1"], paths.host_image)
     paths.host.mkdir()
-    device, fd = _attach(paths.host_image)
+    device, fd = _attach(paths.host_image, direct_io=direct_io)
     try:
         mount(device, str(paths.host), "xfs", 0, None)
     finally:
@@ -114,10 +117,10 @@ def build_ve(
     return content
 
 
-def _attach(image: Path) -> tuple[str, int]:
+def _attach(image: Path, *, direct_io: bool = False) -> tuple[str, int]:
     fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return loop.attach(fd, autoclear=True)
+        return loop.attach(fd, autoclear=True, direct_io=direct_io)
     finally:
         os.close(fd)
 

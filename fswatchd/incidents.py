@@ -101,6 +101,11 @@ class Filesystem:
             return f"{number}/{self.image or self.device or ''}"
         return f"{number}/{self.disk_sequence or 0}"
 
+    def is_volume_of(self, other: Filesystem) -> bool:
+        """Whether both are of one image. Of devices that cannot be told: names are dealt anew, and
+        UUIDs are copied with a template."""
+        return self.image is not None and self.volume_key == other.volume_key
+
     @property
     def volume_key(self) -> str:
         """Identity of the storage across remounts: image file or device, and UUID."""

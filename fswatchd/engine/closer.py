@@ -27,7 +27,7 @@ from fswatchd.events import (
 )
 from fswatchd.incidents import UNDECIDED, Incident, Outcome, State, StepState
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import BlockDevice, Superblock
+from fswatchd.inventory.model import BlockDevice, Superblock, VeId
 from fswatchd.inventory.ownership import served_from
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
@@ -223,7 +223,10 @@ class Closer:
     def _end_what_that_was_about(self, repaired: Incident) -> None:
         """An earlier incident of the volume that needed an operator: somebody has seen to it."""
         for one in self._book.open_incidents():
-            same = one.filesystem.volume_key == repaired.filesystem.volume_key
+            same = one.filesystem.is_volume_of(repaired.filesystem) or (
+                one.filesystem.volume_key == repaired.filesystem.volume_key
+                and not set(one.direct_ves).isdisjoint(repaired.direct_ves)
+            )
             if same and one.state is State.NEEDS_OPERATOR and one.domain is repaired.domain:
                 text = f"the volume was repaired: {repaired.incident_id}"
                 self._book.close(one, Outcome.RECOVERED, text)
@@ -235,9 +238,12 @@ class Closer:
         """
         successor = self._successor(incident)
         if successor is None:
-            since = self._missing.setdefault(incident.incident_id, time.monotonic())
-            if time.monotonic() - since >= _COMES_BACK_S and not self._is_known(incident):
+            text = None
+            if self._is_gone(incident) and not self._is_known(incident):
                 text = "it was repaired, and its VE is not known here any more"
+            elif self._has_another(incident):
+                text = f"it was repaired, and another filesystem is at {incident.filesystem.image}"
+            if text is not None:
                 self._book.close(incident, Outcome.DISMISSED, text)
             return
         self._verifying_since.pop((incident.incident_id, incident.attempts), None)
@@ -246,8 +252,34 @@ class Closer:
         text = f"the volume was mounted again as {successor.device}, and is watched there"
         self._book.put(moved.noted(time.time_ns(), text))
 
+    def waits_for_its_mount(self, incident: Incident) -> bool:
+        """Whether it was repaired, and is mounted nowhere: nobody knows whether it ever is."""
+        nowhere = self._superblock(incident) is None and self._bare_device(incident) is None
+        return incident.state is State.VERIFYING and nowhere
+
+    def _is_gone(self, incident: Incident) -> bool:
+        """Whether it has been missing for longer than a boot takes."""
+        since = self._missing.setdefault(incident.incident_id, time.monotonic())
+        return time.monotonic() - since >= _COMES_BACK_S
+
     def _is_known(self, incident: Incident) -> bool:
-        return any(ve in self._inventory.view.ves for ve in incident.ves)
+        """Whether one of its VEs is known, or its platform cannot be asked just now."""
+        ves, problems = self._inventory.view.ves, self._inventory.problems
+        return any(ve in ves or ve.partition(":")[0] in problems for ve in incident.ves)
+
+    def _has_another(self, incident: Incident) -> bool:
+        """Whether its VE has mounted something else from the same path: a backup, for example."""
+        view, known = self._inventory.view, incident.filesystem
+        if known.image is None or known.uuid is None:
+            return False
+        mounted = (
+            view.describe(found)
+            for ve in incident.direct_ves
+            for found in view.superblocks_of(VeId(ve))
+        )
+        return any(
+            now.image == known.image and now.uuid not in {None, known.uuid} for now in mounted
+        )
 
     def _relapse(self, incident: Incident, why: str) -> None:
         relapsed = replace(incident, state=State.NEEDS_OPERATOR)
@@ -297,6 +329,15 @@ class Closer:
         no device was to blame the filesystem is asked, and where it is mounted nowhere nobody.
         Raises ConflictError, RefusedError with what they say.
         """
+        known = incident.filesystem
+        if known.server is not None and served_from(
+            self._inventory.view, known.fstype or "", known.server
+        ):
+            raise RefusedError(
+                f"whether {printable(known.server)} answers again only its mounts can tell",
+                hint="the incident ends by itself when they do",
+                code="FSW-REFUSED-UNWELL",
+            )
         of_device = incident.device_errors or incident.classes & DEVICE_CLASSES
         asked = of_device or self._superblock(incident) is None
         devices = self._own_devices(incident) if asked else []
@@ -454,7 +495,8 @@ class Closer:
             since = self._missing.setdefault(incident.incident_id, time.monotonic())
             if time.monotonic() - since < _MISSING_S:
                 return
-            if (incident.denied_by or incident.mute) and self._is_known(incident):
+            said = incident.denied_by or incident.mute
+            if said and (self._is_known(incident) or not self._is_gone(incident)):
                 return  # what somebody has said of it holds when it is mounted again
             self._forget_volume(known.volume_key)
             text = f"{known.device} is no longer mounted; a later mount is looked at anew"

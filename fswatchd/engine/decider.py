@@ -360,6 +360,8 @@ class Decider:
         if closed:
             self._cause_looks.pop(after.incident_id, None)
             self._again_s.pop(after.incident_id, None)
+        was_handed_over = before is not None and before.state is State.NEEDS_OPERATOR
+        if was_handed_over and after.state is not State.NEEDS_OPERATOR:
             for one in self._book.open_incidents():
                 if one.waiting_for == "held":
                     self.poke(one.incident_id)

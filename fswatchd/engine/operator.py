@@ -286,7 +286,8 @@ class Operator:
             return await self._closer.recovered(incident, by, said)
         incident = replace(incident, acknowledged_by=by)
         said = _said(f"acknowledged by {by}", reason)
-        if incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM:
+        ends = incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM
+        if ends or self._closer.waits_for_its_mount(incident):
             return self._book.close(incident, Outcome.DISMISSED, said)
         incident = incident.noted(time.time_ns(), said)
         self._book.put(incident)

@@ -138,13 +138,13 @@ def _copies(
 
 
 def _held_by(book: IncidentBook, incident: Incident, ves: Iterable[str]) -> str | None:
-    volume = incident.filesystem.volume_key
     for one in book.open_incidents():
         if one.state is not State.NEEDS_OPERATOR or one.incident_id == incident.incident_id:
             continue
         if one.domain is Domain.STORM:
             continue  # has a guard of its own
-        if one.filesystem.volume_key == volume or not set(ves).isdisjoint(one.direct_ves):
+        mine = not set(ves).isdisjoint(one.direct_ves)
+        if mine or one.filesystem.is_volume_of(incident.filesystem):
             return one.incident_id
     return None
 

@@ -35,7 +35,8 @@ async def book(tmp_path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Incid
     await store.open()
     made = IncidentBook(store, "hn1")
     one = replace(superblock(3), disk_sequence=42)
-    inventory = SimpleNamespace(view=NodeView(superblocks={one.devno: one}), refresh=refreshed)
+    view = NodeView(superblocks={one.devno: one})
+    inventory = SimpleNamespace(view=view, refresh=refreshed, problems={})
     closer = Closer(
         made,
         inventory,
@@ -170,3 +171,43 @@ async def test_one_that_is_not_started_again_is_waited_for(
 
 async def refreshed() -> None:
     """Everything is as it was."""
+
+
+OTHER = filesystem(uuid="22222222-2222-3333-4444-555555555555", image=None, image_inode=None)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "ends"),
+    [
+        ({"filesystem": filesystem(disk_sequence=41)}, True),
+        ({"filesystem": filesystem(disk_sequence=41), "ves": ("lxc:renamed",)}, True),
+        ({"filesystem": replace(OTHER, disk_sequence=41)}, False),
+    ],
+    ids=["same-ve", "same-image", "another-volume"],
+)
+async def test_a_repair_ends_what_an_earlier_one_had_handed_over(
+    book, earlier: dict, *, ends: bool
+) -> None:
+    handed = incident(incident_id="handed", state=State.NEEDS_OPERATOR, **earlier)
+    book.put(handed)
+    found = verifying(1, 0.05)
+    book.put(found)
+    async with asyncio.timeout(10):
+        await closed(book, found.incident_id)
+    assert (book.get("handed") is None) is ends
+
+
+async def test_what_two_templates_share_is_no_volume(book) -> None:
+    """The same device number, name and UUID, and another VE."""
+    handed = incident(
+        incident_id="handed",
+        state=State.NEEDS_OPERATOR,
+        ves=("lxc:other",),
+        filesystem=replace(OTHER, disk_sequence=41),
+    )
+    book.put(handed)
+    found = verifying(1, 0.05, filesystem=OTHER)
+    book.put(found)
+    async with asyncio.timeout(10):
+        await closed(book, found.incident_id)
+    assert book.get("handed") is not None

@@ -67,7 +67,7 @@ async def test_it_is_over_after_long_quiet_and_reads_that_succeed(
     view = NodeView(devices={SDA: disk})
     under_test = Closer(
         cast("Any", book),
-        cast("Any", SimpleNamespace(view=view, refresh=refreshed)),
+        cast("Any", SimpleNamespace(view=view, refresh=refreshed, problems={})),
         cast("Any", SimpleNamespace()),
         forget_volume=lambda _: None,
         poke=lambda _: None,

@@ -171,7 +171,7 @@ class Sweep:
         )
         self.closer = Closer(
             self.book,
-            cast("Any", SimpleNamespace(view=view, refresh=refreshed)),
+            cast("Any", SimpleNamespace(view=view, refresh=refreshed, problems={})),
             cast("Any", state),
             forget_volume=lambda _: None,
             poke=lambda _: None,
@@ -277,7 +277,7 @@ def ended(
         view = replace(view, ves={mine.ve_id: mine})
     closer = Closer(
         cast("Any", book),
-        cast("Any", SimpleNamespace(view=view, refresh=refreshed)),
+        cast("Any", SimpleNamespace(view=view, refresh=refreshed, problems={})),
         cast("Any", State(health)),
         forget_volume=lambda _: None,
         poke=lambda _: None,
@@ -303,9 +303,13 @@ def test_a_no_holds_while_the_ve_is_stopped(
     assert bool(closed) is closes
 
 
-def test_nobody_waits_for_a_ve_that_was_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("boot_s", [0.0, 600.0])
+def test_nobody_waits_longer_than_a_boot_for_a_ve_that_was_destroyed(
+    monkeypatch: pytest.MonkeyPatch, boot_s: float
+) -> None:
+    monkeypatch.setattr(closer_module, "_COMES_BACK_S", boot_s)
     closed, _ = ended(monkeypatch, quiet("corruption", denied_by="root"), known=False)
-    assert closed
+    assert bool(closed) is (boot_s == 0)
 
 
 def test_what_names_a_device_that_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:

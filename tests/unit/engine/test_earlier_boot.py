@@ -17,11 +17,12 @@ from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.engine.attribution import Attribution
 from fswatchd.engine.closer import Closer
+from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, VeState
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
-from fswatchd.inventory.model import Backing, Superblock, Ve, VeId
+from fswatchd.inventory.model import Backing, BlockDevice, Superblock, Ve, VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import proc
 from fswatchd.repair import scope
@@ -272,3 +273,18 @@ async def test_a_plan_that_a_boot_has_cut_off_goes_on_with_its_own_volume_only(
     )
     scope._find_after_boot(context)
     assert moved == ([now] if goes_on else [])
+
+
+@pytest.mark.parametrize(("kind", "found"), [("disk", True), ("loop", False)])
+def test_a_disk_is_taken_for_the_one_of_its_name(kind: str, *, found: bool) -> None:
+    """It is trusted later then, and not sooner; what a loop device is called means nothing."""
+    known = builders.filesystem(
+        devno=Devno(8, 0), device="sda", fstype="block", uuid=None, image=None, image_inode=None
+    )
+    before = builders.incident(filesystem=replace(known, boot="another"), device_errors=3)
+    now = BlockDevice(devno=Devno(8, 16), name="sda", kind=kind, disk_sequence=3)
+    moved = taken_up(NodeView(devices={now.devno: now}), before)
+    assert (moved is not None) is found
+    if moved is not None:
+        assert (moved.filesystem.key, moved.device_errors) == ("8:16/3", 3)
+        assert "taken for" in moved.log[-1][1]

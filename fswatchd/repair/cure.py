@@ -151,7 +151,9 @@ async def cure(
     `begin` is told of each phase, as `progress.begin`; `before` is what a preview has shown.
     """
     started = time.monotonic()
-    repaired = await tools.repair(path, timeout_s, on_progress=begin("repairing the clone"))
+    on_check = partial(begin, "proving the clone")
+    on_progress = begin("repairing the clone")
+    repaired = await tools.repair(path, timeout_s, on_progress=on_progress, on_check=on_check)
     done = Cure(repaired=repaired, proof=repaired)
     if not repaired.usable:
         return done
@@ -168,11 +170,11 @@ async def cure(
         proof = None  # it may have written, even where no name came of it
         if names.named or names.problem:
             # A directory that has moved has another parent now, and links to count.
-            proof = (await tools.repair(path, timeout_s)).proof
+            proof = (await tools.repair(path, timeout_s, on_check=on_check)).proof
     else:
         done = replace(done, names=NamesBack(unnamed=done.findings.moved))
     if proof is None:
-        proof = await tools.check(path, timeout_s, begin("proving the clone"))
+        proof = await tools.check(path, timeout_s, on_check())
     return replace(done, proof=proof, seconds=time.monotonic() - started)
 
 

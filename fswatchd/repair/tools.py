@@ -51,6 +51,19 @@ class Repair(Protocol):
     ) -> CheckResult: ...
 
 
+class ProvenRepair(Protocol):
+    """The same until nothing is left; `on_check` is asked before each check of that."""
+
+    async def __call__(
+        self,
+        path: str,
+        timeout_s: float,
+        undo_file: str | None = None,
+        on_progress: OnProgress | None = None,
+        on_check: Callable[[], OnProgress] | None = None,
+    ) -> CheckResult: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastResort:
     """What is done to a clone, and only after a person has seen what came of it and said yes.
@@ -60,7 +73,7 @@ class LastResort:
 
     command: str
     price: str
-    repair: Repair
+    repair: ProvenRepair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +92,7 @@ class Tools:
     strategies: frozenset[str]
     replay: Replay
     check: Check
-    repair: Repair
+    repair: ProvenRepair
     undoes: bool = False
     on_devices: bool = True
     clones_devices: bool = False
@@ -89,7 +102,7 @@ class Tools:
     last_resort: LastResort | None = None
 
 
-def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Repair:
+def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> ProvenRepair:
     """Repair until nothing is left, a few times at the most.
 
     One run can leave what the next one fixes: e2fsck 1.47 a quota that it has worked out before it
@@ -104,12 +117,13 @@ def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Repai
         timeout_s: float,
         undo_file: str | None = None,
         on_progress: OnProgress | None = None,
+        on_check: Callable[[], OnProgress] | None = None,
     ) -> CheckResult:
         result = await repair(path, timeout_s, undo_file, on_progress)
         for _ in range(_RUNS - 1):
             if undo_file is not None or not result.fixed:
                 break
-            checked = await check(path, timeout_s)
+            checked = await check(path, timeout_s, on_check() if on_check else None)
             if checked.clean:
                 return replace(result, proof=checked)
             more = await (more_by or repair)(path, timeout_s)
@@ -117,6 +131,21 @@ def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Repai
                 return more
             result = result.plus(more)
         return result
+
+    return run
+
+
+def _once(repair: Repair) -> ProvenRepair:
+    """What is not run again, because nobody trusts it."""
+
+    async def run(
+        path: str,
+        timeout_s: float,
+        undo_file: str | None = None,
+        on_progress: OnProgress | None = None,
+        on_check: Callable[[], OnProgress] | None = None,
+    ) -> CheckResult:
+        return await repair(path, timeout_s, undo_file, on_progress)
 
     return run
 
@@ -157,12 +186,12 @@ def _btrfs() -> Tools:
         strategies=frozenset({CLONE, OFFLINE, ONLINE}),
         replay=btrfs.replay,
         check=btrfs.check,
-        repair=btrfs.repair,
+        repair=_once(btrfs.repair),
         no_cure=btrfs.NO_CURE,
         last_resort=LastResort(
             command="btrfs check --repair",
             price="it can lose more than was damaged, its authors advise against it",
-            repair=btrfs.repair_by_force,
+            repair=_once(btrfs.repair_by_force),
         ),
     )
 

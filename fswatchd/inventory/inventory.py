@@ -37,7 +37,7 @@ from fswatchd.inventory.scan import (
     open_namespace,
 )
 from fswatchd.inventory.view import NodeView
-from fswatchd.kernel import block, extfs, fs
+from fswatchd.kernel import block, extfs, fs, mounts
 
 log = logging.getLogger(__name__)
 
@@ -312,7 +312,9 @@ class Inventory:
             except PlatformError as error:
                 found += error.partial
                 self._note(platform.name, error)
-            except Exception as error:  # noqa: BLE001  a task border: the others' VEs are not lost
+            except Exception as error:  # a task border: the others' VEs are not lost
+                if isinstance(error, OSError) and mounts.is_shortage(error):
+                    raise  # says nothing of the platform: what was known of it stays
                 self._note(platform.name, error)
         self._look_for_unlisted(found)
         ves = merged(map(as_known, found))
@@ -341,17 +343,19 @@ class Inventory:
 
     def _note(self, what: str, error: Exception | None) -> None:
         """Keep what is wrong with a platform, None where nothing is."""
+        text = printable(f"{what} cannot be read: {error!r}", _ERROR_SHOWN)
         if error is None or isinstance(error, PlatformError):
             self._unexpected.discard(what)
         elif what not in self._unexpected:
             self._unexpected.add(what)
-            log.error("the platform %s cannot be read", what, exc_info=error)
+            trace = None if isinstance(error, OSError) else error
+            log.error("the platform %s", text, exc_info=trace)
         if error is None:
             self.problems.pop(what, None)
         elif isinstance(error, PlatformError):
             self.problems[what] = str(error)
         else:
-            self.problems[what] = printable(f"{what} cannot be read: {error!r}", _ERROR_SHOWN)
+            self.problems[what] = text
 
     def unreached(self) -> list[str]:
         """The devices of mounted filesystems of which no descriptor could be got."""

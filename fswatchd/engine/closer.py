@@ -180,7 +180,8 @@ class Closer:
         if time.monotonic_ns() < self._verified_until_ns(incident):
             return
         superblock, device = self._superblock(incident), self._bare_device(incident)
-        if superblock is None and device is None:
+        nowhere = superblock is None and device is None
+        if nowhere and incident.incident_id not in self._missing:
             # A look that is under way has seen it, and does not know yet what it is (btrfs).
             await self._inventory.refresh()
             now = self._book.get(incident.incident_id)
@@ -512,9 +513,9 @@ class Closer:
             text = f"the volume was mounted again as {successor.device}, with its error record"
             if self._state.health(successor.devno) is Health.UNKNOWN:
                 text = (
-                    f"the volume was mounted again as {successor.device}; only a check would tell"
+                    f"the volume was mounted again as {successor.device}; only a check would tell "
+                    "whether it is damaged still"
                 )
-                text += " whether it is damaged still"
             self._book.put(moved.noted(time.time_ns(), text))
             self._poke(incident.incident_id)
 

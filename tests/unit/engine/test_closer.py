@@ -162,15 +162,21 @@ async def test_one_that_is_not_started_again_is_waited_for(
     monkeypatch.setattr(closer_module, "_SWEEP_S", 0.02)
     monkeypatch.setattr(Closer, "_is_known", lambda *_: True)
     found = verifying(1, 0.05, filesystem=GONE)
+    LOOKS.clear()
     book.put(found)
     await asyncio.sleep(0.3)
+    assert len(LOOKS) == 1  # a look at the node is not made for it again and again
     kept = book.get(found.incident_id)
     assert kept is not None
     assert kept.state is State.VERIFYING
 
 
+LOOKS: list[None] = []
+
+
 async def refreshed() -> None:
     """Everything is as it was."""
+    LOOKS.append(None)
 
 
 OTHER = filesystem(uuid="22222222-2222-3333-4444-555555555555", image=None, image_inode=None)

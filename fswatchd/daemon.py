@@ -52,6 +52,7 @@ from fswatchd.engine.rehearsal import Rehearsal
 from fswatchd.engine.reserve import ReserveWatch
 from fswatchd.engine.retention import Retention
 from fswatchd.engine.rulekeeper import RuleKeeper
+from fswatchd.engine.said_well import SaidWell
 from fswatchd.engine.scratch import ScratchVes
 from fswatchd.engine.selfcheck import SelfCheck
 from fswatchd.engine.snapshots import Snapshots
@@ -219,6 +220,13 @@ class Daemon:
             self._executor,
             self.arming,
             self._closer,
+            SaidWell(
+                self._book,
+                self.inventory,
+                self._listening.state,
+                poke=self._decider.poke,
+                device_fault=substrate.device_fault,
+            ),
             settings,
         )
         self.freezer = Freezer(

@@ -16,15 +16,8 @@ from fswatchd import views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.history import boottime_ns
-from fswatchd.errors import ConflictError, RefusedError
-from fswatchd.events import (
-    DEVICE_CLASSES,
-    Domain,
-    EventClass,
-    Health,
-    names_filesystem,
-    printable,
-)
+from fswatchd.engine.said_well import can_be_read
+from fswatchd.events import Domain, EventClass, Health, names_filesystem, printable
 from fswatchd.incidents import UNDECIDED, Incident, Outcome, State, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, Superblock, VeId
@@ -41,8 +34,6 @@ _MISSING_S = 5.0
 # Boots of whole nodes take as long before their last VE is started.
 _COMES_BACK_S = 600.0
 _DEVICE_QUIET_S = 600.0
-_READ_TIMEOUT_S = 10.0
-_BUSY = {State.ACTING, State.VERIFYING}
 NS = 1_000_000_000
 # Classes and sources of what is read of a device that a filesystem rests on.
 _OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
@@ -286,18 +277,6 @@ class Closer:
         relapsed = replace(incident, state=State.NEEDS_OPERATOR)
         self._book.put(relapsed.noted(time.time_ns(), f"not healthy after the repair: {why}"))
 
-    def _bare_device(self, incident: Incident) -> BlockDevice | None:
-        """The device, where it is about one that only other things rest on, or about its errors."""
-        devno = incident.filesystem.devno
-        if devno is None or names_filesystem(incident.filesystem.fstype):
-            return None
-        device = self._inventory.view.devices.get(devno)
-        if incident.filesystem.boot is not None:
-            return None
-        if device is None or device.disk_sequence != incident.filesystem.disk_sequence:
-            return None
-        return device
-
     async def _look_at_device(self, incident: Incident, device: BlockDevice) -> None:
         """A device is well when all that can be read of it is, and nothing else was said of it.
 
@@ -312,7 +291,7 @@ class Closer:
             if incident.domain is Domain.SPACE:
                 if _quiet_s(incident) <= incident.healthy_s:
                     return
-            elif not self._is_quiet(incident) or not await _can_be_read(path):
+            elif not self._is_quiet(incident) or not await can_be_read(path):
                 return
             else:
                 quiet = f"no error for {_DEVICE_QUIET_S / 60:.0f} minutes"
@@ -321,71 +300,6 @@ class Closer:
             text = "there is room again"
         if (current := self._present(incident)) is not None:
             self._book.close(current, Outcome.RECOVERED, text)
-
-    async def recovered(self, incident: Incident, by: str, said: str) -> Incident:
-        """`by` says that what this incident is about is well again.
-
-        What its device has reported until now counts no more, which is asked first; a filesystem on
-        it that is well ends its incident with that, and what else is wrong is decided anew. Where
-        no device was to blame the filesystem is asked, and where it is mounted nowhere nobody.
-        Raises ConflictError, RefusedError with what they say.
-        """
-        known = incident.filesystem
-        if known.server is not None and served_from(
-            self._inventory.view, known.fstype or "", known.server
-        ):
-            raise RefusedError(
-                f"whether {printable(known.server)} answers again only its mounts can tell",
-                hint="the incident ends by itself when they do",
-                code="FSW-REFUSED-UNWELL",
-            )
-        of_device = incident.device_errors or incident.classes & DEVICE_CLASSES
-        asked = of_device or self._superblock(incident) is None
-        devices = self._own_devices(incident) if asked else []
-        for device in devices:
-            fault = await self._device_fault(device)
-            if fault is None and not await _can_be_read(f"/dev/{device.name}"):
-                fault = "a read at its begin or end fails"
-            if fault is not None:
-                raise RefusedError(
-                    f"/dev/{device.name} has not recovered: {fault}",
-                    code="FSW-REFUSED-DEVICE",
-                )
-        superblock = self._superblock(incident) or self._successor(incident)
-        unwell: object = superblock is not None and (
-            self._state.errors(superblock.devno)
-            or await verify.healthy(self._inventory, self._state, superblock)
-        )
-        if unwell and superblock is not None and not devices:
-            raise RefusedError(
-                f"/dev/{superblock.device} has not recovered: {unwell}",
-                hint=f"fswatch repair {superblock.device} --dry-run shows what a repair would do",
-                code="FSW-REFUSED-UNWELL",
-            )
-        current = self._book.get(incident.incident_id)
-        if current is None or current.state in _BUSY or current.recent != incident.recent:
-            raise ConflictError(
-                f"{incident.incident_id} goes on: another error, or a repair",
-                hint=f"fswatch incident {incident.incident_id}",
-                code="FSW-CONFLICT-GOES-ON",
-            )
-        current = replace(current, acknowledged_by=by)
-        if not unwell:
-            return self._book.close(current, Outcome.RECOVERED, said)
-        current = replace(current, state=State.OPEN, device_errors=0, device_since_ns=None)
-        current = current.noted(time.time_ns(), said)
-        self._book.put(current)
-        self._poke(current.incident_id)
-        return current
-
-    def _own_devices(self, incident: Incident) -> list[BlockDevice]:
-        """What the filesystem lies on, or the bare device; none where it is gone."""
-        superblock, bare = self._superblock(incident), self._bare_device(incident)
-        if superblock is None:
-            return [] if bare is None else [bare]
-        members = superblock.members or (superblock.devno,)
-        devices = self._inventory.view.devices
-        return [devices[one] for one in members if one in devices]
 
     async def _recovered_with_its_device(self, incident: Incident) -> bool:
         """Whether nothing was wrong with the filesystem but its device, and that is well again.
@@ -557,6 +471,9 @@ class Closer:
     def _superblock(self, incident: Incident) -> Superblock | None:
         return self._inventory.view.attached(incident.filesystem)
 
+    def _bare_device(self, incident: Incident) -> BlockDevice | None:
+        return self._inventory.view.bare_device(incident.filesystem)
+
     def _successor(self, incident: Incident) -> Superblock | None:
         """The same volume, mounted again."""
         return self._inventory.view.successor(incident.filesystem, incident.direct_ves)
@@ -596,12 +513,3 @@ def _still_there(incident: Incident) -> bool:
     if block.name_of(known.devno) is None:
         return False
     return block.disk_sequence(known.devno) == known.disk_sequence
-
-
-async def _can_be_read(path: str) -> bool:
-    try:
-        async with asyncio.timeout(_READ_TIMEOUT_S):
-            await asyncio.to_thread(block.read_ends, path)
-    except (OSError, TimeoutError):
-        return False
-    return True

@@ -15,6 +15,7 @@ from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
 from fswatchd.engine.history import boottime_ns
 from fswatchd.engine.preview_clones import PreviewClones
+from fswatchd.engine.said_well import SaidWell
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
 from fswatchd.events import Domain
 from fswatchd.incidents import Filesystem, Incident, Outcome, State, StepRecord
@@ -50,6 +51,7 @@ class Operator:
         executor: Executor,
         arming: Arming,
         closer: Closer,
+        said_well: SaidWell,
         settings: ActionSettings,
     ) -> None:
         self._book = book
@@ -60,6 +62,7 @@ class Operator:
         self._executor = executor
         self._arming = arming
         self._closer = closer
+        self._said_well = said_well
         self._settings = settings
         self.preview_clones = PreviewClones(store, settings)
 
@@ -274,7 +277,7 @@ class Operator:
     ) -> Incident:
         """Somebody has seen it; an incident that needs an operator ends with that, and a storm.
 
-        With `recovered` any other that is well again: see `Closer.recovered`.
+        With `recovered` any other that is well again: see `SaidWell.recovered`.
         """
         incident = await self.find(text)
         if incident.state is State.CLOSED:
@@ -283,7 +286,7 @@ class Operator:
             said = _said(
                 f"{by} says that it has recovered, and nothing speaks against that", reason
             )
-            return await self._closer.recovered(incident, by, said)
+            return await self._said_well.recovered(incident, by, said)
         incident = replace(incident, acknowledged_by=by)
         said = _said(f"acknowledged by {by}", reason)
         ends = incident.state is State.NEEDS_OPERATOR or incident.domain is Domain.STORM

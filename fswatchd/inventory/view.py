@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from fswatchd.devno import Devno
+from fswatchd.events import names_filesystem
 from fswatchd.incidents import Filesystem
 from fswatchd.inventory.model import (
     BlockDevice,
@@ -208,6 +209,16 @@ class NodeView:
         another one."""
         found = self.superblocks.get(filesystem.devno) if filesystem.devno is not None else None
         return found if found is not None and self.describe(found).key == filesystem.key else None
+
+    def bare_device(self, filesystem: Filesystem) -> BlockDevice | None:
+        """The device that an incident is about which names none of the filesystems on it; None
+        where its number went on to another one."""
+        devno = filesystem.devno
+        if devno is None or filesystem.boot is not None or names_filesystem(filesystem.fstype):
+            return None
+        device = self.devices.get(devno)
+        same = device is not None and device.disk_sequence == filesystem.disk_sequence
+        return device if same else None
 
     def gone_over(self, filesystem: Filesystem) -> bool:
         """Whether the number that an incident remembers belongs to another one by now."""

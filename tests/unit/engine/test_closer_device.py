@@ -12,6 +12,7 @@ from fswatchd.devno import Devno
 from fswatchd.engine import closer
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.history import boottime_ns
+from fswatchd.engine.said_well import SaidWell
 from fswatchd.errors import ConflictError, RefusedError
 from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.inventory.model import BlockDevice
@@ -90,13 +91,11 @@ class Disk:
         self.book = Book(builders.incident(event, filesystem=filesystem))
         disk = BlockDevice(devno=SDA, name="sda", kind="disk", disk_sequence=7)
         self.view = NodeView(devices={SDA: disk})
-        self.closer = Closer(
+        self.said_well = SaidWell(
             cast("Any", self.book),
             cast("Any", SimpleNamespace(view=self.view, refresh=refreshed)),
             cast("Any", SimpleNamespace()),
-            forget_volume=lambda _: None,
             poke=lambda _: None,
-            has_room=cast("Any", None),
             device_fault=self._fault,
         )
 
@@ -108,7 +107,7 @@ class Disk:
         return self.fault
 
     async def recovered(self) -> Incident:
-        return await self.closer.recovered(self.book.incident, "root", "root says so")
+        return await self.said_well.recovered(self.book.incident, "root", "root says so")
 
 
 async def test_somebody_says_that_it_has_recovered_and_it_can_be_read(
@@ -144,7 +143,7 @@ async def test_another_error_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) 
     asked = disk.book.incident
     disk.book.incident = asked.joined(builders.event("kmsg", "io_error", fstype="block"), 1)
     with pytest.raises(ConflictError) as refused:
-        await disk.closer.recovered(asked, "root", "root says so")
+        await disk.said_well.recovered(asked, "root", "root says so")
     assert refused.value.code == "FSW-CONFLICT-GOES-ON"
     assert not disk.book.closed
 
@@ -156,10 +155,10 @@ async def test_of_what_is_no_fault_of_a_device_the_filesystem_is_asked(
     disk = Disk(monkeypatch)
     disk.readable = False  # nobody asks the device
     mounted = superblock(3)
-    disk.closer._inventory.view = NodeView(  # type: ignore[misc]
+    disk.said_well._inventory.view = NodeView(  # type: ignore[misc]
         superblocks={mounted.devno: mounted}
     )
-    disk.closer._state = cast("Any", SimpleNamespace(errors=lambda _: 0))
+    disk.said_well._state = cast("Any", SimpleNamespace(errors=lambda _: 0))
 
     async def healthy(*_: object, **__: object) -> str | None:
         return unwell

@@ -92,7 +92,7 @@ class Database:
 
 def operator(book: Book, database: Database, decider: object = None) -> Operator:
     rest: dict[str, Any] = dict.fromkeys(
-        ("inventory", "state", "executor", "arming", "closer", "settings")
+        ("inventory", "state", "executor", "arming", "closer", "said_well", "settings")
     )
     known: dict[str, Any] = {"book": book, "store": database, "decider": decider}
     return Operator(**known, **rest)

@@ -106,7 +106,7 @@ async def test_a_preview_is_written_down_before_its_clone_is_made_and_until_it_i
     monkeypatch.setattr("fswatchd.engine.operator.require_volume", lambda _: image)
     monkeypatch.setattr(preview, "look", look)
     rest: dict[str, Any] = dict.fromkeys(
-        ("inventory", "state", "decider", "executor", "arming", "closer")
+        ("inventory", "state", "decider", "executor", "arming", "closer", "said_well")
     )
     book = SimpleNamespace(new=lambda *_: incident())
     asked = Operator(cast("Any", book), store, settings=ActionSettings(), **rest)

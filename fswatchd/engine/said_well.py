@@ -1,0 +1,117 @@
+"""What a person says of an incident, that it is over, is asked of what it is about."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from fswatchd.book import IncidentBook
+from fswatchd.errors import ConflictError, RefusedError
+from fswatchd.events import DEVICE_CLASSES, printable
+from fswatchd.incidents import Incident, Outcome, State
+from fswatchd.inventory.inventory import Inventory
+from fswatchd.inventory.model import BlockDevice
+from fswatchd.inventory.ownership import served_from
+from fswatchd.inventory.view import NodeView
+from fswatchd.kernel import block
+from fswatchd.repair import verify
+from fswatchd.sources.state import StateSource
+
+_READ_TIMEOUT_S = 10.0
+_BUSY = {State.ACTING, State.VERIFYING}
+
+
+class SaidWell:
+    """`fswatch ack --recovered`."""
+
+    def __init__(
+        self,
+        book: IncidentBook,
+        inventory: Inventory,
+        state: StateSource,
+        *,
+        poke: Callable[[str], None],
+        device_fault: Callable[[BlockDevice], Awaitable[str | None]],
+    ) -> None:
+        self._book = book
+        self._inventory = inventory
+        self._state = state
+        self._poke = poke
+        self._device_fault = device_fault
+
+    async def recovered(self, incident: Incident, by: str, said: str) -> Incident:
+        """`by` says that what this incident is about is well again.
+
+        What its device has reported until now counts no more, which is asked first; a filesystem on
+        it that is well ends its incident with that, and what else is wrong is decided anew. Where
+        no device was to blame the filesystem is asked, and where it is mounted nowhere nobody.
+        Raises ConflictError, RefusedError with what they say.
+        """
+        known, view = incident.filesystem, self._inventory.view
+        if known.server is not None and served_from(view, known.fstype or "", known.server):
+            raise RefusedError(
+                f"whether {printable(known.server)} answers again only its mounts can tell",
+                hint="the incident ends by itself when they do",
+                code="FSW-REFUSED-UNWELL",
+            )
+        of_device = incident.device_errors or incident.classes & DEVICE_CLASSES
+        attached = view.attached(known)
+        asked = of_device or attached is None
+        devices = _own_devices(view, incident) if asked else []
+        for device in devices:
+            fault = await self._device_fault(device)
+            if fault is None and not await can_be_read(f"/dev/{device.name}"):
+                fault = "a read at its begin or end fails"
+            if fault is not None:
+                raise RefusedError(
+                    f"/dev/{device.name} has not recovered: {fault}",
+                    code="FSW-REFUSED-DEVICE",
+                )
+        superblock = attached or view.successor(incident.filesystem, incident.direct_ves)
+        unwell: object = superblock is not None and (
+            self._state.errors(superblock.devno)
+            or await verify.healthy(self._inventory, self._state, superblock)
+        )
+        if unwell and superblock is not None and not devices:
+            raise RefusedError(
+                f"/dev/{superblock.device} has not recovered: {unwell}",
+                hint=f"fswatch repair {superblock.device} --dry-run shows what a repair would do",
+                code="FSW-REFUSED-UNWELL",
+            )
+        current = self._book.get(incident.incident_id)
+        if current is None or current.state in _BUSY or current.recent != incident.recent:
+            raise ConflictError(
+                f"{incident.incident_id} goes on: another error, or a repair",
+                hint=f"fswatch incident {incident.incident_id}",
+                code="FSW-CONFLICT-GOES-ON",
+            )
+        current = replace(current, acknowledged_by=by)
+        if not unwell:
+            return self._book.close(current, Outcome.RECOVERED, said)
+        current = replace(current, state=State.OPEN, device_errors=0, device_since_ns=None)
+        current = current.noted(time.time_ns(), said)
+        self._book.put(current)
+        self._poke(current.incident_id)
+        return current
+
+
+async def can_be_read(path: str) -> bool:
+    """Whether reads at both ends of a device succeed, in time."""
+    try:
+        async with asyncio.timeout(_READ_TIMEOUT_S):
+            await asyncio.to_thread(block.read_ends, path)
+    except (OSError, TimeoutError):
+        return False
+    return True
+
+
+def _own_devices(view: NodeView, incident: Incident) -> list[BlockDevice]:
+    """What the filesystem lies on, or the bare device; none where it is gone."""
+    superblock = view.attached(incident.filesystem)
+    if superblock is None:
+        bare = view.bare_device(incident.filesystem)
+        return [] if bare is None else [bare]
+    members = superblock.members or (superblock.devno,)
+    return [view.devices[one] for one in members if one in view.devices]

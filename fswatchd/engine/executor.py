@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.arming import Arming
@@ -98,7 +99,8 @@ class Executor:
         self._evidence = evidence
         self._on_end = on_end
         self._again = again
-        self._locks: dict[str, asyncio.Lock] = {}
+        # Most are of incidents without a VE: each is gone with the last plan that wants it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._ve_locks = VeLocks(inventory)
         self._running: dict[str, RunningRepair] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}

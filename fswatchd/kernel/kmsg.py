@@ -61,16 +61,21 @@ def buffer(path: str = "/dev/kmsg") -> Iterator[bytes]:
     """Every record that the kernel still has; raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        while True:
-            try:
-                yield os.read(fd, _SIZE)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.EPIPE:  # overwritten meanwhile: the next one is there
-                    raise
+        yield from records(fd)
     finally:
         os.close(fd)
+
+
+def records(fd: int) -> Iterator[bytes]:
+    """Every record from where the open log is read to its end; raises OSError."""
+    while True:
+        try:
+            yield os.read(fd, _SIZE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # overwritten meanwhile: the next one is there
+                raise
 
 
 def attachments(records: Iterable[bytes]) -> dict[str, int]:

@@ -53,6 +53,8 @@ class JournalSource(KernelLineSource):
         self._path = path
         self._reader: journal.Reader | None = None
         self._timer: asyncio.Task[None] | None = None
+        self._read_to: str | None = None
+        self._saved: str | None = None
         self._last_read_ns = time.time_ns()
         self._boot = UUID(proc.boot_id())
 
@@ -71,6 +73,7 @@ class JournalSource(KernelLineSource):
             self._timer.cancel()
             with suppress(asyncio.CancelledError):
                 await self._timer
+        self._save()
         self._close()
         self.status.state = SourceState.OFF
 
@@ -97,7 +100,13 @@ class JournalSource(KernelLineSource):
                 if reader.get_next() and reader.test_cursor(saved):
                     return
             self._report_loss("the journal no longer has the place where reading stopped")
-        reader.seek_realtime(time.time())
+        reader.seek_tail()
+        if last := reader.get_previous():
+            # What is written while nobody listens is read later, also if it is the first.
+            self._read_to = str(last["__CURSOR"])
+            self._save()
+        else:
+            reader.seek_realtime(time.time())
 
     def _close(self) -> None:
         if self._reader is not None:
@@ -126,6 +135,7 @@ class JournalSource(KernelLineSource):
     def _entry(self, entry: dict[str, Any]) -> None:
         if self.status.state is not SourceState.OK:
             self._available()
+        self._read_to = str(entry["__CURSOR"])
         message = entry.get("MESSAGE")
         past = None if entry.get("_BOOT_ID") == self._boot else _when(entry)
         if entry.get("_TRANSPORT") != "kernel":
@@ -139,7 +149,7 @@ class JournalSource(KernelLineSource):
         if isinstance(since_boot, timedelta):
             time_us = since_boot // timedelta(microseconds=1)
         if self._take(message, time_us, facility=facility, past=past):
-            self._cursor.save(str(entry["__CURSOR"]))
+            self._save()
 
     def _healer_entry(self, entry: dict[str, Any], message: object, past: str | None) -> None:
         unit = entry.get("_SYSTEMD_UNIT")
@@ -151,13 +161,19 @@ class JournalSource(KernelLineSource):
                 elif not line.refused:
                     detail = f"{past}: {line.detail}"
                     self._emit(line.klass, detail, confirms=False, fstype="xfs", past=True)
-                self._cursor.save(str(entry["__CURSOR"]))
+                self._save()
+
+    def _save(self) -> None:
+        if self._read_to is not None and self._read_to != self._saved:
+            self._cursor.save(self._read_to)
+            self._saved = self._read_to
 
     async def _look_regularly(self) -> None:
         # On some filesystems the journal cannot tell of changes; and a first journal may appear.
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._readable()
+            self._save()  # what was read long ago may be vacuumed
 
 
 def _when(entry: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import errno
 import os
 import time
 from contextlib import suppress
+from itertools import islice
 
 from fswatchd.events import SourceState
 from fswatchd.kernel import kmsg, proc
@@ -21,6 +22,7 @@ from fswatchd.sources.kernel_lines import KernelLineSource
 
 _RECORD_SIZE = 8192
 _SAVE_EVERY_S = 5.0
+_MOST_SKIPPED = 1 << 16
 
 
 class KmsgSource(KernelLineSource):
@@ -50,7 +52,8 @@ class KmsgSource(KernelLineSource):
             return
         self._last = self._resume()
         if self._last is None:
-            os.lseek(self._fd, 0, os.SEEK_END)
+            self._last = _skip(self._fd)
+            self._save()  # what is written while nobody listens is read later, if it is the first
         asyncio.get_running_loop().add_reader(self._fd, self._readable)
         self._saver = asyncio.create_task(self._save_regularly())
         self._available()
@@ -113,3 +116,18 @@ class KmsgSource(KernelLineSource):
         if self._last is not None and self._last != self._saved:
             self._cursor.save([proc.boot_id(), self._last])
             self._saved = self._last
+
+
+def _skip(fd: int) -> int | None:
+    """Go to the end of the log; the number of the last record, None where nobody knows it.
+
+    Only a record tells its number.
+    """
+    last, skipped = None, 0
+    with suppress(OSError, kmsg.KmsgFormatError):
+        for raw in islice(kmsg.records(fd), _MOST_SKIPPED):
+            last, skipped = raw, skipped + 1
+        if last is not None and skipped < _MOST_SKIPPED:
+            return kmsg.parse(last).sequence
+    os.lseek(fd, 0, os.SEEK_END)  # it is empty, or written faster than it is read
+    return None

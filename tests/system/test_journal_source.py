@@ -208,6 +208,16 @@ def test_a_restart_repeats_and_loses_nothing(reader) -> None:
     assert second.says() == "EVENT missed"
 
 
+def test_what_comes_after_a_first_run_that_heard_nothing_is_not_lost(reader) -> None:
+    first = reader()
+    first.keeps_its_place()
+    first.close()
+    trigger(reader.device, "missed")
+    second = reader()
+    assert second.says() == "READY ok"
+    assert second.says() == "EVENT missed"
+
+
 def test_what_was_said_before_this_boot_is_about_nothing_of_today(reader, rebooting) -> None:
     first = reader()
     assert first.says() == "READY ok"

@@ -2,7 +2,8 @@
 
 One guard holds one freeze. It thaws when told to, when its deadline passes, and when the socket
 to the daemon closes, which the kernel does for a daemon killed with SIGKILL. Signals that end a
-service are ignored: the end of the socket is the signal.
+service are ignored: the end of the socket is the signal. Told to, it writes back first what is
+only in memory: a freeze does so too, and holds all writers meanwhile.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 from fswatchd.helpers import wire
-from fswatchd.kernel import fs
+from fswatchd.kernel import fs, syscalls
 
 
 def main(fd: int) -> None:
@@ -24,6 +26,10 @@ def main(fd: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=fd) as sock:
         request, fds = wire.receive(sock)
+        if request is not None and request["op"] == "sync":
+            _sync(fds[0])
+            _answer(sock, request, {})
+            request, fds = wire.receive(sock)
         if request is None:
             return
         directory = fds[0]
@@ -42,6 +48,13 @@ def main(fd: int) -> None:
             if held:
                 _thaw(directory)
             os.close(directory)
+
+
+def _sync(directory: int) -> None:
+    # What it cannot write is told by the freeze.
+    with suppress(OSError):
+        syscalls.syncfs(directory)
+    os.close(directory)
 
 
 def _hold(sock: socket.socket, directory: int, deadline: float) -> bool:

@@ -15,6 +15,7 @@ from fswatchd.steps import Next, refuse
 
 LEFT_FROZEN = "left frozen"
 _ANSWER_S = 10.0
+_SYNC_S = 120.0
 _MODULE = "fswatchd.helpers.guard"
 
 
@@ -44,14 +45,30 @@ class Freeze:
         """Start the guard ahead, so that freezing itself takes no time for that."""
         await self._guard.start()
 
-    async def hold(self, inventory: Inventory, superblock: Superblock, deadline_s: float) -> None:
+    async def hold(
+        self,
+        inventory: Inventory,
+        superblock: Superblock,
+        deadline_s: float,
+        *,
+        sync_first: bool = False,
+    ) -> None:
         """Freeze, for `deadline_s` at the most.
 
+        A freeze writes back what is only in memory, and holds all writers meanwhile: with
+        `sync_first` most of that is done before, for as long as it takes.
         Raises CannotFreezeError, HelperError when the freeze takes too long (it is undone as soon
         as it succeeds), or OSError when the superblock cannot be reached.
         """
         async with inventory.opened(superblock) as mount:
             directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        try:
+            if sync_first:
+                await self._guard.request({"op": "sync"}, (directory,), timeout_s=_SYNC_S)
+        except (HelperError, OSError) as error:
+            os.close(directory)
+            await self._guard.close()
+            raise HelperError(f"it cannot be written back first: {error}") from None
         try:
             await self._guard.request(
                 {"op": "freeze", "deadline_s": deadline_s}, (directory,), timeout_s=_ANSWER_S

@@ -7,20 +7,21 @@ import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock
-from fswatchd.kernel import fs, proc
+from fswatchd.kernel import block, fs, proc
 from fswatchd.repair import freeze
 from tests.system.conftest import wait_until
 
 
 @pytest.fixture
-async def frozen(work: Path) -> AsyncIterator[tuple[Inventory, Superblock, int]]:
-    """A filesystem that somebody has frozen."""
+async def mounted(work: Path) -> AsyncIterator[tuple[Inventory, Superblock, int]]:
+    """A filesystem, and a descriptor of its root."""
     image, point = work / "a.img", work / "a"
     with image.open("xb") as file:
         file.truncate(16 << 20)
@@ -32,13 +33,43 @@ async def frozen(work: Path) -> AsyncIterator[tuple[Inventory, Superblock, int]]
     try:
         await inventory.refresh()
         superblock = inventory.view.superblocks[Devno.of(os.fstat(directory).st_dev)]
-        fs.freeze(directory)
         yield inventory, superblock, directory
     finally:
         if fs.is_frozen(directory):
             fs.thaw(directory)
         os.close(directory)
         await inventory.close()
+
+
+@pytest.fixture
+def frozen(
+    mounted: tuple[Inventory, Superblock, int],
+) -> tuple[Inventory, Superblock, int]:
+    """The same, and somebody has frozen it."""
+    fs.freeze(mounted[2])
+    return mounted
+
+
+async def test_what_is_only_in_memory_is_written_before_writers_are_held(
+    mounted: tuple[Inventory, Superblock, int], work: Path
+) -> None:
+    inventory, superblock, directory = mounted
+    (work / "a" / "file").write_bytes(os.urandom(4 << 20))
+    held = freeze.Freeze()
+    request = held._guard.request
+    written: dict[str, int] = {}
+
+    async def watched(message: Any, *rest: Any, **more: Any) -> Any:
+        written[message["op"]] = block.sectors_written(superblock.devno) or 0
+        return await request(message, *rest, **more)
+
+    held._guard.request = watched  # type: ignore[method-assign]
+    before = block.sectors_written(superblock.devno) or 0
+    await held.hold(inventory, superblock, 10.0, sync_first=True)
+    assert fs.is_frozen(directory)
+    assert written["freeze"] - before >= (4 << 20) // 512
+    assert await held.thaw()
+    assert not fs.is_frozen(directory)
 
 
 async def test_what_was_marked_is_thawed(frozen: tuple[Inventory, Superblock, int]) -> None:

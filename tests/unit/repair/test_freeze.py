@@ -65,6 +65,19 @@ async def test_a_guard_that_was_killed_while_it_froze(
     await held.release()
 
 
+async def test_a_guard_that_was_killed_while_it_wrote_back_has_frozen_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is frozen then is somebody else's."""
+    monkeypatch.setattr(freeze, "thaw_leftover", None)
+    held = Freeze()
+    held._guard = Guard(-9)  # type: ignore[assignment]
+    with pytest.raises(HelperError, match="written back"):
+        await held.hold(Inventory(tmp_path), MOUNTED, 1.0, sync_first=True)  # type: ignore[arg-type]
+    assert not held.held
+    await held.release()
+
+
 async def test_what_could_not_be_thawed_then_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from .syscalls import reconfigure_superblock
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
 FICLONE = 0x40049409
+FICLONERANGE = 0x4020940D
 FITRIM = 0xC0185879
 FS_IOC_GETFSUUID = 0x80111500
 EXT4_IOC_SHUTDOWN = 0x8004587D
@@ -69,6 +70,15 @@ def is_frozen(fd: int) -> bool:
 def reflink(source_fd: int, target_fd: int) -> None:
     """FICLONE: share all blocks of `source_fd` with `target_fd`. EOPNOTSUPP, EXDEV, ENOSPC…"""
     fcntl.ioctl(target_fd, FICLONE, source_fd)
+
+
+def reflink_range(source_fd: int, target_fd: int, start: int, end: int) -> None:
+    """FICLONERANGE: the same for bytes `start` to `end`, at the same place in both.
+
+    Both are at the beginning of a block, or the end of the source.
+    """
+    wanted = struct.pack("=qQQQ", source_fd, start, end - start, start)
+    fcntl.ioctl(target_fd, FICLONERANGE, wanted)
 
 
 def filesystem_uuid(fd: int) -> str | None:

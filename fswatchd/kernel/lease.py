@@ -14,6 +14,26 @@ _POLL_S = 0.02
 _NOT_KNOWN = {errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.EPERM}
 
 
+def is_only_writer(fd: int) -> bool | None:
+    """Whether nobody but `fd`, which is open for writing, can write to its regular file.
+
+    Some kernels count readers too: false says little, true all. None where the filesystem has no
+    leases, or we may not take one. Raises OSError.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    try:
+        # Refused where it is open a second time (fs/locks.c, `check_conflicting_open`).
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        if error.errno in _NOT_KNOWN:
+            return None
+        if error.errno != errno.EAGAIN:
+            raise
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
 def has_writer(path: str, patience_s: float = 0.0) -> bool | None:
     """Whether the regular file at `path` is open for writing, asked until it is not any more.
 

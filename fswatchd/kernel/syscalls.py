@@ -294,6 +294,17 @@ def birth_ns(path: str) -> int | None:
     return int(seconds * 1_000_000_000 + nanoseconds)
 
 
+def filesystem_magic(path: str) -> int:
+    """Which kind of filesystem `path` is on: `f_type` of statfs(2), see include/uapi/linux/magic.h.
+
+    Raises OSError.
+    """
+    buffer = ctypes.create_string_buffer(256)  # struct statfs, generously
+    check(libc.statfs(ctypes.c_char_p(os.fsencode(path)), buffer), path)
+    magic: int = struct.unpack_from("@L", buffer)[0]
+    return magic
+
+
 def syncfs(fd: int) -> None:
     """Write back the filesystem that `fd` is on (syncfs(2))."""
     check(libc.syncfs(ctypes.c_int(fd)), "syncfs")

@@ -12,12 +12,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fswatchd import process
 from fswatchd.devno import Devno
-from fswatchd.kernel import fs
+from fswatchd.kernel import extents, fs, lease
 from fswatchd.kernel.patience import Patience
+from fswatchd.kernel.syscalls import AT_FDCWD, RENAME_NOREPLACE, renameat2
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
@@ -93,14 +94,18 @@ async def share(image: ImageFile, path: str) -> Clone:
 
     Leaves nothing then, and where it is cancelled.
     """
-    sharing = asyncio.create_task(asyncio.to_thread(_share, image, path))
-    try:
-        return await asyncio.shield(sharing)
-    except asyncio.CancelledError:
-        await asyncio.wait({sharing})
-        if sharing.exception() is None:
-            sharing.result().remove()
-        raise
+    return await _to_its_end(_share, image, path)
+
+
+async def renew(image: ImageFile, earlier: ImageFile, path: str) -> Clone:
+    """Make a clone of what `image` is now, of one that was made before and worked on since.
+
+    Only where the two differ by now blocks are shared anew. What tools have read of all the rest is
+    still in memory then: on a slow disk who waits for them waits a fraction of the time. Raises
+    OSError where it cannot be proven to be the same as the image afterwards. The earlier clone is
+    gone then, and where it is cancelled.
+    """
+    return await _to_its_end(_renew, image, earlier, path)
 
 
 async def copy(
@@ -143,6 +148,18 @@ async def _watch(source: int, target: int, on_progress: Callable[[float], None] 
         on_progress(os.fstat(target).st_blocks / max(os.fstat(source).st_blocks, 1))
 
 
+async def _to_its_end(make: Callable[..., Clone], *arguments: object) -> Clone:
+    """What `make` makes in a thread; deleted again where nobody waits for it any more."""
+    making = asyncio.create_task(asyncio.to_thread(make, *arguments))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait({making})
+        if making.exception() is None:
+            making.result().remove()
+        raise
+
+
 def _share(image: ImageFile, path: str) -> Clone:
     with opened(image) as source, _created(path) as target:
         try:
@@ -153,6 +170,33 @@ def _share(image: ImageFile, path: str) -> Clone:
             raise
         _settle(source, target)
         return _finished(target, path, shared=True)
+
+
+def _renew(image: ImageFile, earlier: ImageFile, path: str) -> Clone:
+    try:
+        with opened(image) as source, opened(earlier, os.O_RDWR) as target:
+            if not lease.is_only_writer(target):
+                raise OSError(errno.EBUSY, "something may still write to it", earlier.path)
+            renameat2(AT_FDCWD, earlier.path, path, RENAME_NOREPLACE)
+            if not extents.tells(path):
+                raise OSError(errno.EOPNOTSUPP, "the filesystem does not tell what differs", path)
+            for start, end in _differing(source, target):
+                fs.reflink_range(source, target, start, end)
+            if any(_differing(source, target)):
+                raise OSError(errno.ESTALE, "it does not become the same as the image", path)
+            _settle(source, target)
+            return _finished(target, path, shared=True)
+    except BaseException:
+        for place in (earlier.path, path):
+            discard(replace(earlier, path=place))
+        raise
+
+
+def _differing(source: int, target: int) -> Iterator[tuple[int, int]]:
+    size = os.fstat(source).st_size
+    if os.fstat(target).st_size != size:
+        raise OSError(errno.ESTALE, "the image has another size now")
+    return extents.not_shared(extents.of(source), extents.of(target), size)
 
 
 def discard(file: ImageFile) -> None:
@@ -208,9 +252,9 @@ def _finished(fd: int, path: str, *, shared: bool) -> Clone:
 
 
 @contextmanager
-def opened(image: ImageFile) -> Iterator[int]:
-    """The image open for reading, proven to be the inode that was decided on."""
-    fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def opened(image: ImageFile, mode: int = os.O_RDONLY) -> Iterator[int]:
+    """The image open for reading, or in another `mode`, proven to be the inode decided on."""
+    fd = os.open(image.path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         status = os.fstat(fd)
         if (Devno.of(status.st_dev), status.st_ino) != (image.devno, image.inode):

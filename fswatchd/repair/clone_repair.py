@@ -66,6 +66,7 @@ class CloneRepair:
         self._outage = Outage(context)
         self._freeze = Freeze()
         self._clone: Volume | None = None
+        self._seen_on: Volume | None = None
         self._storage: Storage | None = None
         self._written: int | None = None
         self._stamp: Stamp | None = None
@@ -105,10 +106,11 @@ class CloneRepair:
             raise
 
     async def _leave_no_clone(self) -> None:
-        try:
-            await self._drop_clone()
-        except (OSError, FswatchError) as error:
-            self._context.note(f"a clone that is not needed any more stays: {error}")
+        for drop in (self._drop_clone, self._drop_preview):
+            try:
+                await drop()
+            except (OSError, FswatchError) as error:
+                self._context.note(f"a clone that is not needed any more stays: {error}")
 
     async def run(self) -> StepResult:
         """The whole way, from the first look to the running VE. Raises StepEnded."""
@@ -134,11 +136,10 @@ class CloneRepair:
         )
         state = await condition.seen(self._context, target)
         if state is Condition.WRITABLE:
-            pause_s, self._shown = await first_look.running(
-                self._context, self._step, target, image
-            )
+            seen = await first_look.running(self._context, self._step, target, image)
+            self._shown, self._seen_on = seen.cure, seen.clone
             target = await self._lock(target)
-            state = await self._hold_writers(target, pause_s)
+            state = await self._hold_writers(target, seen.pause_s)
         elif (
             lies_in.live
             and state in {Condition.SHUTDOWN, Condition.STOPPED}
@@ -202,7 +203,9 @@ class CloneRepair:
         await self._freeze.prepare()
         await self._context.journal(frozen=freeze_mark(superblock))
         try:
-            await self._freeze.hold(self._context.inventory, superblock, deadline_s)
+            await self._freeze.hold(
+                self._context.inventory, superblock, deadline_s, sync_first=True
+            )
         except CannotFreezeError as error:
             if error.code == errno.EROFS:
                 return Condition.ABORTED
@@ -363,9 +366,10 @@ class CloneRepair:
             await self._context.journal(clone=None, cloning=path)
             self._context.progress(None, "cloning")
             begin = partial(progress.begin, self._context, "copying the image")
-            self._clone = await lies_in.make(path, begin)
+            self._clone = await lies_in.make(path, begin, self._seen_on)
         except OSError as error:
             raise refuse("cannot clone", f"no clone can be made: {error}") from None
+        self._seen_on = None  # it has become the clone, or is gone
         await self._context.journal(clone=self._clone.describe())
 
     async def _cure(self) -> None:
@@ -516,6 +520,11 @@ class CloneRepair:
         made, self._clone = self._clone, None
         if made is not None:
             await self._beside.discard(made)
+
+    async def _drop_preview(self) -> None:
+        seen_on, self._seen_on = self._seen_on, None
+        if seen_on is not None:
+            await self._beside.discard(seen_on)
 
 
 def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:

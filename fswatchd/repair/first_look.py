@@ -5,10 +5,13 @@ Is there something to repair, does it come out clean, and does somebody have to 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fswatchd import views
 from fswatchd.inventory.model import Superblock
 from fswatchd.repair import clone, consent, healer, preview, storage, verify
 from fswatchd.repair.cure import Cure
+from fswatchd.repair.preview import Preview
 from fswatchd.repair.scope import Target, tools_for
 from fswatchd.repair.tools import Tools
 from fswatchd.repair.volume import Volume
@@ -19,27 +22,48 @@ from fswatchd.units import show_duration, show_size
 _COPY_BYTES_PER_S = 100e6  # a careful guess for a copy that nobody has measured yet
 
 
-async def running(
-    context: ActionContext, step: FsckStep, target: Target, image: Volume
-) -> tuple[float, Cure | None]:
-    """About how long writers would wait, and what a repair would do where that can be seen.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """`pause_s` is about how long writers would wait; `cure` what a repair would do, if it is seen.
+
+    `clone` is what that was seen on, for the caller to use or delete.
+    """
+
+    pause_s: float
+    cure: Cure | None = None
+    clone: Volume | None = None
+
+
+async def running(context: ActionContext, step: FsckStep, target: Target, image: Volume) -> Outlook:
+    """What a repair of a filesystem that is written to would mean.
 
     Raises StepEnded where there is nothing to repair, nothing that a repair would cure, or more to
     change than the step permits.
     """
+    lies_in = storage.of(image, context.settings)
     try:
-        seen = await preview.look(context, target, image)
+        seen = await preview.look(context, target, image, keep=lies_in.renews)
     except clone.NotShareableError as error:
-        lies_in = storage.of(image, context.settings)
         await lies_in.check_room(shared=False)
         if (left_to_it := healer.stand_back(context, target.superblock)) is not None:
             raise left_to_it from None
         size = lies_in.bytes_to_copy()
         text = f"{lies_in.place} cannot share blocks: {show_size(size)} to copy"
         context.note(f"no preview, {text}" if size else f"no preview: {error}")
-        return size / _COPY_BYTES_PER_S, None
+        return Outlook(pause_s=size / _COPY_BYTES_PER_S)
     except OSError as error:
         raise refuse("cannot clone", f"no clone can be made: {error}") from None
+    try:
+        cure = await _worth_it(context, step, target, seen)
+    except BaseException:
+        if seen.clone is not None:
+            await lies_in.discard(seen.clone)
+        raise
+    return Outlook(pause_s=seen.seconds * 1.3 + 0.2, cure=cure, clone=seen.clone)
+
+
+async def _worth_it(context: ActionContext, step: FsckStep, target: Target, seen: Preview) -> Cure:
+    """What a repair would do, as the preview has shown. Raises StepEnded, see `running`."""
     lost = context.incident.lost and _left_by_scrub(context) is None
     if seen.clean and lost and target.superblock is not None:
         raise await _only_data_lost(context, target.superblock)
@@ -55,7 +79,7 @@ async def running(
         raise not_curable(tools_for(target.filesystem), left)
     context.note(f"preview: {seen.would_do}; it took {show_duration(seen.seconds)}")
     await consent.within_bounds(context, step, seen.cure, seen.seconds)
-    return seen.seconds * 1.3 + 0.2, seen.cure
+    return seen.cure
 
 
 async def standing(context: ActionContext, step: FsckStep, target: Target, image: Volume) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fswatchd.repair import clone, swap
 from fswatchd.repair.progress import OnProgress
@@ -17,6 +17,7 @@ class Images:
     """See `storage.Storage`."""
 
     live = True
+    renews = True
 
     def __init__(self, image: ImageFile, settings: ActionSettings) -> None:
         self._image = image
@@ -56,10 +57,16 @@ class Images:
         """See Storage."""
         return (await clone.share(self._image, path)).file
 
-    async def make(self, path: str, begin: Callable[[], OnProgress]) -> ImageFile:
+    async def make(
+        self, path: str, begin: Callable[[], OnProgress], earlier: Volume | None = None
+    ) -> ImageFile:
         """See Storage."""
         try:
             await self.check_room(shared=True)
+            if earlier is not None:
+                # Why it cannot be had is of no interest: another one is as good, and read again.
+                with suppress(OSError):
+                    return (await clone.renew(self._image, _file(earlier), path)).file
             return await self.share(path)
         except clone.NotShareableError:
             await self.check_room(shared=False)

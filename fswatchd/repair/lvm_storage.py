@@ -57,6 +57,11 @@ class LvmStorage:
         return self._volume.pool is None
 
     @property
+    def renews(self) -> bool:
+        """See Storage: what was read of a device is forgotten with the last who has it open."""
+        return False
+
+    @property
     def place(self) -> str:
         """The thin pool, as LVM calls it, or the volume group."""
         parts = dm.split(self._volume.pool or "")
@@ -171,8 +176,12 @@ class LvmStorage:
             raise NotShareableError(errno.EBUSY, text, self._volume.path) from None
         return self._made(path)
 
-    async def make(self, path: str, begin: Callable[[], OnProgress]) -> LogicalVolume:
+    async def make(
+        self, path: str, begin: Callable[[], OnProgress], earlier: Volume | None = None
+    ) -> LogicalVolume:
         """See Storage."""
+        if earlier is not None:
+            await self.discard(earlier)
         row = await self._row()
         await self.check_room(shared=row.is_thin)
         if row.is_thin:

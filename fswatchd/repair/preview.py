@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fswatchd.kernel import block
@@ -22,12 +22,13 @@ class Preview:
 
     `check` is the check of the replayed clone, or why it could not be replayed; `seconds` is how
     long clone, replay, repair and proof took: about the pause that writers would see. `cure` is
-    None where the filesystem was clean.
+    None where the filesystem was clean. `clone` is what all that was seen on, where it was kept.
     """
 
     check: CheckResult
     cure: Cure | None
     seconds: float
+    clone: Volume | None = None
 
     @property
     def clean(self) -> bool:
@@ -50,9 +51,12 @@ class Preview:
         return {**done.document(), "seconds": round(self.seconds, 3)}
 
 
-async def look(context: ActionContext, target: Target, image: Volume) -> Preview:
+async def look(
+    context: ActionContext, target: Target, image: Volume, *, keep: bool = False
+) -> Preview:
     """Preview the repair of `image`; the VE notices nothing and no byte of it changes.
 
+    With `keep` the clone is the caller's to delete, where anything is damaged.
     Raises clone.NotShareableError where only a copy could be made (a copy of what is being
     written shows nothing), OSError where the clone cannot be made, StepEnded where there is no
     room for it or the tools cannot work on it.
@@ -96,7 +100,11 @@ async def look(context: ActionContext, target: Target, image: Volume) -> Preview
         )
         return Preview(check=check, cure=done, seconds=cloned_s + done.seconds)
 
+    kept = False
     try:
-        return await storage.while_there_is_room(examine(), lies_in)
+        seen = await storage.while_there_is_room(examine(), lies_in)
+        kept = keep and not seen.clean
+        return replace(seen, clone=copy) if kept else seen
     finally:
-        await lies_in.discard(copy)
+        if not kept:
+            await lies_in.discard(copy)

@@ -34,6 +34,10 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
         ve = await context.lock_ve(ve)
     lies_in = storage.of(image, context.settings)
     await lies_in.wake(*names)
+    if lies_in.renews:
+        # It is kept from the preview until the clone is made, which may never have come.
+        incident_id = context.incident.incident_id
+        await lies_in.discard_unfinished(clone.clone_path(image, incident_id, "preview"))
     if journal.swapping:
         await lies_in.mend(journal.keeping)
     image = image.today(image.path, *names)

@@ -31,6 +31,10 @@ class Storage(Protocol):
         """Whether a clone can be made beside a filesystem that can no longer be written."""
 
     @property
+    def renews(self) -> bool:
+        """Whether what was read of an earlier clone is at hand for the next one, see `make`."""
+
+    @property
     def place(self) -> str:
         """What has the room, for people: a directory, or a thin pool."""
 
@@ -61,10 +65,13 @@ class Storage(Protocol):
         Raises clone.NotShareableError where none can be had, or not while it is mounted as it is.
         """
 
-    async def make(self, path: str, begin: Callable[[], OnProgress]) -> Volume:
+    async def make(
+        self, path: str, begin: Callable[[], OnProgress], earlier: Volume | None = None
+    ) -> Volume:
         """A clone of what stands still: shared, else copied, of which `begin` is told.
 
-        Raises StepEnded where there is no room.
+        `earlier` is a clone of the same that nobody needs: it becomes this one, or is deleted, or
+        is still there where this raises. Raises StepEnded where there is no room.
         """
 
     def at_work(self, made: Volume) -> AbstractAsyncContextManager[str]:

@@ -10,7 +10,6 @@ A runtime directory that is not on tmpfs gets no spool: writing there could bloc
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import struct
@@ -19,13 +18,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fswatchd.kernel.syscalls import check, libc
+from fswatchd.kernel import syscalls
 
 # More than the events that may wait for the database, at their usual size.
 LIMIT_BYTES = 16 << 20
 
 TMPFS_MAGIC = 0x01021994  # linux/magic.h
-_STATFS_SIZE = 256  # struct statfs of statfs(2), which starts with f_type; generously
 _HEAD = struct.Struct("=II")  # length and CRC-32 of the record that follows
 
 
@@ -47,7 +45,7 @@ class Spool:
 
         Without tmpfs beneath the path nothing is kept. Raises OSError.
         """
-        if not _is_tmpfs(self._path.parent):
+        if syscalls.filesystem_magic(str(self._path.parent)) != TMPFS_MAGIC:
             return []
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(self._path, flags, 0o600)
@@ -107,10 +105,3 @@ def _records(data: bytes) -> Iterator[list[object]]:
         if isinstance(record, list):
             yield record
         offset += length
-
-
-def _is_tmpfs(directory: Path) -> bool:
-    found = ctypes.create_string_buffer(_STATFS_SIZE)
-    check(libc.statfs(ctypes.c_char_p(os.fsencode(directory)), found), "statfs")
-    magic: int = struct.unpack_from("=l", found)[0]
-    return magic == TMPFS_MAGIC

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.incidents import StepRecord, StepState
 from fswatchd.repair import consent, first_look, healer, preview, tools
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.cure import Cure
+from fswatchd.repair.images import Images
 from fswatchd.repair.preview import Preview
+from fswatchd.repair.volume import ImageFile
 from fswatchd.rules.model import FsckStep
-from fswatchd.steps import DAMAGED, RECOVERED, Next, StepEnded, refuse
+from fswatchd.steps import DAMAGED, RECOVERED, ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
 from tests.unit.repair.test_outage import VE
 
@@ -30,6 +33,7 @@ class Context:
     def __init__(self, **journal: Any) -> None:
         self.incident = builders.incident()
         self.record = StepRecord(do="fsck", journal=journal)
+        self.settings = ActionSettings()
 
     async def journal(self, **facts: Any) -> None:
         self.record = replace(self.record, journal={**self.record.journal, **facts})
@@ -42,18 +46,19 @@ class Context:
     def note(self, _: str) -> None: ...
 
 
+IMAGE = ImageFile(path="/var/lib/ve101.img", devno=Devno(8, 1), inode=4711)
 TARGET: Any = SimpleNamespace(superblock=None, filesystem=builders.filesystem(fstype="xfs"))
 
 
 async def look(monkeypatch: pytest.MonkeyPatch, context: Any, seen: Preview) -> Any:
     """How the first look at a running filesystem ends."""
 
-    async def looked(*_: object) -> Preview:
+    async def looked(*_: object, keep: bool) -> Preview:
         return seen
 
     monkeypatch.setattr(preview, "look", looked)
     try:
-        return await first_look.running(context, STEP, TARGET, None)  # type: ignore[arg-type]
+        return await first_look.running(context, STEP, TARGET, IMAGE)
     except StepEnded as ended:
         return ended.result
 
@@ -96,7 +101,25 @@ async def test_what_the_healer_works_on_waits(monkeypatch) -> None:
     monkeypatch.setattr(healer, "stand_back", lambda *_: ending)
     assert (await look(monkeypatch, Context(), CURABLE)).next is Next.WAIT
     monkeypatch.setattr(healer, "stand_back", lambda *_: None)
-    assert (await look(monkeypatch, Context(), CURABLE))[1] == CURABLE.cure
+    assert (await look(monkeypatch, Context(), CURABLE)).cure == CURABLE.cure
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_what_it_was_seen_on_is_kept_only_where_the_repair_goes_on(
+    monkeypatch, stays: bool
+) -> None:
+    discarded: list[object] = []
+
+    async def discard(_: object, made: object) -> None:
+        discarded.append(made)
+
+    monkeypatch.setattr(Images, "discard", discard)
+    ending = None if stays else refuse("left to the healer", "it has time", Next.WAIT)
+    monkeypatch.setattr(healer, "stand_back", lambda *_: ending)
+    seen_on = replace(IMAGE, path=f"{IMAGE.path}.fswatchd-preview-1", inode=4712)
+    found = await look(monkeypatch, Context(), replace(CURABLE, clone=seen_on))
+    assert discarded == ([] if stays else [seen_on])
+    assert getattr(found, "clone", None) == (seen_on if stays else None)
 
 
 async def test_a_log_half_on_the_disk_is_no_reason_to_throw_it_away(monkeypatch) -> None:

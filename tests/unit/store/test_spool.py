@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fswatchd.kernel import syscalls
 from fswatchd.store import spool
 from fswatchd.store.spool import Spool
 
@@ -63,7 +64,7 @@ def test_it_does_not_grow_without_end(path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_is_kept_on_a_disk(tmp_path: Path) -> None:
-    if spool._is_tmpfs(tmp_path):
+    if syscalls.filesystem_magic(str(tmp_path)) == spool.TMPFS_MAGIC:
         pytest.skip("the directory for temporary files is on tmpfs")
     on_disk = Spool(tmp_path / "events.spool")
     assert on_disk.open() == []

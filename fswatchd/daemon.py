@@ -65,7 +65,7 @@ from fswatchd.exitcode import Exit
 from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.watch import InventoryWatch
-from fswatchd.kernel import filelimit, memlock
+from fswatchd.kernel import filelimit, heap, memlock
 from fswatchd.notify.journal import JournalNotices
 from fswatchd.notify.journal_socket import JournalSocket
 from fswatchd.notify.notices import Notices
@@ -81,6 +81,7 @@ from fswatchd.store.store import Store
 log = logging.getLogger(__name__)
 
 _WATCHDOG_SHARE = 0.4
+_GIVE_BACK_EVERY_S = 60.0
 _OPERATIONS_SHOWN = 20
 # How long an event waits at most for a thread that looks at a thousand VEs (5 ms by default).
 _SWITCH_S = 0.0005
@@ -303,6 +304,7 @@ class Daemon:
         self._run_forever("hearing", self._listening.hearing.run)
         self._run_forever("self-check", self._selfcheck.run)
         self._run_forever("watchdog", self._feed_watchdog)
+        self._run_forever("heap", _keep_heap_small)
         self._trust.on_change = self._decider.poke_all
         self._decider.poke_all()
         await self._serve()
@@ -486,6 +488,12 @@ def _channel(name: str, table: ChannelTable) -> Channel:
     return Channel(name=name, url=table.url, secret=secret)
 
 
+async def _keep_heap_small() -> None:
+    while True:
+        await asyncio.sleep(_GIVE_BACK_EVERY_S)
+        await asyncio.to_thread(heap.give_back)
+
+
 def _lock_memory() -> None:
     try:
         memlock.lock()
@@ -522,6 +530,7 @@ def main(argv: list[str] | None = None) -> int:
         # A helper that hangs in the kernel outlives us, and is told of where that matters.
         warnings.filterwarnings("ignore", "A loop is being detached", RuntimeWarning)
     sys.setswitchinterval(_SWITCH_S)
+    heap.use_one_arena()
     listener = logs.set_up()
     if os.geteuid() != 0:
         log.warning("%s", _WITHOUT_ROOT)

@@ -46,6 +46,20 @@ class ClientError(Exception):
         self.message_code = message_code
 
 
+class Answer(dict[str, Any]):
+    """An object of the daemon's JSON. One that lacks what is asked for is of another version.
+
+    Raises ClientError then: after an upgrade the daemon of before may still run.
+    """
+
+    def __missing__(self, key: str) -> Any:
+        raise ClientError(
+            f"fswatchd answers without {key!r}",
+            "it may be of another version than fswatch: systemctl restart fswatchd",
+            Exit.UNKNOWN,
+        )
+
+
 class Message(NamedTuple):
     """One server-sent event. `event` is its name; data is None where only the cursor has moved.
 
@@ -163,7 +177,7 @@ def _messages(lines: Iterable[bytes]) -> Iterator[Message]:
             continue
         # Only a blank line makes a message: what a broken connection has cut off is none.
         if "data" in fields or "id" in fields:
-            data = json.loads(fields["data"]) if "data" in fields else None
+            data = _decoded(fields["data"]) if "data" in fields else None
             yield Message(fields.get("event", "message"), data, fields.get("id"))
         fields = {}
 
@@ -183,10 +197,14 @@ def _refuse_too_long(url: str) -> None:
 def _object(content: bytes) -> dict[str, Any] | None:
     """The JSON object that it is, None where it is none: then nobody knows what it is."""
     try:
-        document = json.loads(content)
+        document = _decoded(content)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _decoded(content: str | bytes) -> Any:
+    return json.loads(content, object_hook=Answer)
 
 
 def _refused(status: int, content: bytes) -> ClientError:

@@ -76,6 +76,20 @@ def test_what_answers_otherwise_than_the_daemon_is_unknown(other, capsys, answer
     assert said.count("[FSW-DAEMON]") == 1
 
 
+@pytest.mark.parametrize("command", [["status"], ["incidents"], ["incident", "x"], ["why", "x"]])
+@pytest.mark.parametrize("output", [[], ["--json"]], ids=["for people", "json"])
+def test_a_daemon_of_another_version_is_unknown(other, capsys, command, output) -> None:
+    """It has other keys: it may have been upgraded, and not started again."""
+    code = main([*command, *output, "--socket", other(http("200 OK", '{"of_2031": {}}'))])
+    said = capsys.readouterr()
+    if code == 0:
+        assert json.loads(said.out) == {"of_2031": {}}
+        return
+    assert code == 3
+    assert said.err.startswith("fswatch: fswatchd answers without '")
+    assert "another version" in said.err
+
+
 def test_what_the_daemon_says_no_to_keeps_its_exit_code(other, capsys) -> None:
     body = json.dumps({"error": "there is no VE", "hint": "?", "code": "FSW-UNKNOWN-VE"})
     assert main(["status", "ve101", "--socket", other(http("404 Not Found", body))]) == 64

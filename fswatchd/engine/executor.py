@@ -37,7 +37,7 @@ from fswatchd.kernel import cgroup
 from fswatchd.policy import Decision
 from fswatchd.repair import freeze, rollback, ve_freeze
 from fswatchd.repair.platform_lock import VeLocks
-from fswatchd.repair.resume import discard_copies
+from fswatchd.repair.resume import discard_copies, discard_preview
 from fswatchd.rules.model import Step, step_from_options
 from fswatchd.sandbox import bubblewrap
 from fswatchd.situation import RunningRepair, Scope
@@ -157,8 +157,8 @@ class Executor:
             lock = record.journal.get("lock")
             problem = await self._ve_locks.adopt(lock, incident.incident_id)
             if problem is not None:
-                if not stopped:
-                    await discard_copies(incident.incident_id, record, self._settings)
+                discard = discard_preview if stopped else discard_copies
+                await discard(incident.incident_id, record, self._settings)
                 self._end.hand_over(incident, problem)
                 return
         if incident.state is not State.ACTING:

@@ -57,8 +57,7 @@ class SaidWell:
                 code="FSW-REFUSED-UNWELL",
             )
         of_device = incident.device_errors or incident.classes & DEVICE_CLASSES
-        attached = view.attached(known)
-        asked = of_device or attached is None
+        asked = of_device or view.attached(known) is None
         devices = _own_devices(view, incident) if asked else []
         for device in devices:
             fault = await self._device_fault(device)
@@ -69,7 +68,8 @@ class SaidWell:
                     f"/dev/{device.name} has not recovered: {fault}",
                     code="FSW-REFUSED-DEVICE",
                 )
-        superblock = attached or view.successor(incident.filesystem, incident.direct_ves)
+        now = self._inventory.view  # it may have been mounted again meanwhile
+        superblock = now.attached(known) or now.successor(known, incident.direct_ves)
         unwell: object = superblock is not None and (
             self._state.errors(superblock.devno)
             or await verify.healthy(self._inventory, self._state, superblock)

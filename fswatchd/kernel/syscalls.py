@@ -301,7 +301,9 @@ def filesystem_magic(path: str) -> int:
     """
     buffer = ctypes.create_string_buffer(256)  # struct statfs, generously
     check(libc.statfs(ctypes.c_char_p(os.fsencode(path)), buffer), path)
-    magic: int = struct.unpack_from("@L", buffer)[0]
+    # __fsword_t: a long, but for s390x.
+    short = ctypes.sizeof(ctypes.c_long) == 4 or platform.machine() == "s390x"
+    magic: int = struct.unpack_from("=I" if short else "=Q", buffer)[0]
     return magic
 
 

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from fswatchd import process
 from fswatchd.devno import Devno
@@ -29,6 +30,7 @@ _LOOK_EVERY_S = 0.5
 # Of what a file holds, and of what it is: nobody else's to set.
 _MADE_BY_THE_KERNEL = {"security.evm", "security.ima"}
 _PATIENCE_S = 5.0
+_MOST_RANGES = 4096
 _patience = Patience()
 
 
@@ -182,7 +184,7 @@ def _renew(image: ImageFile, earlier: ImageFile, path: str) -> Clone:
                 raise OSError(errno.EOPNOTSUPP, "the filesystem does not tell what differs", path)
             for start, end in _differing(source, target):
                 fs.reflink_range(source, target, start, end)
-            if any(_differing(source, target)):
+            if _differing(source, target):
                 raise OSError(errno.ESTALE, "it does not become the same as the image", path)
             _settle(source, target)
             return _finished(target, path, shared=True)
@@ -192,11 +194,18 @@ def _renew(image: ImageFile, earlier: ImageFile, path: str) -> Clone:
         raise
 
 
-def _differing(source: int, target: int) -> Iterator[tuple[int, int]]:
+def _differing(source: int, target: int) -> list[tuple[int, int]]:
     size = os.fstat(source).st_size
     if os.fstat(target).st_size != size:
         raise OSError(errno.ESTALE, "the image has another size now")
-    return extents.not_shared(extents.of(source), extents.of(target), size)
+    image = extents.of(source)
+    if any(extent.place is None and extent.start < size for extent in image):
+        raise OSError(errno.EOPNOTSUPP, "parts of the image lie nowhere (compressed?)")
+    # Writers wait: where there is so much to do, all of it at once takes less.
+    ranges = list(islice(extents.not_shared(image, extents.of(target), size), _MOST_RANGES + 1))
+    if len(ranges) > _MOST_RANGES:
+        raise OSError(errno.EFBIG, "too much of it differs by now")
+    return ranges
 
 
 def discard(file: ImageFile) -> None:

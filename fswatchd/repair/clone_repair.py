@@ -41,6 +41,7 @@ from fswatchd.repair.cure import Cure, cure_clone, open_files
 from fswatchd.repair.freeze import CannotFreezeError, Freeze
 from fswatchd.repair.freeze import mark as freeze_mark
 from fswatchd.repair.journal import RepairJournal
+from fswatchd.repair.kept_preview import KeptPreview
 from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import Target
@@ -66,7 +67,7 @@ class CloneRepair:
         self._outage = Outage(context)
         self._freeze = Freeze()
         self._clone: Volume | None = None
-        self._seen_on: Volume | None = None
+        self._preview: KeptPreview | None = None
         self._storage: Storage | None = None
         self._written: int | None = None
         self._stamp: Stamp | None = None
@@ -137,7 +138,9 @@ class CloneRepair:
         state = await condition.seen(self._context, target)
         if state is Condition.WRITABLE:
             seen = await first_look.running(self._context, self._step, target, image)
-            self._shown, self._seen_on = seen.cure, seen.clone
+            self._shown = seen.cure
+            if seen.clone is not None:
+                self._preview = KeptPreview(seen.clone, lies_in)
             target = await self._lock(target)
             state = await self._hold_writers(target, seen.pause_s)
         elif (
@@ -366,10 +369,10 @@ class CloneRepair:
             await self._context.journal(clone=None, cloning=path)
             self._context.progress(None, "cloning")
             begin = partial(progress.begin, self._context, "copying the image")
-            self._clone = await lies_in.make(path, begin, self._seen_on)
+            earlier = await self._preview.take() if self._preview is not None else None
+            self._clone = await lies_in.make(path, begin, earlier)
         except OSError as error:
             raise refuse("cannot clone", f"no clone can be made: {error}") from None
-        self._seen_on = None  # it has become the clone, or is gone
         await self._context.journal(clone=self._clone.describe())
 
     async def _cure(self) -> None:
@@ -522,9 +525,8 @@ class CloneRepair:
             await self._beside.discard(made)
 
     async def _drop_preview(self) -> None:
-        seen_on, self._seen_on = self._seen_on, None
-        if seen_on is not None:
-            await self._beside.discard(seen_on)
+        if self._preview is not None:
+            await self._preview.drop()
 
 
 def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:

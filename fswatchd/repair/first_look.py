@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fswatchd import views
+from fswatchd.events import DEVICE_CLASSES
 from fswatchd.inventory.model import Superblock
 from fswatchd.repair import clone, consent, healer, preview, storage, verify
 from fswatchd.repair.cure import Cure
@@ -40,9 +41,11 @@ async def running(context: ActionContext, step: FsckStep, target: Target, image:
     Raises StepEnded where there is nothing to repair, nothing that a repair would cure, or more to
     change than the step permits.
     """
-    lies_in = storage.of(image, context.settings)
+    lies_in, incident = storage.of(image, context.settings), context.incident
+    # What a sick device has misread once would be seen again by the repair, and by its proof.
+    sick = incident.device_errors > 0 or not incident.classes.isdisjoint(DEVICE_CLASSES)
     try:
-        seen = await preview.look(context, target, image, keep=lies_in.renews)
+        seen = await preview.look(context, target, image, keep=lies_in.renews and not sick)
     except clone.NotShareableError as error:
         await lies_in.check_room(shared=False)
         if (left_to_it := healer.stand_back(context, target.superblock)) is not None:

@@ -28,6 +28,10 @@ class CannotFreezeError(Exception):
         self.code = code
 
 
+class _NotSyncedError(HelperError):
+    """Nothing was frozen: if something is by now, somebody else has done it."""
+
+
 class Freeze:
     """One freeze of one superblock, from `hold` to `thaw`.
 
@@ -64,15 +68,13 @@ class Freeze:
             directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
         try:
             if sync_first:
-                await self._guard.request({"op": "sync"}, (directory,), timeout_s=_SYNC_S)
-        except (HelperError, OSError) as error:
-            os.close(directory)
-            await self._guard.close()
-            raise HelperError(f"it cannot be written back first: {error}") from None
-        try:
+                await self._sync(directory)
             await self._guard.request(
                 {"op": "freeze", "deadline_s": deadline_s}, (directory,), timeout_s=_ANSWER_S
             )
+        except _NotSyncedError:
+            await self._guard.close()
+            raise
         except OSError as error:
             await self._guard.close()
             raise CannotFreezeError(error.errno or errno.EIO) from None
@@ -86,6 +88,12 @@ class Freeze:
             os.close(directory)
         self.held = True
         self._of = (inventory, superblock)
+
+    async def _sync(self, directory: int) -> None:
+        try:
+            await self._guard.request({"op": "sync"}, (directory,), timeout_s=_SYNC_S)
+        except (HelperError, OSError) as error:
+            raise _NotSyncedError(f"it cannot be written back first: {error}") from None
 
     async def still_held(self) -> bool:
         """Whether nobody has thawed meanwhile: neither the deadline nor somebody else."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from fswatchd.repair import clone, swap
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.volume import ImageFile, Volume
-from fswatchd.steps import ActionSettings
+from fswatchd.steps import ActionSettings, StepEnded
 
 
 class Images:
@@ -61,16 +61,23 @@ class Images:
         self, path: str, begin: Callable[[], OnProgress], earlier: Volume | None = None
     ) -> ImageFile:
         """See Storage."""
+        if earlier is not None:
+            # Why it cannot be had is of no interest: another one is as good, and read again.
+            with suppress(OSError, StepEnded):
+                return await self._renewed(_file(earlier), path)
         try:
             await self.check_room(shared=True)
-            if earlier is not None:
-                # Why it cannot be had is of no interest: another one is as good, and read again.
-                with suppress(OSError):
-                    return (await clone.renew(self._image, _file(earlier), path)).file
             return await self.share(path)
         except clone.NotShareableError:
             await self.check_room(shared=False)
             return (await clone.copy(self._image, path, begin())).file
+
+    async def _renewed(self, earlier: ImageFile, path: str) -> ImageFile:
+        try:
+            await self.check_room(shared=True)
+            return (await clone.renew(self._image, earlier, path)).file
+        finally:
+            await self.discard(earlier)  # what has become the clone is not there any more
 
     @asynccontextmanager
     async def at_work(self, made: Volume) -> AsyncIterator[str]:

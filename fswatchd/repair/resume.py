@@ -26,6 +26,7 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     if journal.image is None or journal.ve is None:
         return await repair.run()
     image, made = journal.image, journal.clone
+    await discard_preview(context.incident.incident_id, context.record, context.settings)
     names = (made.path if made else None, journal.keeping, journal.kept)
     half_way = journal.stopping or journal.swapping
     left = f"the volume from before the repair is {owner.where(image, *names)}"
@@ -34,10 +35,6 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
         ve = await context.lock_ve(ve)
     lies_in = storage.of(image, context.settings)
     await lies_in.wake(*names)
-    if lies_in.renews:
-        # It is kept from the preview until the clone is made, which may never have come.
-        incident_id = context.incident.incident_id
-        await lies_in.discard_unfinished(clone.clone_path(image, incident_id, "preview"))
     if journal.swapping:
         await lies_in.mend(journal.keeping)
     image = image.today(image.path, *names)
@@ -78,6 +75,15 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     return await repair.finish(target, fresh=False)
 
 
+async def discard_preview(incident_id: str, record: StepRecord, settings: ActionSettings) -> None:
+    """Delete the clone of a step's preview, which is there until the other one is made of it."""
+    image = RepairJournal.read(record.journal).image
+    with suppress(OSError):  # what cannot be deleted now stays, under a name that says what it is
+        if image is not None:
+            path = clone.clone_path(image, incident_id, "preview")
+            await storage.of(image, settings).discard_unfinished(path)
+
+
 async def discard_copy(journal: RepairJournal, settings: ActionSettings) -> None:
     """Delete a clone; its name alone is believed only while no exchange can have been made."""
     if journal.image is None:
@@ -91,12 +97,9 @@ async def discard_copy(journal: RepairJournal, settings: ActionSettings) -> None
 
 async def discard_copies(incident_id: str, record: StepRecord, settings: ActionSettings) -> None:
     """Delete the copies that a step which was cut off has made, and that nobody uses."""
-    journal = RepairJournal.read(record.journal)
-    with suppress(OSError):  # what cannot be deleted now stays, under a name that says what it is
-        if journal.image is not None:
-            path = clone.clone_path(journal.image, incident_id, "preview")
-            await storage.of(journal.image, settings).discard_unfinished(path)
-        await discard_copy(journal, settings)
+    await discard_preview(incident_id, record, settings)
+    with suppress(OSError):
+        await discard_copy(RepairJournal.read(record.journal), settings)
     snapshot = record.journal.get("snapshot")
     if isinstance(snapshot, str):
         clone.discard_unfinished(snapshot)

@@ -70,8 +70,8 @@ class Storage(Protocol):
     ) -> Volume:
         """A clone of what stands still: shared, else copied, of which `begin` is told.
 
-        `earlier` is a clone of the same that nobody needs: it becomes this one, or is deleted, or
-        is still there where this raises. Raises StepEnded where there is no room.
+        `earlier` is a clone of the same that nobody needs: it becomes this one, or is deleted.
+        Raises StepEnded where there is no room.
         """
 
     def at_work(self, made: Volume) -> AbstractAsyncContextManager[str]:

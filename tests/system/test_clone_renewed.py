@@ -14,7 +14,11 @@ import pytest
 
 from fswatchd.kernel import extents, fs
 from fswatchd.repair import clone
+from fswatchd.repair.images import Images
+from fswatchd.repair.kept_preview import KeptPreview
+from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.volume import ImageFile
+from fswatchd.steps import ActionSettings, refuse
 from tests.system.conftest import make_host
 
 MIB = 1 << 20
@@ -135,6 +139,17 @@ async def test_what_does_not_become_the_same_is_no_clone(
     await refused(image, earlier, "does not become the same")
 
 
+async def test_what_differs_all_over_is_cloned_anew(
+    image: ImageFile, earlier: ImageFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers wait meanwhile."""
+    monkeypatch.setattr(clone, "_MOST_RANGES", 3)
+    with open(image.path, "r+b") as file:
+        for number in range(4):
+            os.pwrite(file.fileno(), b"x", number * MIB)
+    await refused(image, earlier, "too much of it differs")
+
+
 async def test_where_places_cannot_be_compared_it_is_cloned_anew(
     image: ImageFile, earlier: ImageFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,3 +199,75 @@ async def test_one_that_is_given_up_is_not_left_behind(
         await renewing
     assert not os.path.exists(path_of(image))
     assert not os.path.exists(earlier.path)
+
+
+async def test_a_compressed_image_is_cloned_anew(work: Path) -> None:
+    host = make_host(work, "btrfs")
+    subprocess.run(["mount", "-o", "remount,compress-force=zstd", host], check=True)
+    path = host / "ve101.img"
+    path.write_bytes(b"compressible" * (SIZE // 12))
+    image = ImageFile.at(str(path))
+    earlier = (await clone.share(image, f"{path}.fswatchd-preview-1")).file
+    await refused(image, earlier, "lie nowhere")
+
+
+@pytest.fixture
+def settings() -> ActionSettings:
+    return ActionSettings(reserve_share=0.0, reserve_bytes=0)
+
+
+def no_copy() -> OnProgress:
+    raise AssertionError("it is shared")
+
+
+@pytest.mark.parametrize("fits", [True, False])
+async def test_whatever_becomes_of_the_earlier_one_there_is_a_clone(
+    image: ImageFile, earlier: ImageFile, settings: ActionSettings, *, fits: bool
+) -> None:
+    if not fits:
+        os.truncate(image.path, SIZE + MIB)
+    made = await Images(image, settings).make(path_of(image), no_copy, earlier)
+    assert earlier.is_at(made.path) is fits
+    assert bytes_of(made.path) == bytes_of(image.path)
+    assert not os.path.exists(earlier.path)
+
+
+async def test_where_room_is_short_the_earlier_one_goes_first(
+    image: ImageFile, earlier: ImageFile, monkeypatch: pytest.MonkeyPatch, settings: ActionSettings
+) -> None:
+    """What it holds may be what is missing."""
+
+    async def check_room(*_: object, **__: object) -> None:
+        if os.path.exists(earlier.path):
+            raise refuse("no room", "it holds all there is")
+
+    monkeypatch.setattr(clone, "check_room", check_room)
+    made = await Images(image, settings).make(path_of(image), no_copy, earlier)
+    assert not earlier.is_at(made.path)
+
+
+async def test_one_that_is_kept_is_given_up_once_the_reserve_is_touched(
+    image: ImageFile, earlier: ImageFile, settings: ActionSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lies_in = Images(image, settings)
+    kept = KeptPreview(earlier, lies_in)
+    assert await kept.take() == earlier
+    await kept.drop()
+    assert os.path.exists(earlier.path)  # it was taken
+    gone = asyncio.Event()
+    discard = lies_in.discard
+
+    async def discarded(made: ImageFile) -> None:
+        await discard(made)
+        gone.set()
+
+    async def no_room() -> int:
+        return -1
+
+    monkeypatch.setattr(lies_in, "discard", discarded)
+    monkeypatch.setattr(lies_in, "room", no_room)
+    kept = KeptPreview(earlier, lies_in)
+    async with asyncio.timeout(10):
+        await gone.wait()
+    assert not os.path.exists(earlier.path)
+    assert await kept.take() is None

@@ -54,7 +54,7 @@ async def look(monkeypatch: pytest.MonkeyPatch, context: Any, seen: Preview) -> 
     """How the first look at a running filesystem ends."""
 
     async def looked(*_: object, keep: bool) -> Preview:
-        return seen
+        return seen if keep else replace(seen, clone=None)
 
     monkeypatch.setattr(preview, "look", looked)
     try:
@@ -120,6 +120,16 @@ async def test_what_it_was_seen_on_is_kept_only_where_the_repair_goes_on(
     found = await look(monkeypatch, Context(), replace(CURABLE, clone=seen_on))
     assert discarded == ([] if stays else [seen_on])
     assert getattr(found, "clone", None) == (seen_on if stays else None)
+
+
+async def test_what_a_sick_device_has_shown_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was misread once would be in memory for the repair, and for its proof."""
+    monkeypatch.setattr(healer, "stand_back", lambda *_: None)
+    context = Context()
+    context.incident = replace(context.incident, device_errors=1)
+    seen_on = replace(IMAGE, path=f"{IMAGE.path}.fswatchd-preview-1", inode=4712)
+    found = await look(monkeypatch, context, replace(CURABLE, clone=seen_on))
+    assert (found.cure, found.clone) == (CURABLE.cure, None)
 
 
 async def test_a_log_half_on_the_disk_is_no_reason_to_throw_it_away(monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -76,6 +77,22 @@ async def test_a_guard_that_was_killed_while_it_wrote_back_has_frozen_nothing(
         await held.hold(Inventory(tmp_path), MOUNTED, 1.0, sync_first=True)  # type: ignore[arg-type]
     assert not held.held
     await held.release()
+
+
+async def test_who_gives_up_while_it_is_written_back_leaves_nothing_open(tmp_path: Path) -> None:
+    """A descriptor that is left keeps the superblock, and its image could not be exchanged."""
+
+    class Hangs(Guard):
+        async def request(self, *_: object, **__: object) -> Any:
+            await asyncio.sleep(3600)
+
+    held = Freeze()
+    held._guard = Hangs(0)  # type: ignore[assignment]
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await held.hold(Inventory(tmp_path), MOUNTED, 1.0, sync_first=True)  # type: ignore[arg-type]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_what_could_not_be_thawed_then_is_told(

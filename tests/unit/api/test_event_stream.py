@@ -273,6 +273,7 @@ async def test_who_does_not_read_at_all_is_cut_off_and_goes_on_later(
             if message.data is not None:
                 seen.append(message.data["cursor"])
     assert seen[-1] < 1500
+    monkeypatch.undo()  # who reads on a busy machine is slow, and not to be cut off
     again = await api.get(f"/v1/events/stream?since={seen[-1]}")
     assert seen + await again.events(until=1500) == list(range(1, 1501))
 

@@ -10,7 +10,7 @@ import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.incidents import StepRecord
-from fswatchd.repair import e2fsck, offline, tools
+from fswatchd.repair import e2fsck, offline, owner, tools
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.scope import Target
 from fswatchd.repair.volume import ImageFile
@@ -160,6 +160,7 @@ async def test_after_a_crash_a_ve_that_somebody_else_has_stopped_is_asked_about_
         return "anew"
 
     monkeypatch.setattr(offline, "run", run)
+    monkeypatch.setattr(owner, "_GONE_S", 0.0)
     context = Context()
     context.inventory = Gone()  # type: ignore[attr-defined]
     facts = {"image": TARGET.image.describe(), "ve": "declared:ve101", **journal}  # type: ignore[arg-type]

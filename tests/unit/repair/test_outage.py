@@ -135,6 +135,7 @@ async def test_a_start_asks_once_more_whether_the_image_is_attached(
     path = tmp_path / "ve101.raw"
     path.write_bytes(b"1")
     monkeypatch.setattr(ve_control.loop, "holders", lambda *_: ["/dev/loop7"])
+    monkeypatch.setattr(ve_control, "_VOLUMES_TIMEOUT_S", 0.1)
     story = await ve_control.start(VE, ActionSettings(), image_file(str(path)))
     assert story.startswith("not started: /dev/loop7")
 

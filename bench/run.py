@@ -19,12 +19,13 @@ def main() -> int:
     parser.add_argument(
         "names",
         nargs="*",
-        help="latency, storm, idle, start, scale, repair, classify, rules, replay (all), or soak",
+        help="latency, storm, idle, start, scale, repair, classify, rules, replay (all), "
+        "stopped (a repair of what the kernel has stopped), or soak",
     )
     parser.add_argument(
         "--sizes",
         metavar="SIZE:FILES,…",
-        help="what `repair` is tried with, as 1G:20000,4G:100000; default: up to 64G:1000000",
+        help="what `repair` and `stopped` are tried with, as 1G:20000,4G:100000; else up to 64G",
     )
     parser.add_argument("--readme", action="store_true", help="put the tables into README.md too")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
@@ -43,6 +44,7 @@ def main() -> int:
         "start": lambda: start.run(3 if quick else 11),
         "scale": lambda: scale.run((10, 100), 10, 1) if quick else scale.run(),
         "repair": lambda: repair.run(sizes),
+        "stopped": lambda: repair.run(sizes, repair.STOPS),
         "classify": lambda: classify.run(100_000 if quick else 2_000_000),
         "rules": lambda: rules.run(1000, 1000 if quick else 20_000),
         "replay": lambda: replay.run(10_000 if quick else 100_000),
@@ -50,8 +52,8 @@ def main() -> int:
     }
     results: dict[str, object] = {"machine": machine()}
     texts = []
-    # The soak takes long, and is run when it is asked for.
-    for name in arguments.names or [name for name in benchmarks if name != "soak"]:
+    # These take long, and are run when they are asked for.
+    for name in arguments.names or [name for name in benchmarks if name not in {"stopped", "soak"}]:
         print(f"{name} …", flush=True)
         results[name], text = benchmarks[name]()
         texts.append(text)

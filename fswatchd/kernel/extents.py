@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fswatchd.kernel import syscalls
@@ -27,6 +27,7 @@ _UNWRITTEN = 0x800
 _NO_PLACE = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400
 _AT_ONCE = 2048
 _MOST = 1 << 17
+_ZEROS, _NOWHERE = -1, -2  # in the place of a place
 _FILESYSTEMS = {0x58465342, 0x9123683E}  # linux/magic.h: XFS and btrfs
 
 
@@ -74,14 +75,14 @@ def of(fd: int) -> list[Extent]:
 
 
 def not_shared(
-    one: Iterable[Extent], other: Iterable[Extent], size: int
+    one: Sequence[Extent], other: Sequence[Extent], size: int
 ) -> Iterator[tuple[int, int]]:
     """The ranges (start, end) of two files of `size` bytes in which they are not the same.
 
     The same is what lies in the same place in both, and what reads as zeros in both.
     """
     began, last = None, 0
-    for start, end, same in _pieces(list(one), list(other), size):
+    for start, end, same in _pieces(one, other, size):
         if same and began is not None:
             yield began, start
             began = None
@@ -92,7 +93,9 @@ def not_shared(
         yield began, last
 
 
-def _pieces(one: list[Extent], other: list[Extent], size: int) -> Iterator[tuple[int, int, bool]]:
+def _pieces(
+    one: Sequence[Extent], other: Sequence[Extent], size: int
+) -> Iterator[tuple[int, int, bool]]:
     """The file in pieces (start, end, whether both are the same there), in order, to its end."""
     here, i, j = 0, 0, 0
     while here < size:
@@ -103,10 +106,7 @@ def _pieces(one: list[Extent], other: list[Extent], size: int) -> Iterator[tuple
         here = end
 
 
-_ZEROS, _NOWHERE = -1, -2
-
-
-def _at(extents: list[Extent], index: int, here: int) -> tuple[int, Extent | None]:
+def _at(extents: Sequence[Extent], index: int, here: int) -> tuple[int, Extent | None]:
     """The first extent from `index` on that ends behind `here`, and where it is in the list."""
     while index < len(extents) and extents[index].end <= here:
         index += 1

@@ -196,6 +196,7 @@ class Daemon:
             substrate=substrate,
             distrust=lambda: self._trust.why,
         )
+        self.arming.storm = self._decider.storm
         self._closer = Closer(
             self._book,
             self.inventory,

@@ -20,7 +20,7 @@ from fswatchd.inventory import lookup
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Ve, VeId
 from fswatchd.inventory.view import NodeView
-from fswatchd.situation import NODE, Disarm, Labelled, label_target
+from fswatchd.situation import NODE, Disarm, Labelled, StormState, label_target
 from fswatchd.units import show_duration
 
 _NS = 1_000_000_000
@@ -36,7 +36,10 @@ class _Unknown:
 
 
 class Arming:
-    """See the module. `poke_all` is called when decisions may be others."""
+    """See the module. `poke_all` is called when decisions may be others.
+
+    `storm` is asked for the storm that goes on.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Arming:
         self._trust = trust
         self._operations = operations
         self._poke_all = poke_all
+        self.storm: Callable[[], StormState | None] = lambda: None
 
     def why_disarmed(self, ves: Iterable[str]) -> str | None:
         """Who has disarmed one of the VEs, a label of theirs or the node; None when nobody has."""
@@ -64,6 +68,13 @@ class Arming:
         if incident.requested_by or scratch or not self._trust.why:
             return None
         return f"the daemon does not trust itself: {self._trust.why}"
+
+    def why_storm(self, incident: Incident) -> str | None:
+        """Why nothing is stopped for it while so many VEs fail at once; None where it may be."""
+        storm = self.storm()
+        if storm is None or incident.requested_by:
+            return None
+        return f"{storm.text} ({storm.incident_id})"
 
     def refuse_if_disarmed(self, ves: Iterable[str]) -> None:
         """Raise RefusedError where one of the VEs, a label of theirs, or the node is disarmed."""

@@ -25,7 +25,7 @@ from fswatchd.localtime import seconds_of_day
 from fswatchd.policy import Decision, Verdict
 from fswatchd.rules.model import RuleSet
 from fswatchd.rules.modes import NodeMode
-from fswatchd.situation import PolicyState, RunningRepair, Scope
+from fswatchd.situation import PolicyState, RunningRepair, Scope, StormState
 from fswatchd.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -157,6 +157,10 @@ class Decider:
             storm=self._storms.state(),
             local_s=seconds_of_day(time.time()),
         )
+
+    def storm(self) -> StormState | None:
+        """The storm that goes on, None where there is none."""
+        return self._storms.state()
 
     def _ring(self, incident_id: str) -> None:
         self._timers.pop(incident_id, None)

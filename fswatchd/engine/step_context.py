@@ -99,6 +99,10 @@ class StepContext:
         why = self._arming.why_doubted(self.incident)
         if why is not None:
             raise refuse("distrusted", f"{why}; {ve_id} was not stopped", Next.CANCELLED)
+        why = self._arming.why_storm(self.incident) if self.record.do != "rollback" else None
+        if why is not None:
+            # It has broken out since this was decided: what fails with others has their cause.
+            raise refuse("storm", f"{why}; {ve_id} was not stopped", Next.WAIT)
         await self.journal(stopping=True)
 
     async def journal(self, **facts: Any) -> None:

@@ -32,7 +32,7 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cow, proc, pseudofile
-from fswatchd.platforms.lxc import only_root_writes
+from fswatchd.platforms.lxc_config import only_root_writes
 
 # A path may lead to where somebody else answers, or does not.
 _ANSWER_S = 1.0

@@ -14,7 +14,7 @@ import pytest
 from fswatchd import process
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, proc
-from fswatchd.platforms import lxc
+from fswatchd.platforms import lxc, lxc_config
 from tests.system.conftest import wait_until
 
 Claim = Callable[[Path, str], None]
@@ -154,7 +154,7 @@ async def test_a_path_that_others_can_write_is_not_looked_at(
 ) -> None:
     path = work / "parent" / "lxc"
     container(path, "ve101")
-    assert lxc.only_root_writes(str(path))
+    assert lxc_config.only_root_writes(str(path))
     if how == "owner":
         os.chown(path, 1000, 0)
     elif how == "writable":
@@ -169,5 +169,5 @@ async def test_a_path_that_others_can_write_is_not_looked_at(
         path = Path(f"/proc/{os.getpid()}/root{path}")
     text = f"{work}/parent/../parent/lxc" if how == "dots" else str(path)
     claim(Path(text) if how != "dots" else work / "parent" / ".." / "parent" / "lxc", "ve101")
-    assert not lxc.only_root_writes(text)
+    assert not lxc_config.only_root_writes(text)
     assert await lxc.LxcPlatform(str(work / "default")).list_ves() == []

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fswatchd.inventory.model import Volume
 from fswatchd.inventory.platform import PlatformError
-from fswatchd.platforms.lxc import LxcPlatform, configured_labels
+from fswatchd.platforms import lxc_config
+from fswatchd.platforms.lxc import LxcPlatform
+from fswatchd.platforms.lxc_config import Config, Configs
 from tests.unit.platforms.server import Server
 
 
@@ -22,16 +28,14 @@ from tests.unit.platforms.server import Server
         ("# fswatchful: auto\nlxc.uts.name = fswatch: auto\n", {}),
     ],
 )
-def test_a_comment_says_what_the_owner_wishes(
-    tmp_path: Path, text: str, wanted: dict[str, str]
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "config").write_text(text)
-    assert configured_labels(str(tmp_path), "a") == wanted
+def test_a_comment_says_what_the_owner_wishes(text: str, wanted: dict[str, str]) -> None:
+    assert Config.of(text.splitlines(keepends=True)).labels == wanted
 
 
-def test_without_a_configuration_nobody_knows_what_he_wishes(tmp_path: Path) -> None:
-    assert configured_labels(str(tmp_path), "a") is None
+async def test_of_what_cannot_be_read_nobody_knows_what_he_wishes(tmp_path: Path) -> None:
+    (tmp_path / "a" / "config").mkdir(parents=True)
+    (ve,) = await LxcPlatform(str(tmp_path)).list_ves()
+    assert (ve.name, ve.labels_known) == ("a", False)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +82,47 @@ async def test_a_root_filesystem_on_a_lost_server(
         (ve,) = problem.value.partial
         assert ve.name == "a"
         assert list(ve.volumes) == [Volume(image="/mnt/nfs/a")] * volumes
+
+
+async def test_what_does_not_answer_is_taken_as_it_was_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hanging disk below the default path: the loop goes on, and what was known stays."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config").write_text("# fswatch: approve\n")
+    platform = LxcPlatform(str(tmp_path))
+    (before,) = await platform.list_ves()
+    answers = threading.Event()
+    read = lxc_config.read_all
+
+    def hangs(*arguments: Any) -> Configs:
+        answers.wait()
+        return read(*arguments)
+
+    monkeypatch.setattr(lxc_config, "read_all", hangs)
+    monkeypatch.setattr(lxc_config, "_ANSWER_S", 0.05)
+    beats: list[None] = []
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(0.005)
+            beats.append(None)
+
+    heart = asyncio.create_task(beat())
+    try:
+        for _ in range(2):  # also the next look, for which it hangs already
+            with pytest.raises(PlatformError, match="does not answer") as problem:
+                await platform.list_ves()
+            assert problem.value.partial == [before]
+        assert beats
+    finally:
+        heart.cancel()
+        answers.set()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config").touch()
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(PlatformError):
+                found = await platform.list_ves()
+                break
+    assert [ve.name for ve in found] == ["a", "b"]

@@ -15,6 +15,7 @@ from fswatchd.platforms.every import EveryPlatform
 from fswatchd.platforms.incus import IncusPlatform, Instance
 from fswatchd.platforms.kinds import Kind, Looked
 from fswatchd.platforms.lxc import LxcPlatform
+from fswatchd.platforms.lxc_config import Config
 from tests.unit.platforms import test_libvirt, test_openvz, test_proxmox_vm
 from tests.unit.platforms.test_declared import WHOLE
 
@@ -57,7 +58,7 @@ async def ves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Ve]:
     told = Container(native_id="a" * 64, name="web", disks=(("/srv/a.img", "/"),))
     looked = Looked({"/srv/a.img": Kind.FILE})
     found: dict[str, Ve | None] = {
-        "lxc": LxcPlatform(str(tmp_path))._describe(str(tmp_path), "web", None, ()),
+        "lxc": LxcPlatform(str(tmp_path))._describe((str(tmp_path), "web"), Config(), None, ()),
         "proxmox (container)": proxmox.describe("101", {"mp0": "/dev/sdc1,mp=/raw"}, {}),
         "proxmox (machine)": await machine.ve(),
         "openvz": await container.ve(),

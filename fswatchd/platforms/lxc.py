@@ -21,8 +21,10 @@ from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, NamespaceKey, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, mounts, proc, pseudofile
+from fswatchd.platforms import lxc_config
+from fswatchd.platforms.beside import Beside
 from fswatchd.platforms.kinds import Kind, Kinds, Looked
-from fswatchd.platforms.lxc_config import Config, ConfigReader, Root
+from fswatchd.platforms.lxc_config import Config, Key, Root
 
 DEFAULT_PATH = "/var/lib/lxc"
 _SOCKET = re.compile(r"@(/.+)/([^/]+)/command$")
@@ -45,7 +47,7 @@ class LxcPlatform:
     def __init__(self, default_path: str = DEFAULT_PATH) -> None:
         self._default_path = default_path
         self._kinds = Kinds()
-        self._reader = ConfigReader()
+        self._configs: Beside[dict[Key, Config]] = Beside({})
 
     def watch_directories(self) -> list[str]:
         """The cgroup roots, where a container's cgroup comes and goes, and the configurations."""
@@ -56,11 +58,13 @@ class LxcPlatform:
         """See Platform."""
         running = running_containers()
         names = Counter(name for _, name in running)
-        configs = await self._reader.read(self._default_path, running)
-        problems = list(configs.problems)
+        where = ", ".join(sorted({self._default_path, *(path for path, _ in running)}))
+        configs, problems = await self._configs.ask(
+            lambda: lxc_config.read_all(self._default_path, running), where
+        )
         inits: dict[tuple[str, str], Init | None] = {}
-        for path, name in sorted(running & configs.found.keys()):
-            config = configs.found[path, name]
+        for path, name in sorted(running & configs.keys()):
+            config = configs[path, name]
             try:
                 inits[path, name] = await _init(path, name, config, alone=names[name] == 1)
             except PlatformError as error:
@@ -71,12 +75,12 @@ class LxcPlatform:
             if init and claims[init.pid] > 1:
                 inits[key] = None
                 problems.append(f"{'/'.join(key)}: process {init.pid} is claimed more than once")
-        roots = (config.root for config in configs.found.values())
+        roots = (config.root for config in configs.values())
         looked = await self._kinds.look(root.path for root in roots if root and root.is_asked)
         problems += looked.problems
         found = [
             self._describe(key, config, inits.get(key), volumes_of(config.root, looked))
-            for key, config in configs.found.items()
+            for key, config in configs.items()
         ]
         if problems:
             raise PlatformError("\n".join(problems), partial=found)
@@ -84,7 +88,7 @@ class LxcPlatform:
 
     def _describe(
         self,
-        key: tuple[str, str],
+        key: Key,
         config: Config,
         init: Init | None,
         volumes: tuple[Volume, ...],

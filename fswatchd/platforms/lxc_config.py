@@ -1,21 +1,14 @@
-"""What LXC keeps of its containers on the disk (lxc.container.conf(5)).
-
-It may lie on a disk, or on a server, that does not answer. So a thread of its own reads it, and
-where that is late what was read before is taken, until it comes back.
-"""
+"""What LXC keeps of its containers on the disk (lxc.container.conf(5))."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from fswatchd.events import printable
-from fswatchd.kernel.patience import Patience
 from fswatchd.situation import WISH, joined_labels
 
 # Of the kinds of storage (src/lxc/storage/storage.c) those whose source is one path; what follows
@@ -23,7 +16,9 @@ from fswatchd.situation import WISH, joined_labels
 _ROOTFS = re.compile(r"\s*lxc\.rootfs\.path\s*=\s*(?:(loop|lvm|dir|btrfs):)?(/\S.*?)\s*$")
 _CGROUP = re.compile(r"\s*lxc\.cgroup\.(dir|dir\.container)\s*=\s*(\S+)\s*$")
 _WISH = re.compile(rf"\s*#\s*{WISH}\s*[:=]\s*(.*?)\s*$")
-_ANSWER_S = 2.0
+
+Key = tuple[str, str]
+"""lxcpath and name"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,42 +59,9 @@ class Config:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Configs:
-    """(lxcpath, name) → configuration, of all containers on paths that root alone writes.
-
-    `problems` is what to tell an admin.
-    """
-
-    found: Mapping[tuple[str, str], Config] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-
-
-class ConfigReader:
-    """See the module."""
-
-    def __init__(self) -> None:
-        self._patience = Patience()
-        self._before = Configs()
-
-    async def read(self, default_path: str, running: Collection[tuple[str, str]]) -> Configs:
-        """What is below the default path, and below those on which something runs."""
-        try:
-            self._before = await asyncio.to_thread(
-                self._patience.ask,
-                "configurations",
-                lambda: read_all(default_path, running),
-                _ANSWER_S,
-            )
-        except TimeoutError:
-            paths = sorted({default_path, *(path for path, _ in running)})
-            text = f"{', '.join(map(printable, paths))}: what is there does not answer"
-            return Configs(self._before.found, (text,))
-        return self._before
-
-
-def read_all(default_path: str, running: Collection[tuple[str, str]]) -> Configs:
-    """The same now, however long it takes."""
+def read_all(default_path: str, running: Collection[Key]) -> dict[Key, Config]:
+    """Those of all containers below the default path, and below those on which something runs, as
+    far as root alone writes there. Blocks where a disk or a server does not answer."""
     names: dict[str, set[str]] = {default_path: set()}
     for path, name in running:
         if path == default_path or only_root_writes(path):
@@ -110,7 +72,7 @@ def read_all(default_path: str, running: Collection[tuple[str, str]]) -> Configs
             file = os.path.join(path, name, "config")
             if os.path.exists(file):
                 found[path, name] = _read(file)
-    return Configs(found)
+    return found
 
 
 def _entries(path: str) -> list[str]:

@@ -26,6 +26,7 @@ from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.platform import PlatformError
 from fswatchd.kernel import cgroup, proc
 from fswatchd.platforms import seen
+from fswatchd.platforms.beside import Beside
 from fswatchd.platforms.kinds import Kind, Kinds
 from fswatchd.platforms.seen import Seen
 
@@ -108,6 +109,7 @@ class NspawnPlatform:
         self._states = f"{run}/machines"
         self._machines = machines
         self._kinds = Kinds()
+        self._stored: Beside[dict[str, str]] = Beside({})
         self._supervisors: dict[str, _Supervisor] = {}
         # Names that nobody was found for, and when.
         self._without: dict[str, object] = {}
@@ -123,10 +125,10 @@ class NspawnPlatform:
     async def list_ves(self) -> list[Ve]:
         """See Platform."""
         marked = [name for name in _entries(self._propagate) if _NAME.fullmatch(name)]
-        stored = self._stored() if marked or os.path.isdir(self._machines) else {}
-        if not marked and not stored:
+        stored, problems = await self._stored.ask(lambda: _images(self._machines), self._machines)
+        if not marked and not stored and not problems:
             return []
-        problems = self._find_supervisors(set(marked))
+        problems += self._find_supervisors(set(marked))
         running = {name: self._first_process(name) for name in marked}
         names = {*stored, *(name for name, found in running.items() if found)}
         paths = {name: self._path(name, running.get(name), stored.get(name)) for name in names}
@@ -174,16 +176,6 @@ class NspawnPlatform:
             **seen.running(found),
         )
 
-    def _stored(self) -> dict[str, str]:
-        """Name → path of every image and directory in /var/lib/machines; hidden ones are not
-        started by anybody."""
-        found = {}
-        for entry in _entries(self._machines):
-            name = entry.removesuffix(".raw")
-            if _NAME.fullmatch(name):
-                found[name] = os.path.join(self._machines, entry)
-        return found
-
     def _find_supervisors(self, wanted: set[str]) -> list[str]:
         """Remember the systemd-nspawn of each name; returns what is wrong with them.
 
@@ -210,6 +202,16 @@ class NspawnPlatform:
         self._without = {n: s for n, s in unknown.items() if n not in self._supervisors}
         self._looked = now
         return problems
+
+
+def _images(machines: str) -> dict[str, str]:
+    """Name → path of every image and directory that is stored; hidden ones nobody starts."""
+    found = {}
+    for entry in _entries(machines):
+        name = entry.removesuffix(".raw")
+        if _NAME.fullmatch(name):
+            found[name] = os.path.join(machines, entry)
+    return found
 
 
 def parse(argv: list[str]) -> Options:

@@ -12,9 +12,9 @@ import pytest
 
 from fswatchd.inventory.model import Volume
 from fswatchd.inventory.platform import PlatformError
-from fswatchd.platforms import lxc_config
+from fswatchd.platforms import beside, lxc_config
 from fswatchd.platforms.lxc import LxcPlatform
-from fswatchd.platforms.lxc_config import Config, Configs
+from fswatchd.platforms.lxc_config import Config, Key
 from tests.unit.platforms.server import Server
 
 
@@ -95,12 +95,12 @@ async def test_what_does_not_answer_is_taken_as_it_was_and_holds_nobody_up(
     answers = threading.Event()
     read = lxc_config.read_all
 
-    def hangs(*arguments: Any) -> Configs:
+    def hangs(*arguments: Any) -> dict[Key, Config]:
         answers.wait()
         return read(*arguments)
 
     monkeypatch.setattr(lxc_config, "read_all", hangs)
-    monkeypatch.setattr(lxc_config, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(beside, "ANSWER_S", 0.05)
     beats: list[None] = []
 
     async def beat() -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from fswatchd.inventory.model import Volume
 from fswatchd.inventory.platform import PlatformError
-from fswatchd.platforms import nspawn
+from fswatchd.platforms import beside, nspawn
 from fswatchd.platforms.nspawn import Options
 from tests.unit.platforms.server import Server
 
@@ -110,7 +111,7 @@ async def test_an_image_on_a_lost_server(monkeypatch: pytest.MonkeyPatch, tmp_pa
     """The machine is listed, with the image that was seen when the server answered."""
     (tmp_path / "machines").mkdir()
     platform = nspawn.NspawnPlatform(str(tmp_path / "run"), str(tmp_path / "machines"))
-    monkeypatch.setattr(platform, "_stored", lambda: {"web": "/mnt/nfs/web.raw"})
+    monkeypatch.setattr(nspawn, "_images", lambda _: {"web": "/mnt/nfs/web.raw"})
     with Server(monkeypatch) as server:
         monkeypatch.setattr(platform, "_kinds", server.kinds())
         (ve,) = await platform.list_ves()
@@ -119,3 +120,23 @@ async def test_an_image_on_a_lost_server(monkeypatch: pytest.MonkeyPatch, tmp_pa
             await platform.list_ves()
         assert list(problem.value.partial) == [ve]
         assert ve.volumes == (Volume(image="/mnt/nfs/web.raw"),)
+
+
+async def test_a_directory_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was stored there is known still, and said to be of before."""
+    machines = tmp_path / "machines"
+    machines.mkdir()
+    (machines / "web.raw").touch()
+    platform = nspawn.NspawnPlatform(str(tmp_path / "run"), str(machines))
+    before = await platform.list_ves()
+    answers = threading.Event()
+    monkeypatch.setattr(nspawn, "_images", lambda _: answers.wait() and {})
+    monkeypatch.setattr(beside, "ANSWER_S", 0.05)
+    try:
+        with pytest.raises(PlatformError, match="machines does not answer") as problem:
+            await platform.list_ves()
+        assert list(problem.value.partial) == before
+    finally:
+        answers.set()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fswatchd import process
 from fswatchd.events import VeState
@@ -62,6 +62,7 @@ class LxcPlatform:
         configs, problems = await self._configs.ask(
             lambda: lxc_config.read_all(self._default_path, running), where
         )
+        late = problems[0] if problems else None
         inits: dict[tuple[str, str], Init | None] = {}
         for path, name in sorted(running & configs.keys()):
             config = configs[path, name]
@@ -82,6 +83,8 @@ class LxcPlatform:
             self._describe(key, config, inits.get(key), volumes_of(config.root, looked))
             for key, config in configs.items()
         ]
+        if late is not None:  # it could not be started again
+            found = [replace(ve, busy=f"LXC: {late}") for ve in found]
         if problems:
             raise PlatformError("\n".join(problems), partial=found)
         return found

@@ -19,7 +19,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fswatchd.inventory.model import Commands, Ve, VeId, Volume
@@ -128,6 +128,7 @@ class NspawnPlatform:
         stored, problems = await self._stored.ask(lambda: _images(self._machines), self._machines)
         if not marked and not stored and not problems:
             return []
+        late = problems[0] if problems else None
         problems += self._find_supervisors(set(marked))
         running = {name: self._first_process(name) for name in marked}
         names = {*stored, *(name for name, found in running.items() if found)}
@@ -138,6 +139,8 @@ class NspawnPlatform:
             self._describe(name, running.get(name), _volume(path, looked.get(path or "")))
             for name, path in sorted(paths.items())
         ]
+        if late is not None:  # it could not be started again
+            ves = [replace(ve, busy=f"systemd-nspawn: {late}") for ve in ves]
         if problems:
             raise PlatformError("\n".join(problems), partial=ves)
         return ves

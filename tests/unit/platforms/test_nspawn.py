@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,8 @@ async def test_a_directory_that_does_not_answer(
     try:
         with pytest.raises(PlatformError, match="machines does not answer") as problem:
             await platform.list_ves()
-        assert list(problem.value.partial) == before
+        (late,) = problem.value.partial
+        assert [replace(late, busy=None)] == before
+        assert late.busy == f"systemd-nspawn: {machines} does not answer"
     finally:
         answers.set()

@@ -8,7 +8,7 @@ from typing import Any
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.arming import Arming
-from fswatchd.engine.plan_record import unsaid
+from fswatchd.engine.plan_record import has_begun, unsaid
 from fswatchd.incidents import Incident, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve
@@ -99,7 +99,8 @@ class StepContext:
         why = self._arming.why_doubted(self.incident)
         if why is not None:
             raise refuse("distrusted", f"{why}; {ve_id} was not stopped", Next.CANCELLED)
-        why = self._arming.why_storm(self.incident) if self.record.do != "rollback" else None
+        goes_on = self.record.do == "rollback" or has_begun(self.incident)
+        why = None if goes_on else self._arming.why_storm(self.incident)
         if why is not None:
             # It has broken out since this was decided: what fails with others has their cause.
             raise refuse("storm", f"{why}; {ve_id} was not stopped", Next.WAIT)

@@ -15,7 +15,7 @@ from fswatchd.engine.history import History
 from fswatchd.engine.operations import Operations
 from fswatchd.engine.step_context import StepContext
 from fswatchd.engine.trust import Trust
-from fswatchd.incidents import Incident, StepRecord
+from fswatchd.incidents import Incident, StepRecord, StepState
 from fswatchd.situation import StormState
 from fswatchd.steps import ActionSettings, Next, StepEnded
 from fswatchd.store.store import Store
@@ -53,13 +53,22 @@ async def arming(tmp_path: Path) -> AsyncIterator[Arming]:
     await store.close()
 
 
-async def stop(arming: Arming, *, do: str = "fsck", **incident: Any) -> bool:
-    """Whether it may be stopped; raises StepEnded with why not."""
-    found = replace(builders.incident(), steps=(StepRecord(do=do),), **incident)
+async def stop(
+    arming: Arming, *, do: str = "fsck", before: tuple[StepRecord, ...] = (), **incident: Any
+) -> bool:
+    """Whether it may be stopped by this step; raises StepEnded with why not."""
+    found = replace(builders.incident(), steps=(*before, StepRecord(do=do)), **incident)
     book = Book(found)
     nothing = cast("Any", None)
     context = StepContext(
-        cast("Any", book), nothing, nothing, arming, ActionSettings(), nothing, "one", index=0
+        cast("Any", book),
+        nothing,
+        nothing,
+        arming,
+        ActionSettings(),
+        nothing,
+        "one",
+        index=len(before),
     )
     await context.about_to_stop(VE)
     return bool(context.record.journal["stopping"])
@@ -76,6 +85,14 @@ async def test_nothing_is_stopped_in_a_storm_that_has_broken_out_since(arming: A
     result = ended.value.result
     assert (result.next, result.result) == (Next.WAIT, "storm")
     assert result.detail == f"{STORM.text} (20261122-storm); {VE} was not stopped"
+
+
+async def test_a_plan_that_has_changed_the_ve_already_goes_on_to_its_end(arming: Arming) -> None:
+    arming.storm = lambda: STORM
+    looked = StepRecord(do="scrub", state=StepState.DONE)
+    with pytest.raises(StepEnded):
+        await stop(arming, before=(looked,))
+    assert await stop(arming, before=(replace(looked, journal={"changed": True}),))
 
 
 async def test_what_root_has_asked_for_goes_on_and_so_does_a_way_back(arming: Arming) -> None:

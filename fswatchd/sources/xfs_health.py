@@ -17,9 +17,11 @@ import os
 import time
 from dataclasses import dataclass
 
+from fswatchd.devno import Devno
 from fswatchd.events import EventClass, SourceState
 from fswatchd.inventory.model import Superblock
-from fswatchd.kernel import proc, xfs_health
+from fswatchd.kernel import mountinfo, xfs_health
+from fswatchd.kernel.mounts import Mount
 from fswatchd.kernel.xfs_health import Type, XfsHealthEvent
 from fswatchd.sources import Sink, Source
 from fswatchd.sources.xfs_healer import HealerLine, is_started_for_all
@@ -119,15 +121,15 @@ class XfsHealthSource(Source):
 
     def healer_says(self, line: HealerLine) -> None:
         """A line of xfs_healer, which works in the node's own mount namespace."""
-        node = proc.mount_namespace_inode("self")
+        mounted = _mounted_at(line.mountpoint)
         if line.refused:
             for monitor in list(self._monitors.values()):
-                if line.mountpoint in _points(monitor.superblock, node):
+                if monitor.superblock.devno in mounted:
                     self._step_aside(monitor)
             return
         for held in self._held.values():
             superblock = held.superblock
-            if line.mountpoint not in _points(superblock, node):
+            if superblock.devno not in mounted:
                 continue
             if line.klass is EventClass.LOST:
                 self._report_loss(f"{superblock.device}: {line.detail}", line.lost or None)
@@ -143,12 +145,10 @@ class XfsHealthSource(Source):
 
     def _is_healed(self, superblock: Superblock) -> bool:
         """Whether it gets a healer: one that comes second cannot have the monitor, and ends."""
-        if not _points(superblock, proc.mount_namespace_inode("self")):
-            return False
         now = time.monotonic()
         if now - self._asked >= _KNOWN_S:
             self._asked, self._healed = now, is_started_for_all()
-        return self._healed
+        return self._healed and any(one.devno == superblock.devno for one in _whole_mounts())
 
     def _step_aside(self, monitor: _Monitor) -> None:
         superblock = monitor.superblock
@@ -231,10 +231,18 @@ class XfsHealthSource(Source):
         self._report_loss(where, count, monitor.last_read_ns)
 
 
-def _points(superblock: Superblock, namespace: int | None) -> set[str]:
-    """Where all of it is mounted in a namespace: what xfs_healer can be started for."""
-    return {
-        place.mount.point
-        for place in superblock.mounts
-        if place.namespace == namespace and place.mount.root == "/"
-    }
+def _mounted_at(point: str) -> set[Devno]:
+    """What xfs_healer means by a mount point. Several may lie over one another there.
+
+    The kernel is asked: what was known of a filesystem when it was seen first may be its mount in
+    another namespace alone.
+    """
+    return {mount.devno for mount in _whole_mounts() if mount.point == point}
+
+
+def _whole_mounts() -> list[Mount]:
+    """The node's mounts of whole filesystems, for each of which xfs_healer can be started."""
+    try:
+        return [mount for mount in mountinfo.read("self") if mount.root == "/"]
+    except OSError:
+        return []

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fswatchd.events import EventClass
-from fswatchd.kernel import proc, xfs_health
+from fswatchd.kernel import mountinfo, proc, xfs_health
 from fswatchd.sources import xfs_healer
 from fswatchd.sources import xfs_health as xfs_health_source
 from fswatchd.sources.xfs_health import XfsHealthSource
@@ -96,12 +96,17 @@ def test_no_line_makes_it_fail(instance: str, line: str) -> None:
     xfs_healer.read(f"xfs_healer@{instance}.service", line)
 
 
-@pytest.fixture
-def here() -> int:
-    return proc.mount_namespace_inode("self") or 0
+XFS = replace(superblock(3, (4711, "/")), fstype="xfs")
+"""As it was seen first: where a service has it, not where the node has."""
 
 
-async def heard(monkeypatch: pytest.MonkeyPatch, tmp_path, number: int, *mount) -> Collected:
+def on_the_node(monkeypatch: pytest.MonkeyPatch, point: str = "/srv/vz", root: str = "/") -> None:
+    """The node has mounted it there now."""
+    mount = replace(XFS.mounts[0].mount, devno=XFS.devno, point=point, root=root)
+    monkeypatch.setattr(mountinfo, "read", lambda _: [mount])
+
+
+async def heard(monkeypatch: pytest.MonkeyPatch, tmp_path, number: int) -> Collected:
     """What a source whose XFS answers so to XFS_IOC_HEALTH_MONITOR makes of a line."""
 
     def refused(_root: int) -> int:
@@ -112,7 +117,7 @@ async def heard(monkeypatch: pytest.MonkeyPatch, tmp_path, number: int, *mount) 
     source = XfsHealthSource(sink)
     await source.start()
     directory = os.open(tmp_path, os.O_PATH)
-    source.watch(replace(superblock(3, mount), fstype="xfs"), directory)
+    source.watch(XFS, directory)
     os.close(directory)
     for line in ("/srv/vz agno 0x5 bnobt: sick", "/srv/vz: 32 events lost"):
         found = xfs_healer.read(UNIT, line)
@@ -122,26 +127,30 @@ async def heard(monkeypatch: pytest.MonkeyPatch, tmp_path, number: int, *mount) 
     return sink
 
 
-async def test_its_word_is_an_event_that_confirms_nothing(monkeypatch, tmp_path, here) -> None:
-    sink = await heard(monkeypatch, tmp_path, errno.EEXIST, here, "/srv/vz")
+async def test_its_word_is_an_event_that_confirms_nothing(monkeypatch, tmp_path) -> None:
+    on_the_node(monkeypatch)
+    sink = await heard(monkeypatch, tmp_path, errno.EEXIST)
     (event,) = sink.events
     assert (event.device, event.klass, event.confirms) == ("loop3", EventClass.CORRUPTION, False)
     assert [loss.count for loss in sink.losses] == [32]
 
 
-async def test_a_mount_of_that_name_in_a_ve_is_not_meant(monkeypatch, tmp_path, here) -> None:
-    sink = await heard(monkeypatch, tmp_path, errno.EEXIST, here + 1, "/srv/vz")
+@pytest.mark.parametrize(("point", "root"), [("/srv/vz/a", "/"), ("/srv/vz", "/a")])
+async def test_another_mount_is_not_meant(monkeypatch, tmp_path, point: str, root: str) -> None:
+    on_the_node(monkeypatch, point, root)
+    sink = await heard(monkeypatch, tmp_path, errno.EEXIST)
     assert sink.events == sink.losses == []
 
 
-async def test_who_finds_us_at_its_filesystem_gets_it(monkeypatch, tmp_path, here) -> None:
+async def test_who_finds_us_at_its_filesystem_gets_it(monkeypatch, tmp_path) -> None:
+    on_the_node(monkeypatch)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     monkeypatch.setattr(xfs_health, "monitor", lambda _: reader)
     monkeypatch.setattr(xfs_health_source, "is_started_for_all", lambda: False)
     source = XfsHealthSource(Collected())
     await source.start()
     directory = os.open(tmp_path, os.O_PATH)
-    source.watch(replace(superblock(3, (here, "/srv/vz")), fstype="xfs"), directory)
+    source.watch(XFS, directory)
     os.close(directory)
     for line, ours in (
         ("/srv/other: XFS health monitoring already running.", True),
@@ -159,10 +168,11 @@ async def test_who_finds_us_at_its_filesystem_gets_it(monkeypatch, tmp_path, her
     await source.stop()
 
 
-@pytest.mark.parametrize(("healed", "on_the_node"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("healed", "whole"), [(True, True), (True, False), (False, True)])
 async def test_what_gets_a_healer_is_left_to_it(
-    monkeypatch, tmp_path, here, healed: bool, on_the_node: bool
+    monkeypatch, tmp_path, healed: bool, whole: bool
 ) -> None:
+    on_the_node(monkeypatch, root="/" if whole else "/a")
     asked: list[int] = []
 
     def monitor(root: int) -> int:
@@ -174,11 +184,10 @@ async def test_what_gets_a_healer_is_left_to_it(
     source = XfsHealthSource(Collected())
     await source.start()
     directory = os.open(tmp_path, os.O_PATH)
-    namespace = here if on_the_node else here + 1
-    source.watch(replace(superblock(3, (namespace, "/srv/vz")), fstype="xfs"), directory)
+    source.watch(XFS, directory)
     os.close(directory)
-    assert bool(asked) is not (healed and on_the_node)
-    assert ("left to xfs_healer" in source.status.detail) is (healed and on_the_node)
+    assert bool(asked) is not (healed and whole)
+    assert ("left to xfs_healer" in source.status.detail) is (healed and whole)
     await source.stop()
 
 

@@ -62,19 +62,23 @@ class Arming:
 
     def why_doubted(self, incident: Incident) -> str | None:
         """Why the daemon goes on with no plan of its own for it; None where it does."""
-        view = self._inventory.view
-        ves = [view.ves.get(VeId(ve)) for ve in incident.direct_ves]
-        scratch = bool(ves) and all(ve is not None and ve.scratch for ve in ves)
-        if incident.requested_by or scratch or not self._trust.why:
+        if not self._trust.why or self._is_asked_for(incident):
             return None
         return f"the daemon does not trust itself: {self._trust.why}"
 
     def why_storm(self, incident: Incident) -> str | None:
         """Why nothing is stopped for it while so many VEs fail at once; None where it may be."""
         storm = self.storm()
-        if storm is None or incident.requested_by:
+        if storm is None or self._is_asked_for(incident):
             return None
         return f"{storm.text} ({storm.incident_id})"
+
+    def _is_asked_for(self, incident: Incident) -> bool:
+        """By somebody, or by a drill."""
+        view = self._inventory.view
+        ves = [view.ves.get(VeId(ve)) for ve in incident.direct_ves]
+        scratch = bool(ves) and all(ve is not None and ve.scratch for ve in ves)
+        return incident.requested_by is not None or scratch
 
     def refuse_if_disarmed(self, ves: Iterable[str]) -> None:
         """Raise RefusedError where one of the VEs, a label of theirs, or the node is disarmed."""

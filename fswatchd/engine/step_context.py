@@ -99,7 +99,9 @@ class StepContext:
         why = self._arming.why_doubted(self.incident)
         if why is not None:
             raise refuse("distrusted", f"{why}; {ve_id} was not stopped", Next.CANCELLED)
+        # What an earlier run has asked for may come to its end at any moment.
         goes_on = self.record.do == "rollback" or has_begun(self.incident)
+        goes_on = goes_on or bool(self.record.journal.get("stop_asked"))
         why = None if goes_on else self._arming.why_storm(self.incident)
         if why is not None:
             # It has broken out since this was decided: what fails with others has their cause.

@@ -2,7 +2,7 @@
 
 A daemon that runs for months has many threads that live for a moment. glibc gives each an arena of
 its own, up to eight for every processor, and keeps in each what its fullest moment took. Nothing is
-done with another C library.
+done with another C library, and what is locked into memory (`kernel.memlock`) stays.
 """
 
 import ctypes

@@ -30,10 +30,12 @@ class Beside(Generic[Answer]):
 
         Raises what the question raises.
         """
+
+        def asked() -> Answer:
+            self._before = question()  # also where it comes too late: for the next one who asks
+            return self._before
+
         try:
-            self._before = await asyncio.to_thread(
-                self._patience.ask, "question", question, ANSWER_S
-            )
+            return await asyncio.to_thread(self._patience.ask, "question", asked, ANSWER_S), []
         except TimeoutError:
             return self._before, [f"{printable(what)} does not answer"]
-        return self._before, []

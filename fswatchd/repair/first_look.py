@@ -5,6 +5,7 @@ Is there something to repair, does it come out clean, and does somebody have to 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fswatchd import views
@@ -60,7 +61,8 @@ async def running(context: ActionContext, step: FsckStep, target: Target, image:
         cure = await _worth_it(context, step, target, seen)
     except BaseException:
         if seen.clone is not None:
-            await lies_in.discard(seen.clone)
+            with suppress(OSError):  # why it ends is of more interest; its name says what it is
+                await lies_in.discard(seen.clone)
         raise
     return Outlook(pause_s=seen.seconds * 1.3 + 0.2, cure=cure, clone=seen.clone)
 

@@ -198,6 +198,7 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
     )
     if ve_control.is_running(ve):
         if (findings := journal.get("proven")) is None:
+            await context.journal(stop_asked=bool(journal.get("stopping")))
             return await run(context, step)
         undo_file = str(journal["undone_by"]) if journal.get("undone_by") else None
         return await _verified(context, target, step, str(findings), undo_file)

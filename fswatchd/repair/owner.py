@@ -29,17 +29,22 @@ _SHOWN = 3
 async def find(context: ActionContext, ve_id: str, *, half_way: bool, left: str) -> Ve:
     """The VE, as its platform lists it; waits for one that does not answer.
 
+    What a platform has listed before is busy while it does not answer: in the middle of a plan that
+    is waited for too.
+
     Raises StepEnded where it is not there, with what is `left` if the plan was `half_way`.
     """
     begun = time.monotonic()
     while True:
         await context.inventory.refresh()
         ve = context.inventory.view.ves.get(VeId(ve_id))
-        if ve is not None:
+        if ve is not None and not (half_way and ve.busy and _problem(context, ve_id)):
             return ve
         problem = _problem(context, ve_id)
         gone_s = _GONE_S if half_way else 0.0
         if time.monotonic() - begun >= (gone_s if problem is None else _PATIENCE_S):
+            if ve is not None:
+                return ve
             raise _missing(ve_id, problem, half_way=half_way, left=left)
         why = problem or "nobody lists it"
         context.progress(None, f"waiting to hear of {ve_id}: {why}")

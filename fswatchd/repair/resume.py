@@ -50,7 +50,7 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     if not journal.stopping or ve_control.is_running(ve):
         # It was not stopped by us, or it runs again: what was prepared is worth nothing.
         await discard_copy(journal, context.settings)
-        await context.journal(stopping=False)
+        await context.journal(stopping=False, stop_asked=journal.stopping)
         try:
             return await repair.run()
         except StepEnded as ended:

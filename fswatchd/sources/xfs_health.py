@@ -129,7 +129,7 @@ class XfsHealthSource(Source):
             return
         for held in self._held.values():
             superblock = held.superblock
-            if superblock.devno not in mounted:
+            if superblock.devno not in (mounted or _seen_at(superblock, line.mountpoint)):
                 continue
             if line.klass is EventClass.LOST:
                 self._report_loss(f"{superblock.device}: {line.detail}", line.lost or None)
@@ -238,6 +238,12 @@ def _mounted_at(point: str) -> set[Devno]:
     another namespace alone.
     """
     return {mount.devno for mount in _whole_mounts() if mount.point == point}
+
+
+def _seen_at(superblock: Superblock, point: str) -> set[Devno]:
+    """The same by what was known of it, for what is unmounted by now."""
+    points = {place.mount.point for place in superblock.mounts if place.mount.root == "/"}
+    return {superblock.devno} if point in points else set()
 
 
 def _whole_mounts() -> list[Mount]:

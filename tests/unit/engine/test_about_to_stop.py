@@ -16,6 +16,7 @@ from fswatchd.engine.operations import Operations
 from fswatchd.engine.step_context import StepContext
 from fswatchd.engine.trust import Trust
 from fswatchd.incidents import Incident, StepRecord, StepState
+from fswatchd.inventory.model import VeId
 from fswatchd.situation import StormState
 from fswatchd.steps import ActionSettings, Next, StepEnded
 from fswatchd.store.store import Store
@@ -54,10 +55,16 @@ async def arming(tmp_path: Path) -> AsyncIterator[Arming]:
 
 
 async def stop(
-    arming: Arming, *, do: str = "fsck", before: tuple[StepRecord, ...] = (), **incident: Any
+    arming: Arming,
+    *,
+    do: str = "fsck",
+    before: tuple[StepRecord, ...] = (),
+    journal: dict[str, Any] | None = None,
+    **incident: Any,
 ) -> bool:
     """Whether it may be stopped by this step; raises StepEnded with why not."""
-    found = replace(builders.incident(), steps=(*before, StepRecord(do=do)), **incident)
+    record = StepRecord(do=do, journal=journal or {})
+    found = replace(builders.incident(), steps=(*before, record), **incident)
     book = Book(found)
     nothing = cast("Any", None)
     context = StepContext(
@@ -99,3 +106,17 @@ async def test_what_root_has_asked_for_goes_on_and_so_does_a_way_back(arming: Ar
     arming.storm = lambda: STORM
     assert await stop(arming, requested_by="root")
     assert await stop(arming, do="rollback")
+
+
+async def test_what_was_told_to_stop_already_goes_on(arming: Arming) -> None:
+    """By a run of the daemon before this one: it may be down at any moment."""
+    arming.storm = lambda: STORM
+    assert await stop(arming, journal={"stop_asked": True})
+
+
+async def test_a_drill_goes_on(arming: Arming) -> None:
+    arming.storm = lambda: STORM
+    view = arming._inventory.view
+    scratch: Any = SimpleNamespace(scratch=True, labels={}, labels_known=True)
+    view.ves = dict.fromkeys(map(VeId, builders.incident().direct_ves), scratch)
+    assert await stop(arming)

@@ -129,3 +129,27 @@ async def test_what_does_not_answer_is_taken_as_it_was_and_holds_nobody_up(
                 found = await platform.list_ves()
                 break
     assert [ve.name for ve in found] == ["a", "b"]
+
+
+async def test_an_answer_that_comes_late_is_there_for_the_next_look() -> None:
+    """Else what is slow every time would never be known."""
+    asked = beside.Beside[str]("nothing")
+    goes_on, done = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        goes_on.wait()
+        return "something"
+
+    def never() -> str:
+        done.wait()
+        return "never"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beside, "ANSWER_S", 0.05)
+        assert await asked.ask(slow, "it") == ("nothing", ["it does not answer"])
+        goes_on.set()
+        async with asyncio.timeout(10):
+            while (found := await asked.ask(never, "it"))[0] == "nothing":
+                pass
+    done.set()
+    assert found == ("something", ["it does not answer"])

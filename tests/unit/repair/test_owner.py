@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +149,24 @@ async def test_what_has_not_begun_is_only_cancelled(image: ImageFile) -> None:
     context = cut_off(Inventory(99, None), image=image.describe(), stopping=False)
     found = await ending(resume.resume(CloneRepair(context, STEP), context))
     assert found.next is Next.CANCELLED
+
+
+@pytest.mark.parametrize("half_way", [True, False])
+async def test_what_is_only_remembered_of_a_ve_is_waited_for_in_the_middle_of_a_plan(
+    half_way: bool,
+) -> None:
+    """A platform lists it as busy while it does not answer: to give up would leave the VE down."""
+    inventory = Inventory(3)
+    remembered = replace(VE, busy="LXC: /var/lib/lxc does not answer")
+    inventory.view = NodeView(ves={VE.ve_id: remembered})
+    context: Any = SimpleNamespace(inventory=inventory, progress=lambda *_: None)
+    found = await owner.find(context, VE.ve_id, half_way=half_way, left="here")
+    assert found == (VE if half_way else remembered)
+
+
+async def test_a_ve_that_others_are_busy_with_is_not_waited_for() -> None:
+    inventory = Inventory(3, problem=None)
+    backup = replace(VE, busy="Proxmox: lock: backup")
+    inventory.view = NodeView(ves={VE.ve_id: backup})
+    context: Any = SimpleNamespace(inventory=inventory, progress=lambda *_: None)
+    assert await owner.find(context, VE.ve_id, half_way=True, left="here") == backup

@@ -63,7 +63,7 @@ class TestLockMemory:
         wait_until(lambda: not _missing(daemon.pid), what="all of the program's files")
         assert _finding(daemon)["level"] == "ok"
         # A stack or a reserve that nobody has touched is not brought in.
-        assert _status(daemon.pid, "VmRSS") < _status(daemon.pid, "VmSize") / 2
+        assert _status(daemon.pid, "VmRSS") < _status(daemon.pid, "VmSize") * 3 / 4
 
     def test_without_it_nothing_is_locked(self, daemon) -> None:
         daemon.configure()

@@ -26,6 +26,8 @@ from fswatchd.steps import ActionContext, Next, refuse
 from fswatchd.units import show_duration, show_size
 
 _UNNAMED_KEPT = 1000
+_RESORT_LEAST_S = 30.0
+_RESORT_TIMES = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,16 +89,22 @@ async def cure_at_last(
 
     Whether that may be swapped in is for the caller to have asked (`consent.within_bounds`).
     """
-    run = partial(
-        cure, path=path, image=image, timeout_s=timeout_s, open_files=open_files, begin=begin
-    )
+    run = partial(cure, path=path, image=image, open_files=open_files, begin=begin)
     resort, done = tools.last_resort, Cure(repaired=replayed, proof=replayed)
     if replayed.usable:
-        done = await run(tools, before=before)
+        started = time.monotonic()
+        done = await run(tools, timeout_s=timeout_s, before=before)
+        timeout_s = min(timeout_s, _resort_s(time.monotonic() - started))
     if resort is None or not done.repaired.last_resort:
         return done
-    tried = await run(replace(tools, repair=resort.repair))
+    tried = await run(replace(tools, repair=resort.repair), timeout_s=timeout_s)
     return replace(tried, by=resort, seconds=done.seconds + tried.seconds)
+
+
+def _resort_s(usual_s: float) -> float:
+    """How long the last resort may take where the usual tools have taken `usual_s`: `btrfs check
+    --repair` works on some damage for ever."""
+    return max(_RESORT_LEAST_S, _RESORT_TIMES * usual_s)
 
 
 async def cure_clone(

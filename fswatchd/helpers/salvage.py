@@ -7,6 +7,7 @@ through files that the daemon opens, one JSON value a line.
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import socket
@@ -39,11 +40,15 @@ def main(fd: int) -> None:
 
 
 def list_changed(mount: int, found: IO[str], request: dict[str, Any]) -> dict[str, Any]:
-    """Write `[path, inode, size]` of regular files whose inode changed at or after `since`."""
-    count = unreadable = 0
+    """Write `[path, inode, size]` of regular files whose inode changed at or after `since`.
+
+    The newest first, `limit` of them at the most: those are what may not have reached the disk.
+    """
+    newest: list[tuple[float, str, int, int]] = []
+    unreadable, cut = 0, False
     device = os.fstat(mount).st_dev
     pending: list[tuple[str, int]] = [("", 0)]
-    while pending and count < request["limit"]:
+    while pending:
         path, depth = pending.pop()
         try:
             directory = _walk(mount, path, os.O_RDONLY | os.O_DIRECTORY)
@@ -60,13 +65,19 @@ def list_changed(mount: int, found: IO[str], request: dict[str, Any]) -> dict[st
                     if stat.S_ISDIR(status.st_mode) and depth < _MAX_DEPTH:
                         pending.append((inside, depth + 1))
                     elif stat.S_ISREG(status.st_mode) and status.st_ctime >= request["since"]:
-                        found.write(json.dumps([inside, status.st_ino, status.st_size]) + "\n")
-                        count += 1
+                        one = (status.st_ctime, inside, status.st_ino, status.st_size)
+                        if len(newest) < request["limit"]:
+                            heapq.heappush(newest, one)
+                        else:
+                            heapq.heappushpop(newest, one)
+                            cut = True
         except OSError:
             unreadable += 1  # a damaged directory: what it still gave is in the list
         finally:
             os.close(directory)
-    return {"unreadable": unreadable, "cut": bool(pending)}
+    for _, *told in sorted(newest, reverse=True):
+        found.write(json.dumps(told) + "\n")
+    return {"unreadable": unreadable, "cut": cut}
 
 
 def copy_unsaved(mount: int, wanted: IO[str], request: dict[str, Any]) -> dict[str, Any]:

@@ -20,18 +20,8 @@ def is_only_writer(fd: int) -> bool | None:
     Some kernels count readers too: false says little, true all. None where the filesystem has no
     leases, or we may not take one. Raises OSError.
     """
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-    try:
-        # Refused where it is open a second time (fs/locks.c, `check_conflicting_open`).
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except OSError as error:
-        if error.errno in _NOT_KNOWN:
-            return None
-        if error.errno != errno.EAGAIN:
-            raise
-        return False
-    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return True
+    # Refused where it is open a second time (fs/locks.c, `check_conflicting_open`).
+    return _grants(fd, fcntl.F_WRLCK)
 
 
 def has_writer(path: str, patience_s: float = 0.0) -> bool | None:
@@ -43,21 +33,29 @@ def has_writer(path: str, patience_s: float = 0.0) -> bool | None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     deadline = time.monotonic() + patience_s
     try:
-        # Who opens it in the same moment breaks the lease; this signal for it does nothing.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        while True:
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            except OSError as error:
-                if error.errno in _NOT_KNOWN:
-                    return None
-                if error.errno != errno.EAGAIN:
-                    raise
-            else:
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-                return False
+        while (granted := _grants(fd, fcntl.F_RDLCK)) is False:
             if time.monotonic() > deadline:
                 return True
             time.sleep(_POLL_S)
+        return None if granted is None else False
     finally:
         os.close(fd)
+
+
+def _grants(fd: int, kind: int) -> bool | None:
+    """Whether the kernel grants a lease of this kind, which is given back at once.
+
+    None where it has none to give, or not to us.
+    """
+    # Who opens the file in the same moment breaks the lease; this signal for it does nothing.
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+    except OSError as error:
+        if error.errno in _NOT_KNOWN:
+            return None
+        if error.errno != errno.EAGAIN:
+            raise
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True

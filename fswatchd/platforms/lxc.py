@@ -63,7 +63,7 @@ class LxcPlatform:
             lambda: lxc_config.read_all(self._default_path, running), where
         )
         late = problems[0] if problems else None
-        inits: dict[tuple[str, str], Init | None] = {}
+        inits: dict[Key, Init | None] = {}
         for path, name in sorted(running & configs.keys()):
             config = configs[path, name]
             try:

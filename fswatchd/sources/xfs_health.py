@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fswatchd.devno import Devno
 from fswatchd.events import EventClass, SourceState
 from fswatchd.inventory.model import Superblock
-from fswatchd.kernel import mountinfo, xfs_health
+from fswatchd.kernel import mountinfo, proc, xfs_health
 from fswatchd.kernel.mounts import Mount
 from fswatchd.kernel.xfs_health import Type, XfsHealthEvent
 from fswatchd.sources import Sink, Source
@@ -242,7 +242,12 @@ def _mounted_at(point: str) -> set[Devno]:
 
 def _seen_at(superblock: Superblock, point: str) -> set[Devno]:
     """The same by what was known of it, for what is unmounted by now."""
-    points = {place.mount.point for place in superblock.mounts if place.mount.root == "/"}
+    node = proc.mount_namespace_inode("self")
+    points = {
+        place.mount.point
+        for place in superblock.mounts
+        if place.namespace == node and place.mount.root == "/"
+    }
     return {superblock.devno} if point in points else set()
 
 

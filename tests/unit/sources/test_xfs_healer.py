@@ -142,6 +142,19 @@ async def test_another_mount_is_not_meant(monkeypatch, tmp_path, point: str, roo
     assert sink.events == sink.losses == []
 
 
+@pytest.mark.parametrize(("of_the_node", "heard_of"), [(True, 1), (False, 0)])
+async def test_what_is_unmounted_by_now_is_meant_by_where_the_node_had_it(
+    monkeypatch, tmp_path, of_the_node: bool, heard_of: int
+) -> None:
+    """And not by where a VE has something at a path of that name."""
+    monkeypatch.setattr(mountinfo, "read", lambda _: [])
+    node = proc.mount_namespace_inode("self") or 0
+    place = (node if of_the_node else node + 1, "/srv/vz")
+    monkeypatch.setitem(globals(), "XFS", replace(superblock(3, place), fstype="xfs"))
+    sink = await heard(monkeypatch, tmp_path, errno.EEXIST)
+    assert len(sink.events) == len(sink.losses) == heard_of
+
+
 async def test_who_finds_us_at_its_filesystem_gets_it(monkeypatch, tmp_path) -> None:
     on_the_node(monkeypatch)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

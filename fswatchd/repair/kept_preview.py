@@ -36,10 +36,9 @@ class KeptPreview:
             await self._lies_in.discard(clone)
 
     async def _watch(self) -> None:
-        with suppress(OSError):  # who does not answer now is asked again when it is needed
-            while True:
-                if self._clone is not None and await self._lies_in.room() < 0:
+        while self._clone is not None:
+            with suppress(OSError):  # who does not answer now is asked again
+                if await self._lies_in.room() < 0:
                     await self._lies_in.discard(self._clone)
                     self._clone = None
-                    return
-                await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)

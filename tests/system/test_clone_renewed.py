@@ -261,7 +261,12 @@ async def test_one_that_is_kept_is_given_up_once_the_reserve_is_touched(
         await discard(made)
         gone.set()
 
+    asked: list[None] = []
+
     async def no_room() -> int:
+        asked.append(None)
+        if len(asked) == 1:
+            raise TimeoutError("it does not answer")  # once is no reason to look no more
         return -1
 
     monkeypatch.setattr(lies_in, "discard", discarded)

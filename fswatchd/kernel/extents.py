@@ -25,7 +25,7 @@ _UNWRITTEN = 0x800
 # No place yet, or one of which the bytes are not what is read: UNKNOWN, DELALLOC, ENCODED,
 # DATA_ENCRYPTED, NOT_ALIGNED, DATA_INLINE, DATA_TAIL.
 _NO_PLACE = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200 | 0x400
-_AT_ONCE = 2048
+_FIRST, _AT_ONCE = 16, 2048  # most files lie in one piece
 _MOST = 1 << 17
 _ZEROS, _NOWHERE = -1, -2  # in the place of a place
 _FILESYSTEMS = {0x58465342, 0x9123683E}  # linux/magic.h: XFS and btrfs
@@ -48,18 +48,18 @@ def tells(path: str) -> bool:
     return syscalls.filesystem_magic(path) in _FILESYSTEMS
 
 
-def of(fd: int) -> list[Extent]:
+def of(fd: int, *, sync: bool = True) -> list[Extent]:
     """The extents of an open file in order, without what reads as zeros.
 
-    What is only in memory is written first. Raises OSError: EOPNOTSUPP where the filesystem does
-    not tell, EFBIG where there are too many to be worth it.
+    With `sync` what is only in memory is written first, else it has no place. Raises OSError:
+    EOPNOTSUPP where the filesystem does not tell, EFBIG where there are too many to be worth it.
     """
     found: list[Extent] = []
-    start, last = 0, False
+    start, last, room = 0, False, _FIRST
     while not last:
-        buffer = bytearray(_HEADER.size + _AT_ONCE * _EXTENT.size)
-        flags = _SYNC if start == 0 else 0
-        _HEADER.pack_into(buffer, 0, start, 2**64 - 1 - start, flags, 0, _AT_ONCE, 0)
+        buffer = bytearray(_HEADER.size + room * _EXTENT.size)
+        flags = _SYNC if sync and start == 0 else 0
+        _HEADER.pack_into(buffer, 0, start, 2**64 - 1 - start, flags, 0, room, 0)
         fcntl.ioctl(fd, FS_IOC_FIEMAP, buffer)
         mapped = _HEADER.unpack_from(buffer)[3]
         if mapped == 0:
@@ -69,6 +69,7 @@ def of(fd: int) -> list[Extent]:
             start, last = logical + length, bool(its & _LAST)
             if not its & _UNWRITTEN:
                 found.append(Extent(logical, start, None if its & _NO_PLACE else physical))
+        room = _AT_ONCE
         if len(found) > _MOST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     return found

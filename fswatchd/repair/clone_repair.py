@@ -157,15 +157,16 @@ class CloneRepair:
         if lies_in.live and self._tools.silent_after_shutdown:
             first.add(Condition.SHUTDOWN)
         if state in first:
-            await self._prepare_clone(target)
+            if state is Condition.ABORTED:
+                await self._prepare_and_salvage(target)
+            else:
+                await self._prepare_clone(target)
             if (
                 state is Condition.FROZEN
                 and self._needs_nothing
                 and not self._context.incident.lost
             ):
                 raise first_look.whole_again(self._context, self._shown)
-            if state is Condition.ABORTED:
-                await self._salvage(target)
             target = await self._lock(target)
             fresh = await self._stop(target)
         else:
@@ -241,17 +242,18 @@ class CloneRepair:
             raise refuse("stale", text)
         await self._cure()
 
-    async def _salvage(self, target: Target) -> None:
+    async def _prepare_and_salvage(self, target: Target) -> None:
         if not self._tools.salvages or target.image is None:
+            await self._prepare_clone(target)
             self._context.note(_NOT_SALVAGED)
             return
-        self._context.progress(None, "looking for files that never reached the disk")
-        made, image = self._require_clone(), scope.require_image(target)
-        if not isinstance(made, ImageFile):
-            raise refuse("internal", "only a copy of an image is read so", Next.OPERATOR)
-        report = await salvage.run(
-            self._context, scope.mounted(target), made, image, self._step.salvage_max
-        )
+        async with salvage.Search(self._context, scope.mounted(target)) as search:
+            await self._prepare_clone(target)
+            self._context.progress(None, "looking for files that never reached the disk")
+            made, image = self._require_clone(), scope.require_image(target)
+            if not isinstance(made, ImageFile):
+                raise refuse("internal", "only a copy of an image is read so", Next.OPERATOR)
+            report = await search.copy(made, image, self._step.salvage_max)
         self._context.note(report)
 
     def _nothing_written(self, target: Target) -> bool:

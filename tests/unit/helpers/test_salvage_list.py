@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,12 @@ from fswatchd.helpers import salvage
 
 
 def listed(root: Path, limit: int, since: float = 0.0) -> tuple[list[str], dict[str, Any]]:
-    found = io.StringIO()
     mount = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        answer = salvage.list_changed(mount, found, {"since": since, "limit": limit})
+        found, answer = salvage.list_changed(mount, since, limit)
     finally:
         os.close(mount)
-    return [json.loads(line)[0] for line in found.getvalue().splitlines()], answer
+    return [one.path for one in found], answer
 
 
 def changed_in_turn(root: Path, *names: str) -> None:
@@ -38,7 +35,7 @@ def test_where_there_are_too_many_the_newest_are_looked_at(tmp_path: Path) -> No
     changed_in_turn(tmp_path, "z/old", "a/older-than-the-next", "m/new", "b/newest")
     found, answer = listed(tmp_path, 2)
     assert found == ["b/newest", "m/new"]
-    assert answer == {"unreadable": 0, "cut": True}
+    assert answer == {"found": 2, "unreadable": 0, "cut": True}
 
 
 def test_all_that_changed_since_then_and_no_other(tmp_path: Path) -> None:
@@ -46,4 +43,4 @@ def test_all_that_changed_since_then_and_no_other(tmp_path: Path) -> None:
     since = (tmp_path / "a/new").stat().st_ctime
     found, answer = listed(tmp_path, 2, since)
     assert found == ["b/newest", "a/new"]
-    assert answer == {"unreadable": 0, "cut": False}
+    assert answer == {"found": 2, "unreadable": 0, "cut": False}

@@ -1,0 +1,231 @@
+"""Regular files of an ext2, ext3 or ext4 filesystem, read from its image and not by the kernel.
+
+For a clone, which is never mounted; the filesystem has to stand still, its journal replayed. See
+Documentation/filesystems/ext4/ (group descriptors, inodes, ifork) and fs/ext4/ext4_extents.h. The
+bytes are a tenant's choice: every number is checked before it is followed, and what cannot be is a
+ValueError.
+"""
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from fswatchd.kernel.extents import Extent
+
+_SUPERBLOCK = 1024
+_MAGIC = 0xEF53
+_META_BG, _64BIT = 0x10, 0x80  # EXT4_FEATURE_INCOMPAT_*
+_REGULAR = 0o10
+_ENCRYPTED, _EXTENTS, _INLINE_DATA = 0x800, 0x80000, 0x10000000  # EXT4_*_FL
+_EXTENT_MAGIC = 0xF30A
+_EXTENT_NODE = struct.Struct("<HHHH4x")  # magic, entries, room, depth
+_LEAF = struct.Struct("<LHHL")  # logical block, length, place (upper 16, lower 32 bits)
+_INDEX = struct.Struct("<LLH2x")  # logical block, child (lower 32, upper 16 bits)
+_MOST_DEPTH = 5  # EXT4_MAX_EXTENT_DEPTH
+_INITIALIZED = 32768  # EXT_INIT_MAX_LEN: what is longer was never written, and reads as zeros
+_DIRECT = 12  # EXT4_NDIR_BLOCKS, then one block each of one, two, and three levels
+_MOST_NODES = 1 << 14
+_NO_SENSE = "its blocks make no sense"
+_XATTR_MAGIC = 0xEA020000
+_XATTR = struct.Struct("<BBHLL4x")  # length of the name, its index, place, inode, size of the value
+_SYSTEM = 7  # EXT4_XATTR_INDEX_SYSTEM
+
+_Piece = tuple[int, int, int]  # logical block, blocks, the first one's place
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """`extents` in order, their places bytes of the image; `inline` is the content without them."""
+
+    size: int
+    extents: tuple[Extent, ...] = ()
+    inline: bytes | None = None
+
+    def read(self, image: int, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on, fewer at the file's end. Raises OSError."""
+        end = min(start + length, self.size)
+        if self.inline is not None:
+            return self.inline[start:end]
+        found = bytearray(max(end - start, 0))
+        for extent in self._from(start):
+            first, last = max(extent.start, start), min(extent.end, end)
+            if extent.start >= end or extent.place is None:
+                break
+            piece = os.pread(image, last - first, extent.place + first - extent.start)
+            found[first - start : first - start + len(piece)] = piece
+        return bytes(found)
+
+    def _from(self, start: int) -> Iterator[Extent]:
+        low, high = 0, len(self.extents)
+        while low < high:
+            middle = (low + high) // 2
+            if self.extents[middle].end <= start:
+                low = middle + 1
+            else:
+                high = middle
+        for index in range(low, len(self.extents)):
+            yield self.extents[index]
+
+
+class Files:
+    """The files of the filesystem in the image that is open as `image`, by their inode numbers.
+
+    Raises ValueError where there is no such filesystem, or one that is not read here; OSError.
+    """
+
+    def __init__(self, image: int) -> None:
+        raw = os.pread(image, 1024, _SUPERBLOCK)
+        if len(raw) < 1024 or _u16(raw, 0x38) != _MAGIC:
+            raise ValueError("no ext2, ext3 or ext4 filesystem")
+        incompatible = _u32(raw, 0x60)
+        if incompatible & _META_BG:
+            raise ValueError("its group descriptors are spread out (meta_bg)")
+        if _u32(raw, 0x18) > 6:
+            raise ValueError("its blocks are too large")
+        wide = bool(incompatible & _64BIT)
+        self._image = image
+        self._block_size = 1024 << _u32(raw, 0x18)
+        self._blocks = _u32(raw, 0x04) | (_u32(raw, 0x150) << 32 if wide else 0)
+        self._inodes = _u32(raw, 0x00)
+        self._per_group = _u32(raw, 0x28)
+        self._inode_size = _u16(raw, 0x58) if _u32(raw, 0x4C) else 128
+        self._descriptors = (_SUPERBLOCK // self._block_size + 1) * self._block_size
+        self._descriptor_size = max(_u16(raw, 0xFE), 32) if wide else 32
+        if not self._per_group or not 128 <= self._inode_size <= self._block_size:
+            raise ValueError("its superblock makes no sense")
+
+    def file(self, inode: int) -> File | None:
+        """The regular file with that number, None where there is none.
+
+        Raises ValueError for what is encrypted, or makes no sense; OSError.
+        """
+        raw = self._inode(inode)
+        if raw is None or _u16(raw, 0) >> 12 != _REGULAR:
+            return None
+        flags, size = _u32(raw, 32), _u32(raw, 4) | _u32(raw, 108) << 32
+        if flags & _ENCRYPTED:
+            raise ValueError("it is encrypted")
+        if flags & _INLINE_DATA:
+            return File(size, inline=_inline(raw, size))
+        blocks = _Blocks(self._image, self._block_size, self._blocks)
+        root = raw[40:100]
+        pieces = _leaves(blocks, root) if flags & _EXTENTS else _map(blocks, root, size)
+        return File(size, tuple(self._extents(pieces)))
+
+    def _extents(self, pieces: Iterable[_Piece]) -> Iterator[Extent]:
+        """The pieces in bytes, with those as one that go on from each other."""
+        last: Extent | None = None
+        for logical, length, block in pieces:
+            start, end = logical * self._block_size, (logical + length) * self._block_size
+            place = block * self._block_size
+            if block + length > self._blocks or (last is not None and start < last.end):
+                raise ValueError(_NO_SENSE)
+            if last is not None and last.end == start and _end_of(last) == place:
+                last = Extent(last.start, end, last.place)
+                continue
+            if last is not None:
+                yield last
+            last = Extent(start, end, place)
+        if last is not None:
+            yield last
+
+    def _inode(self, number: int) -> bytes | None:
+        if not 0 < number <= self._inodes:
+            return None
+        group, index = divmod(number - 1, self._per_group)
+        at = self._descriptors + group * self._descriptor_size
+        descriptor = os.pread(self._image, self._descriptor_size, at)
+        if len(descriptor) < self._descriptor_size:
+            return None
+        table = _u32(descriptor, 8)
+        if self._descriptor_size >= 64:
+            table |= _u32(descriptor, 40) << 32
+        raw = os.pread(
+            self._image, self._inode_size, table * self._block_size + index * self._inode_size
+        )
+        return raw if len(raw) == self._inode_size else None
+
+
+class _Blocks:
+    """The blocks that tell of one file's others, so many at the most: no tree is without end."""
+
+    def __init__(self, image: int, size: int, count: int) -> None:
+        self._image = image
+        self.size = size
+        self._count = count
+        self._left = _MOST_NODES
+
+    def read(self, number: int) -> bytes:
+        self._left -= 1
+        raw = os.pread(self._image, self.size, number * self.size)
+        if self._left < 0 or number >= self._count or len(raw) < self.size:
+            raise ValueError(_NO_SENSE)
+        return raw
+
+
+def _leaves(blocks: _Blocks, node: bytes, depth: int | None = None) -> Iterator[_Piece]:
+    """What was written, below a node of the extent tree that is `depth` above the leaves."""
+    magic, entries, _, its_depth = _EXTENT_NODE.unpack_from(node)
+    room = len(node) // _EXTENT_NODE.size - 1
+    fits = its_depth <= _MOST_DEPTH if depth is None else its_depth == depth
+    if magic != _EXTENT_MAGIC or not fits or entries > room:
+        raise ValueError(_NO_SENSE)
+    for at in range(12, 12 + entries * 12, 12):
+        if its_depth == 0:
+            logical, length, upper, lower = _LEAF.unpack_from(node, at)
+            if length <= _INITIALIZED:
+                yield logical, length, lower | upper << 32
+        else:
+            _, lower, upper = _INDEX.unpack_from(node, at)
+            yield from _leaves(blocks, blocks.read(lower | upper << 32), its_depth - 1)
+
+
+def _map(blocks: _Blocks, roots: bytes, size: int) -> Iterator[_Piece]:
+    """The same where blocks are listed one by one (ext2, ext3)."""
+    end, logical = -(-size // blocks.size), 0
+    for root, level in zip(struct.unpack("<15L", roots), (*[0] * _DIRECT, 1, 2, 3), strict=True):
+        yield from _mapped(blocks, root, level, logical, end)
+        logical += (blocks.size // 4) ** level
+
+
+def _mapped(blocks: _Blocks, block: int, level: int, logical: int, end: int) -> Iterator[_Piece]:
+    if block == 0 or logical >= end:
+        return
+    if level == 0:
+        yield logical, 1, block
+        return
+    each = (blocks.size // 4) ** (level - 1)
+    for number, child in enumerate(struct.unpack(f"<{blocks.size // 4}L", blocks.read(block))):
+        yield from _mapped(blocks, child, level - 1, logical + number * each, end)
+
+
+def _inline(inode: bytes, size: int) -> bytes:
+    """What lies in the inode itself: sixty bytes where its blocks would be told, and the rest as
+    the value of an attribute, `system.data`."""
+    content = inode[40:100]
+    header = 128 + _u16(inode, 128) if len(inode) > 130 else len(inode)
+    if size > len(content) and header + 4 <= len(inode) and _u32(inode, header) == _XATTR_MAGIC:
+        first = header + 4
+        at = first
+        while at + _XATTR.size <= len(inode) and _u32(inode, at):
+            length, index, place, _, value = _XATTR.unpack_from(inode, at)
+            name = inode[at + _XATTR.size : at + _XATTR.size + length]
+            if index == _SYSTEM and name == b"data":
+                content += inode[first + place : first + place + value]
+            at += _XATTR.size + length + -length % 4
+    if size > len(content):
+        raise ValueError("its content is not all there")
+    return content[:size]
+
+
+def _end_of(extent: Extent) -> int | None:
+    return None if extent.place is None else extent.place + extent.end - extent.start
+
+
+def _u16(raw: bytes, at: int) -> int:
+    return int.from_bytes(raw[at : at + 2], "little")
+
+
+def _u32(raw: bytes, at: int) -> int:
+    return int.from_bytes(raw[at : at + 4], "little")

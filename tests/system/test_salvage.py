@@ -1,0 +1,174 @@
+"""What never reached the disk is found by content, whatever the rest of the inode says."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fswatchd.helpers import salvage
+from fswatchd.kernel import fs, pagecache
+from fswatchd.repair import salvage as repair_salvage
+from tests.system.conftest import make_host
+
+KIB, MIB = 1 << 10, 1 << 20
+RNG = random.Random(20261124)
+
+
+@dataclass
+class Volume:
+    """A mounted ext4 image, what was found in it, and the clone once its journal was aborted."""
+
+    image: Path
+    root: Path
+
+    @property
+    def clone(self) -> Path:
+        return self.image.with_suffix(".clone")
+
+    def abort(self) -> None:
+        """The kernel stops writes, whatever is still in memory; the clone is repaired."""
+        fd = os.open(self.root, os.O_RDONLY)
+        try:
+            fs.abort(fd)
+        finally:
+            os.close(fd)
+        subprocess.run(["cp", "--reflink=always", self.image, self.clone], check=True)
+        done = subprocess.run(["e2fsck", "-fy", self.clone], capture_output=True, check=False)
+        assert done.returncode in {0, 1}, done.stdout
+
+    def salvage(self, **request: Any) -> tuple[dict[str, str], dict[str, bytes], int]:
+        """What became of which path, the copies by the names they had, and how many were unseen."""
+        target, told = self.image.with_suffix(".salvaged"), self.image.with_suffix(".told")
+        asked = {"target": str(target), "max_bytes": 64 * MIB, "within_s": 60.0} | request
+        mount = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            found, listed = salvage.list_changed(mount, 0.0, 1000)
+            assert listed == {"found": len(found), "unreadable": 0, "cut": False}
+            with self.clone.open("rb") as clone, told.open("w+") as file:
+                answer = salvage.copy_unsaved(mount, clone.fileno(), found, file, asked)
+                file.seek(0)
+                outcomes = dict(json.loads(line) for line in file)
+        finally:
+            os.close(mount)
+        copies = {copy.name.split("-", 1)[1]: copy.read_bytes() for copy in target.glob("*")}
+        return outcomes, copies, answer["unseen"]
+
+
+@pytest.fixture
+def volume(work: Path) -> Iterator[Volume]:
+    """It commits when it is told to, and writes nothing back by itself meanwhile."""
+    image, root = make_host(work) / "ve101.img", work / "root"
+    with image.open("xb") as file:
+        file.truncate(256 * MIB)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True)
+    root.mkdir()
+    subprocess.run(["mount", "-o", "loop,commit=300", image, root], check=True)
+    yield Volume(image, root)
+    subprocess.run(["umount", root], check=True)
+
+
+def synced(path: Path, data: bytes) -> bytes:
+    with path.open("wb") as file:
+        file.write(data)
+        os.fsync(file)
+    return data
+
+
+def put(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+@pytest.fixture(params=["told by the kernel", "before Linux 6.5"])
+def _in_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "before Linux 6.5":
+        monkeypatch.setattr(pagecache, "pages", lambda *_: None)
+
+
+@pytest.mark.usefixtures("_in_memory")
+def test_what_is_only_in_memory_is_copied_and_nothing_else(volume: Volume) -> None:
+    root, expected = volume.root, {}
+    (root / "d").mkdir()
+    for number in range(20):
+        synced(root / "d" / f"saved-{number}", RNG.randbytes(number * 5000))
+    large = bytearray(synced(root / "overwritten", RNG.randbytes(9 * MIB)))
+    synced(root / "grown", b"1" * 8192)
+    synced(root / "reserved", b"1")
+    with (root / "reserved").open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, MIB)
+        os.fsync(file)
+    os.sync()
+    large[5 * MIB : 5 * MIB + 3] = b"new"
+    put(root / "overwritten", 5 * MIB, b"new")
+    put(root / "grown", 8192, b"2" * 100)
+    put(root / "reserved", 500_000, b"within")
+    (root / "d" / "unsynced").write_bytes(b"new one")
+    (root / "hole").write_bytes(b"")
+    os.truncate(root / "hole", 3 * MIB)
+    expected["overwritten"] = bytes(large)
+    expected["grown"] = b"1" * 8192 + b"2" * 100
+    expected["reserved"] = (root / "reserved").read_bytes()
+    expected["unsynced"] = b"new one"
+    expected["hole"] = bytes(3 * MIB)
+    volume.abort()
+    outcomes, copies, unseen = volume.salvage()
+    assert copies == expected
+    assert set(outcomes.values()) == {"copied"}
+    assert "d/unsynced" in outcomes
+    assert unseen == 0
+
+
+def test_what_is_too_large_to_be_copied_is_named_only_where_it_differs(volume: Volume) -> None:
+    root = volume.root
+    synced(root / "one", RNG.randbytes(20 * MIB))
+    synced(root / "other", RNG.randbytes(20 * MIB))
+    os.sync()
+    put(root / "one", 7 * MIB, b"new")
+    (root / "small").write_bytes(b"new")
+    volume.abort()
+    outcomes, copies, _ = volume.salvage(max_bytes=MIB)
+    assert copies == {"small": b"new"}
+    assert outcomes.keys() == {"one", "small"}
+    assert outcomes["one"].startswith("failed: ")
+    outcomes, _, _ = volume.salvage(max_bytes=0, target=str(volume.image.with_suffix(".none")))
+    assert all(outcome.startswith("failed: ") for outcome in outcomes.values())
+    assert not volume.image.with_suffix(".none").exists()
+
+
+def test_what_lies_in_the_same_blocks_and_not_in_memory_is_not_read(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced(volume.root / "large", RNG.randbytes(64 * MIB))
+    os.sync()
+    with (volume.root / "large").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    put(volume.root / "large", 33 * MIB, b"new")
+    volume.abort()
+    pread, read = os.pread, []
+
+    def counted(fd: int, length: int, at: int) -> bytes:
+        read.append(length)
+        return pread(fd, length, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+    outcomes, _, _ = volume.salvage(max_bytes=0)
+    assert list(outcomes) == ["large"]
+    assert sum(read) < 8 * MIB
+
+
+def test_without_time_it_says_how_many_were_not_looked_at(volume: Volume) -> None:
+    for number in range(5):
+        synced(volume.root / f"file-{number}", b"1")
+    volume.abort()
+    outcomes, copies, unseen = volume.salvage(within_s=0.0)
+    assert (outcomes, copies, unseen) == ({}, {}, 5)
+    assert "5 files were not looked at" in repair_salvage.Salvaged(unseen=5).sentence(volume.image)

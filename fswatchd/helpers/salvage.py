@@ -1,12 +1,18 @@
-"""Helper process: find and copy files that a live filesystem shows and its clone lacks.
+"""Helper process: find and copy files that a live ext filesystem shows and its clone lacks.
 
-Reads a tenant's tree through a detached mount: names are used only relative to directories that
-are already open, symbolic links are never followed, other filesystems never entered. What it finds
-goes through a file that the daemon opens, one JSON value a line.
+What may differ changed lately, and stands in the clone's inodes, or in those that the live
+filesystem has in memory, which are read from its device: nothing else has to be read, however many
+files there are. Where timestamps are only in memory (`lazytime`, mount(8)), the tree is walked.
+
+Of a tenant's tree only regular files are opened, through a detached mount: by their inode, or by
+names relative to directories that are already open. Symbolic links are never followed, other
+filesystems never entered. What it finds goes through a file that the daemon opens, one JSON value
+a line.
 """
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import json
@@ -15,13 +21,13 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from fswatchd.helpers import wire
-from fswatchd.kernel import extents, pagecache
-from fswatchd.kernel.extfile import File, Files
+from fswatchd.kernel import extents, pagecache, syscalls
+from fswatchd.kernel.extfile import File, Files, Inode
 
 _CHUNK = 1 << 20
 _MAX_DEPTH = 200
@@ -33,77 +39,103 @@ _LONGEST_NAME = 80
 
 
 class Changed(NamedTuple):
-    """A regular file whose inode changed lately; `path` is below the mount."""
+    """A regular file that changed lately, opened by its `path` below the mount where it has one."""
 
     ctime: float
-    path: str
     inode: int
+    generation: int
+    path: str | None = None
+
+
+class Unsaved(NamedTuple):
+    """One of which the clone has not the same, and what it is called."""
+
     size: int
+    name: str
+    one: Changed
 
 
 def main(fd: int) -> None:
-    """Serve requests until the daemon closes the socket: `list`, then `copy` what was listed."""
+    """Serve requests until the daemon closes the socket: `held` or `walk`, then `copy`."""
     found: list[Changed] = []
+    answer: dict[str, Any]
     with socket.socket(fileno=fd) as sock:
         while True:
             request, fds = wire.receive(sock)
             if request is None:
                 return
             try:
-                if request["op"] == "list":
-                    found, answer = list_changed(fds[0], request["since"], request["limit"])
-                else:
-                    mount, clone, told = fds
-                    with open(told, "w", encoding="utf-8", errors="surrogateescape") as file:
-                        fds.remove(told)
-                        answer = copy_unsaved(mount, clone, found, file, request)
+                match request["op"]:
+                    case "held":
+                        found, answer = held(fds[0], request), {"unreadable": 0}
+                    case "walk":
+                        found, answer = walked(fds[0], request)
+                    case _:
+                        mount, clone, told = fds
+                        with open(told, "w", encoding="utf-8", closefd=False) as file:
+                            answer = copy_unsaved(mount, clone, found, file, request)
             except (OSError, ValueError) as error:
                 code, text = getattr(error, "errno", 0), getattr(error, "strerror", None)
-                answer = {"errno": code or 5, "message": text or str(error)}
+                answer = {"errno": code or errno.EIO, "message": text or str(error)}
             finally:
                 for each in fds:
                     os.close(each)
             wire.reply(sock, request, answer)
 
 
-def list_changed(mount: int, since: float, limit: int) -> tuple[list[Changed], dict[str, Any]]:
-    """The regular files whose inode changed at or after `since`, and what could not be seen.
+def held(device: int, request: dict[str, Any]) -> list[Changed]:
+    """The files that changed at or after `since`, by the inodes that are in memory of a device.
 
-    The newest first, `limit` of them at the most: those are what may not have reached the disk.
+    Here as in `walked`: so many as `limit` and one more at the most, those that changed last.
     """
-    newest: list[Changed] = []
-    unreadable, cut = 0, False
-    device = os.fstat(mount).st_dev
+    return _last(_of(Files(device).changed(request["since"], in_memory=True)), request)
+
+
+def walked(mount: int, request: dict[str, Any]) -> tuple[list[Changed], dict[str, int]]:
+    """The same by their names, and how many directories could not be read."""
+    answer = {"unreadable": 0}
+    return _last(_below(mount, request["since"], answer), request), answer
+
+
+def _last(found: Iterable[Changed], request: dict[str, Any]) -> list[Changed]:
+    return heapq.nlargest(request["limit"] + 1, found)
+
+
+def _of(groups: Iterable[list[Inode]]) -> Iterator[Changed]:
+    for group in groups:
+        for inode in group:
+            yield Changed(inode.ctime, inode.number, inode.generation)
+
+
+def _below(mount: int, since: float, answer: dict[str, int]) -> Iterator[Changed]:
+    for path, entry in _entries(mount, answer):
+        if entry.is_file(follow_symlinks=False):
+            status = entry.stat(follow_symlinks=False)
+            if status.st_ctime >= since:
+                yield Changed(status.st_ctime, status.st_ino, 0, path)
+
+
+def _entries(mount: int, answer: dict[str, int]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All below the mount with their paths; those that cannot be read are counted in `answer`."""
     pending: list[tuple[str, int]] = [("", 0)]
     while pending:
         path, depth = pending.pop()
         try:
             directory = _walk(mount, path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
-            unreadable += 1
+            answer["unreadable"] += 1
             continue
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
                     inside = f"{path}/{entry.name}" if path else entry.name
-                    if status.st_dev != device:
-                        continue
-                    if stat.S_ISDIR(status.st_mode) and depth < _MAX_DEPTH:
+                    if depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
                         pending.append((inside, depth + 1))
-                    elif stat.S_ISREG(status.st_mode) and status.st_ctime >= since:
-                        one = Changed(status.st_ctime, inside, status.st_ino, status.st_size)
-                        if len(newest) < limit:
-                            heapq.heappush(newest, one)
-                        else:
-                            heapq.heappushpop(newest, one)
-                            cut = True
+                    yield inside, entry
         except OSError:
-            unreadable += 1  # a damaged directory: what it still gave is in the list
+            answer["unreadable"] += 1  # damaged: what it still gave was good
         finally:
             os.close(directory)
-    newest.sort(reverse=True)
-    return newest, {"found": len(newest), "unreadable": unreadable, "cut": cut}
 
 
 def copy_unsaved(
@@ -111,46 +143,95 @@ def copy_unsaved(
 ) -> dict[str, Any]:
     """Copy each file whose content is not that of the clone's; `told` gets `[path, outcome]` each.
 
-    Copies go to the directory `target`, the smallest first, and have `max_bytes` together at the
-    most. Half of `within_s` is for comparing; how many files were not is in the answer.
+    It looks at what was `found`, and at what changed by the clone's own inodes. Copies go to the
+    directory `target`, the smallest first, and have `max_bytes` together at the most. Half of
+    `within_s` is for comparing; how many files were not is in the answer.
     """
     began, seen = time.monotonic(), 0
-    unsaved: list[Changed] = []
+    files = Files(clone)
+    live = {one.inode for one in found}
+    more = (one for one in _of(files.changed(request["since"])) if one.inode not in live)
+    chosen = _last(itertools.chain(found, more), request)
+    cut = len(chosen) > request["limit"]
+    chosen = chosen[: request["limit"]]
+    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    unsaved: list[Unsaved] = []
     outcomes: list[tuple[str, str]] = []
-    for one, known in _in_order(Files(clone), found):
-        if time.monotonic() - began > request["within_s"] / 2:
-            break
-        seen += 1
-        try:
-            if not _is_saved(mount, one, clone, known):
-                unsaved.append(one)
-        except (OSError, ValueError) as error:
-            outcomes.append((one.path, _failed(error)))
-    unsaved.sort(key=lambda one: one.size)
-    outcomes += _copies(mount, unsaved, request, began + request["within_s"])
+    try:
+        for one, known in _in_order(files, chosen):
+            if time.monotonic() - began > request["within_s"] / 2:
+                break
+            seen += 1
+            try:
+                unsaved += _differing(root, one, clone, known)
+            except (OSError, ValueError) as error:
+                outcomes.append((one.path or f"#{one.inode}", _failed(error)))
+        unsaved = sorted(_named(mount, unsaved, began + request["within_s"] * 3 / 4))
+        outcomes += _copies(root, unsaved, request, began + request["within_s"])
+    finally:
+        os.close(root)
     told.writelines(json.dumps(outcome) + "\n" for outcome in outcomes)
-    return {"unseen": len(found) - seen}
+    return {"seen": seen, "unseen": len(chosen) - seen, "cut": cut}
+
+
+def _differing(
+    root: int, one: Changed, clone: int, known: File | Exception | None
+) -> Iterator[Unsaved]:
+    """It, unless the clone has the same."""
+    try:
+        source = _open(root, one)
+    except OSError as error:
+        if error.errno in {errno.ESTALE, errno.ENOENT}:
+            return  # deleted by now, or not yet when the clone was written
+        raise
+    try:
+        if isinstance(known, Exception):
+            raise known
+        size = os.fstat(source).st_size
+        if known is None or known.size != size or not _is_same(source, clone, known):
+            # What was opened by its inode has a path as long as the kernel remembers one.
+            yield Unsaved(size, one.path or os.readlink(f"/proc/self/fd/{source}").strip("/"), one)
+    finally:
+        os.close(source)
+
+
+def _named(mount: int, unsaved: list[Unsaved], until: float) -> Iterator[Unsaved]:
+    """The same; what has no name gets its own, or that of its inode where none is found in time.
+
+    A remount makes the kernel forget names (`shrink_dcache_sb`). Directories tell inodes too, so
+    that none of those has to be read.
+    """
+    nameless = {each.one.inode: each for each in unsaved if not each.name}
+    yield from (each for each in unsaved if each.name)
+    if nameless:
+        for path, entry in _entries(mount, {"unreadable": 0}):
+            if found := nameless.pop(entry.inode(), None):
+                yield found._replace(name=path)
+            if not nameless or time.monotonic() > until:
+                break
+    for inode, each in nameless.items():
+        yield each._replace(name=f"#{inode}")
 
 
 def _copies(
-    mount: int, unsaved: list[Changed], request: dict[str, Any], until: float
+    root: int, unsaved: list[Unsaved], request: dict[str, Any], until: float
 ) -> Iterator[tuple[str, str]]:
     if not unsaved:
         return
     target, left = request["target"], request["max_bytes"]
     os.makedirs(target, mode=0o700, exist_ok=True)
-    for number, one in enumerate(unsaved):
+    for number, (size, name, one) in enumerate(unsaved):
         if time.monotonic() > until:
-            yield one.path, "failed: there was no time left"
-        elif one.size > left:
-            yield one.path, "failed: it is larger than what may still be copied"
+            yield name, "failed: there was no time left"
+        elif size > left:
+            yield name, "failed: it is larger than what may still be copied"
         else:
-            left -= one.size
+            left -= size
             try:
-                _copy_one(mount, one, os.path.join(target, f"{number:05d}-{_safe(one.path)}"))
-                yield one.path, "copied"
+                _copy_one(root, one, size, os.path.join(target, f"{number:05d}-{_safe(name)}"))
+                yield name, "copied"
             except (OSError, ValueError) as error:
-                yield one.path, _failed(error)
+                yield name, _failed(error)
     directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     os.fsync(directory)
     os.close(directory)
@@ -183,26 +264,19 @@ def _place(known: File | Exception | None) -> int:
     return known.extents[0].place or 0 if isinstance(known, File) and known.extents else 0
 
 
-def _is_saved(mount: int, one: Changed, clone: int, known: File | Exception | None) -> bool:
-    if isinstance(known, Exception):
-        raise known
-    if known is None or known.size != one.size:
-        return False
-    source = _open(mount, one)
-    try:
-        return _is_same(source, clone, known)
-    finally:
-        os.close(source)
-
-
-def _open(mount: int, one: Changed) -> int:
-    """The file, where it is still the one that was listed. Raises OSError, ValueError."""
-    source = _walk(mount, one.path, os.O_RDONLY | os.O_NONBLOCK)
+def _open(root: int, one: Changed) -> int:
+    """The file, where it is still the one that was found. Raises OSError, ValueError."""
+    flags = os.O_RDONLY | os.O_NONBLOCK
+    if one.path is None:
+        handle = Inode(one.inode, one.generation, one.ctime).handle
+        source = syscalls.open_by_handle(root, Inode.HANDLE, handle, flags)
+    else:
+        source = _walk(root, one.path, flags)
     status = os.fstat(source)
-    if status.st_ino == one.inode and stat.S_ISREG(status.st_mode) and status.st_size == one.size:
+    if status.st_ino == one.inode and stat.S_ISREG(status.st_mode):
         return source
     os.close(source)
-    raise ValueError("it was replaced or changed meanwhile")
+    raise ValueError("it was replaced meanwhile")
 
 
 def _is_same(source: int, clone: int, known: File) -> bool:
@@ -230,35 +304,22 @@ def _may_differ(source: int, known: File) -> Iterator[tuple[int, int]]:
         yield 0, known.size
         return
     yield from extents.not_shared(here, known.extents, known.size)
-    yield from _in_memory(source, 0, known.size)
-
-
-def _in_memory(source: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """The ranges of which pages are in memory, in pieces of `_CHUNK` bytes."""
-    pages = pagecache.pages(source, start, end - start)
-    if pages == 0:
-        return
-    if pages is None and end - start > _MOST_BLINDLY:
+    if known.size > _MOST_BLINDLY and pagecache.pages(source, 0, known.size) is None:
         raise ValueError("it is too large, and the kernel does not tell what of it is in memory")
-    if end - start <= _CHUNK:
-        yield start, end
-        return
-    middle = start + max((end - start) // 2 // _CHUNK, 1) * _CHUNK
-    yield from _in_memory(source, start, middle)
-    yield from _in_memory(source, middle, end)
+    yield from pagecache.ranges(source, 0, known.size, _CHUNK)
 
 
 def _safe(path: str) -> str:
     return _UNSAFE.sub("_", os.path.basename(path))[:_LONGEST_NAME]
 
 
-def _copy_one(mount: int, one: Changed, target: str) -> None:
+def _copy_one(root: int, one: Changed, size: int, target: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    source = _open(mount, one)
+    source = _open(root, one)
     try:
         copy = os.open(target, flags, 0o600)
         try:
-            _copy_content(source, copy, one.size)
+            _copy_content(source, copy, size)
         except (OSError, ValueError):
             os.unlink(target)
             raise

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from fswatchd.kernel import pagecache
 from fswatchd.kernel.extents import Extent
 
 _SUPERBLOCK = 1024
@@ -26,6 +27,11 @@ _MOST_DEPTH = 5  # EXT4_MAX_EXTENT_DEPTH
 _INITIALIZED = 32768  # EXT_INIT_MAX_LEN: what is longer was never written, and reads as zeros
 _DIRECT = 12  # EXT4_NDIR_BLOCKS, then one block each of one, two, and three levels
 _MOST_NODES = 1 << 14
+_INODE_UNINIT = 0x1  # EXT4_BG_INODE_UNINIT
+_GDT_CSUM, _METADATA_CSUM = 0x10, 0x400  # EXT4_FEATURE_RO_COMPAT_*: by which that is known
+# Of an inode: mode, ctime, links, generation; where it is long enough the extra size and bits.
+_SHORT, _LONG = "<H10xi10xH72xL", "24xH2xL"
+_READ_AT_ONCE, _HELD_AT_ONCE = 1 << 20, 1 << 12
 _NO_SENSE = "its blocks make no sense"
 _XATTR_MAGIC = 0xEA020000
 _XATTR = struct.Struct("<BBHLL4x")  # length of the name, its index, place, inode, size of the value
@@ -68,6 +74,22 @@ class File:
             yield self.extents[index]
 
 
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """A regular file's: `ctime` in seconds since 1970, `generation` as of its handle."""
+
+    number: int
+    generation: int
+    ctime: float
+
+    HANDLE = 1  # include/linux/exportfs.h: FILEID_INO32_GEN
+
+    @property
+    def handle(self) -> bytes:
+        """What open_by_handle_at(2) takes of that kind."""
+        return struct.pack("=II", self.number, self.generation)
+
+
 class Files:
     """The files of the filesystem in the image that is open as `image`, by their inode numbers.
 
@@ -88,6 +110,8 @@ class Files:
         self._block_size = 1024 << _u32(raw, 0x18)
         self._blocks = _u32(raw, 0x04) | (_u32(raw, 0x150) << 32 if wide else 0)
         self._inodes = _u32(raw, 0x00)
+        self._first = _u32(raw, 0x54) if _u32(raw, 0x4C) else 11  # EXT4_GOOD_OLD_FIRST_INO
+        self._tells_unused = bool(_u32(raw, 0x64) & (_GDT_CSUM | _METADATA_CSUM))
         self._per_group = _u32(raw, 0x28)
         self._inode_size = _u16(raw, 0x58) if _u32(raw, 0x4C) else 128
         self._descriptors = (_SUPERBLOCK // self._block_size + 1) * self._block_size
@@ -130,20 +154,55 @@ class Files:
         if last is not None:
             yield last
 
+    def changed(self, since: float, *, in_memory: bool = False) -> Iterator[list[Inode]]:
+        """Of each group of inodes the regular files with a name that changed at or after `since`.
+
+        Where the image is the device of a mounted filesystem, which is what that has in memory
+        then; with `in_memory` nothing else of it is read. Raises OSError.
+        """
+        for group in range(-(-self._inodes // self._per_group)):
+            table, used = self._table(group)
+            found: list[Inode] = []
+            for start, end in self._pieces(
+                table, table + used * self._inode_size, in_memory=in_memory
+            ):
+                raw = os.pread(self._image, end - start, start)
+                first = group * self._per_group + (start - table) // self._inode_size + 1
+                whole = raw[: len(raw) // self._inode_size * self._inode_size]
+                found += _regular(whole, self._inode_size, first, since)
+            yield [one for one in found if one.number >= self._first]
+
+    def _table(self, group: int) -> tuple[int, int]:
+        """Where the inodes of a group begin, and how many of them have ever been used."""
+        at = self._descriptors + group * self._descriptor_size
+        raw = os.pread(self._image, self._descriptor_size, at)
+        if len(raw) < self._descriptor_size:
+            return 0, 0
+        table, unused = _u32(raw, 8), _u16(raw, 0x1C)
+        if self._descriptor_size >= 64:
+            table |= _u32(raw, 0x28) << 32
+            unused |= _u16(raw, 0x32) << 16
+        if not self._tells_unused:
+            unused = 0
+        elif _u16(raw, 0x12) & _INODE_UNINIT:
+            unused = self._per_group
+        return table * self._block_size, max(self._per_group - unused, 0)
+
+    def _pieces(self, start: int, end: int, *, in_memory: bool) -> Iterator[tuple[int, int]]:
+        if in_memory:
+            yield from pagecache.ranges(self._image, start, end, _HELD_AT_ONCE)
+        else:
+            for at in range(start, end, _READ_AT_ONCE):
+                yield at, min(at + _READ_AT_ONCE, end)
+
     def _inode(self, number: int) -> bytes | None:
         if not 0 < number <= self._inodes:
             return None
         group, index = divmod(number - 1, self._per_group)
-        at = self._descriptors + group * self._descriptor_size
-        descriptor = os.pread(self._image, self._descriptor_size, at)
-        if len(descriptor) < self._descriptor_size:
+        table, used = self._table(group)
+        if index >= used:
             return None
-        table = _u32(descriptor, 8)
-        if self._descriptor_size >= 64:
-            table |= _u32(descriptor, 40) << 32
-        raw = os.pread(
-            self._image, self._inode_size, table * self._block_size + index * self._inode_size
-        )
+        raw = os.pread(self._image, self._inode_size, table + index * self._inode_size)
         return raw if len(raw) == self._inode_size else None
 
 
@@ -198,6 +257,20 @@ def _mapped(blocks: _Blocks, block: int, level: int, logical: int, end: int) -> 
     each = (blocks.size // 4) ** (level - 1)
     for number, child in enumerate(struct.unpack(f"<{blocks.size // 4}L", blocks.read(block))):
         yield from _mapped(blocks, child, level - 1, logical + number * each, end)
+
+
+def _regular(raw: bytes, size: int, first: int, since: float) -> Iterator[Inode]:
+    """Those of the inodes in `raw`, the first of which has the number `first`; see `changed`."""
+    long = size >= 136
+    rest = size - (136 if long else 104)
+    form = struct.Struct(f"{_SHORT}{_LONG if long else ''}{rest}x")
+    for number, (mode, ctime, links, generation, *more) in enumerate(form.iter_unpack(raw), first):
+        if mode >> 12 == _REGULAR and links:
+            # Two bits of the year, and nanoseconds.
+            extra = more[1] if more and more[0] >= 8 else 0
+            changed = ctime + ((extra & 3) << 32) + (extra >> 2) / 1e9
+            if changed >= since:
+                yield Inode(number, generation, changed)
 
 
 def _inline(inode: bytes, size: int) -> bytes:

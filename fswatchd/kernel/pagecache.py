@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import struct
+from collections.abc import Iterator
 
 from fswatchd.kernel import syscalls
 
@@ -32,3 +33,18 @@ def pages(fd: int, start: int, length: int) -> int | None:
             return None
         raise
     return int(_ANSWER.unpack_from(answer)[0])
+
+
+def ranges(fd: int, start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
+    """The ranges of which pages are in memory, in pieces of `step` bytes at the most.
+
+    All of them where the kernel cannot tell. Raises OSError.
+    """
+    if pages(fd, start, end - start) == 0:
+        return
+    if end - start <= step:
+        yield start, end
+        return
+    middle = start + max((end - start) // 2 // step, 1) * step
+    yield from ranges(fd, start, middle, step)
+    yield from ranges(fd, middle, end, step)

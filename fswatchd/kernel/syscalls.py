@@ -101,6 +101,21 @@ def openat2(dir_fd: int, path: str | bytes, flags: int, resolve: int) -> int:
     )
 
 
+def open_by_handle(mount_fd: int, kind: int, handle: bytes, flags: int) -> int:
+    """Open a file of the filesystem of `mount_fd` by what names it there (open_by_handle_at(2)).
+
+    `kind` and `handle` are the filesystem's own, see include/linux/exportfs.h. Raises OSError:
+    ESTALE where there is no such file.
+    """
+    buffer = struct.pack("=Ii", len(handle), kind) + handle
+    return check(
+        libc.open_by_handle_at(
+            ctypes.c_int(mount_fd), ctypes.c_char_p(buffer), ctypes.c_int(flags | os.O_CLOEXEC)
+        ),
+        "open_by_handle_at",
+    )
+
+
 def device_of(fd: int) -> tuple[int, int]:
     """(major, minor) of the filesystem that the O_PATH descriptor `fd` is on (statx(2)).
 

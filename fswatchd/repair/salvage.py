@@ -1,22 +1,24 @@
 """What the live mount still shows and the clone lacks: copy it out before the VE is stopped.
 
 After a journal abort the page cache still serves files that were written and never reached the
-disk. Files whose inode changed shortly before the fault are compared with the clone (which is read
-past the kernel, it is never mounted); what differs is copied beside the image.
+disk. Files that changed shortly before the fault are compared with the clone (which is read past
+the kernel, it is never mounted); what differs is copied beside the image.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fswatchd import process
+from fswatchd.devno import Devno
 from fswatchd.events import printable
 from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.inventory.model import Superblock
@@ -101,10 +103,22 @@ class Search:
         await self._stack.aclose()
 
     async def _list(self) -> dict[str, Any]:
-        since = self._context.incident.opened_ns / 1e9 - _BEFORE_FAULT_S
-        request = {"op": "list", "since": since, "limit": _MAX_FILES}
-        answer, _ = await self._helper.request(request, (self._mount,), timeout_s=_LIST_S)
+        walk = "lazytime" in self._superblock.options
+        request = {"op": "walk" if walk else "held", **self._bounds}
+        with ExitStack() as stack:
+            found_in = self._mount
+            if not walk:
+                device = stack.enter_context(open(f"/dev/{self._superblock.device}", "rb"))
+                if Devno.of(os.fstat(device.fileno()).st_rdev) != self._superblock.devno:
+                    raise OSError(f"/dev/{self._superblock.device} is another device by now")
+                found_in = device.fileno()
+            answer, _ = await self._helper.request(request, (found_in,), timeout_s=_LIST_S)
         return answer
+
+    @property
+    def _bounds(self) -> dict[str, Any]:
+        since = self._context.incident.opened_ns / 1e9 - _BEFORE_FAULT_S
+        return {"since": since, "limit": _MAX_FILES}
 
     async def copy(self, made: ImageFile, image: ImageFile, max_bytes: int) -> str:
         """Copy what the clone lacks; a sentence for the incident. What cannot be is only told."""
@@ -114,9 +128,8 @@ class Search:
                 raise OSError(self._problem)
             listed = await self._listing
             room = max(clone.room(image.directory, self._context.settings), 0)
-            found = Salvaged(unreadable=listed["unreadable"], cut=listed["cut"])
-            if listed["found"]:
-                await self._copy(found, made, target, min(max_bytes, room))
+            found = Salvaged(unreadable=listed["unreadable"])
+            await self._copy(found, made, target, min(max_bytes, room))
         except (OSError, HelperError) as error:
             return f"files that never reached the disk could not be looked for: {error}"
         return found.sentence(target)
@@ -124,19 +137,18 @@ class Search:
     async def _copy(self, found: Salvaged, made: ImageFile, target: Path, max_bytes: int) -> None:
         request = {
             "op": "copy",
+            **self._bounds,
             "target": str(target),
             "max_bytes": max_bytes,
             "within_s": _COPY_S,
         }
         with (
             open(made.path, "rb") as clone_file,
-            tempfile.TemporaryFile(
-                "w+", dir=target.parent, encoding="utf-8", errors="surrogateescape"
-            ) as told,
+            tempfile.TemporaryFile("w+", dir=target.parent, encoding="utf-8") as told,
         ):
             fds = (self._mount, clone_file.fileno(), told.fileno())
             answer, _ = await self._helper.request(request, fds, timeout_s=_COPY_S + _ANSWER_S)
-            found.unseen = answer["unseen"]
+            found.unseen, found.cut = answer["unseen"], answer["cut"]
             told.seek(0)
             for line in told:
                 path, outcome = json.loads(line)

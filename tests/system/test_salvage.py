@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fswatchd.helpers import salvage
-from fswatchd.kernel import fs, pagecache
+from fswatchd.kernel import fs, pagecache, syscalls
 from fswatchd.repair import salvage as repair_salvage
 from tests.system.conftest import make_host
 
@@ -44,22 +44,36 @@ class Volume:
         done = subprocess.run(["e2fsck", "-fy", self.clone], capture_output=True, check=False)
         assert done.returncode in {0, 1}, done.stdout
 
-    def salvage(self, **request: Any) -> tuple[dict[str, str], dict[str, bytes], int]:
-        """What became of which path, the copies by the names they had, and how many were unseen."""
+    def salvage(
+        self, *, walk: bool = False, **request: Any
+    ) -> tuple[dict[str, str], dict[str, bytes], dict[str, int]]:
+        """What became of which path, the copies by the names they had, and the helper's answer."""
         target, told = self.image.with_suffix(".salvaged"), self.image.with_suffix(".told")
-        asked = {"target": str(target), "max_bytes": 64 * MIB, "within_s": 60.0} | request
-        mount = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        asked = {"since": 0.0, "limit": 1000, "target": str(target), "max_bytes": 64 * MIB}
+        asked |= {"within_s": 60.0} | request
+        root = os.open(self.root, os.O_PATH | os.O_DIRECTORY)
+        mount = syscalls.open_tree_clone(root)
+        os.close(root)
         try:
-            found, listed = salvage.list_changed(mount, 0.0, 1000)
-            assert listed == {"found": len(found), "unreadable": 0, "cut": False}
             with self.clone.open("rb") as clone, told.open("w+") as file:
+                if walk:
+                    found, _ = salvage.walked(mount, asked)
+                else:
+                    with open(self.device, "rb") as device:
+                        found = salvage.held(device.fileno(), asked)
                 answer = salvage.copy_unsaved(mount, clone.fileno(), found, file, asked)
                 file.seek(0)
                 outcomes = dict(json.loads(line) for line in file)
         finally:
             os.close(mount)
         copies = {copy.name.split("-", 1)[1]: copy.read_bytes() for copy in target.glob("*")}
-        return outcomes, copies, answer["unseen"]
+        return outcomes, copies, answer
+
+    @property
+    def device(self) -> str:
+        """What is mounted."""
+        argv = ["findmnt", "-no", "SOURCE", str(self.root)]
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture
@@ -88,6 +102,13 @@ def put(path: Path, at: int, data: bytes) -> None:
         file.write(data)
 
 
+def changed_after(path: Path, other: Path) -> None:
+    """By the clock of the filesystem, which may be coarse."""
+    put(path, 0, b"2")
+    while path.stat().st_ctime <= other.stat().st_ctime:
+        put(path, 0, b"2")
+
+
 @pytest.fixture(params=["told by the kernel", "before Linux 6.5"])
 def _in_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "before Linux 6.5":
@@ -95,7 +116,8 @@ def _in_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("_in_memory")
-def test_what_is_only_in_memory_is_copied_and_nothing_else(volume: Volume) -> None:
+@pytest.mark.parametrize("way", ["by inodes", "by names"])
+def test_what_is_only_in_memory_is_copied_and_nothing_else(volume: Volume, way: str) -> None:
     root, expected = volume.root, {}
     (root / "d").mkdir()
     for number in range(20):
@@ -120,11 +142,11 @@ def test_what_is_only_in_memory_is_copied_and_nothing_else(volume: Volume) -> No
     expected["unsynced"] = b"new one"
     expected["hole"] = bytes(3 * MIB)
     volume.abort()
-    outcomes, copies, unseen = volume.salvage()
+    outcomes, copies, answer = volume.salvage(walk=way == "by names")
     assert copies == expected
     assert set(outcomes.values()) == {"copied"}
     assert "d/unsynced" in outcomes
-    assert unseen == 0
+    assert answer == {"seen": 25, "unseen": 0, "cut": False}
 
 
 def test_what_is_too_large_to_be_copied_is_named_only_where_it_differs(volume: Volume) -> None:
@@ -169,6 +191,39 @@ def test_without_time_it_says_how_many_were_not_looked_at(volume: Volume) -> Non
     for number in range(5):
         synced(volume.root / f"file-{number}", b"1")
     volume.abort()
-    outcomes, copies, unseen = volume.salvage(within_s=0.0)
-    assert (outcomes, copies, unseen) == ({}, {}, 5)
+    outcomes, copies, answer = volume.salvage(within_s=0.0)
+    assert (outcomes, copies) == ({}, {})
+    assert answer == {"seen": 0, "unseen": 5, "cut": False}
     assert "5 files were not looked at" in repair_salvage.Salvaged(unseen=5).sentence(volume.image)
+
+
+def test_of_more_than_it_looks_at_the_newest_are_looked_at(volume: Volume) -> None:
+    for number in range(6):
+        synced(volume.root / f"file-{number}", b"1")
+    os.sync()
+    changed_after(volume.root / "file-3", volume.root / "file-5")
+    volume.abort()
+    _, copies, answer = volume.salvage(limit=1)
+    assert copies == {"file-3": b"2"}
+    assert answer == {"seen": 1, "unseen": 0, "cut": True}
+
+
+def test_what_changed_before_is_not_looked_at(volume: Volume) -> None:
+    synced(volume.root / "old", b"1")
+    os.sync()
+    (volume.root / "new").write_bytes(b"1")
+    changed_after(volume.root / "new", volume.root / "old")
+    volume.abort()
+    outcomes, _, answer = volume.salvage(since=(volume.root / "new").stat().st_ctime)
+    assert list(outcomes) == ["new"]
+    assert answer["seen"] == 1
+
+
+def test_what_was_deleted_and_is_still_in_the_clone_is_nothing(volume: Volume) -> None:
+    synced(volume.root / "deleted", b"1" * 5000)
+    synced(volume.root / "kept", b"1")
+    os.sync()
+    (volume.root / "deleted").unlink()
+    volume.abort()
+    outcomes, copies, _ = volume.salvage()
+    assert (outcomes, copies) == ({}, {})

@@ -18,8 +18,8 @@ def copy_one(directory: Path, size: int) -> Path:
     source.write_bytes(CONTENT)
     mount = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        one = helper.Changed(0.0, "file", source.stat().st_ino, size)
-        helper._copy_one(mount, one, str(target))
+        one = helper.Changed(0.0, source.stat().st_ino, 0, "file")
+        helper._copy_one(mount, one, size, str(target))
     finally:
         os.close(mount)
     return target
@@ -34,7 +34,7 @@ def test_a_write_that_takes_only_a_part_is_gone_on_with(
 
 
 def test_a_file_that_is_longer_than_was_reckoned_is_not_copied(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="changed meanwhile"):
+    with pytest.raises(ValueError, match="grown meanwhile"):
         copy_one(tmp_path, len(CONTENT) - 1)
     assert not (tmp_path / "copy").exists()
 
@@ -44,9 +44,9 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None
     (tmp_path / "file").symlink_to("secret")
     mount = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        one = helper.Changed(0.0, "file", (tmp_path / "secret").stat().st_ino, len(CONTENT))
+        one = helper.Changed(0.0, (tmp_path / "secret").stat().st_ino, 0, "file")
         with pytest.raises(OSError, match="symbolic links"):
-            helper._copy_one(mount, one, str(tmp_path / "copy"))
+            helper._copy_one(mount, one, len(CONTENT), str(tmp_path / "copy"))
     finally:
         os.close(mount)
 

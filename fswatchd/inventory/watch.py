@@ -18,6 +18,7 @@ from contextlib import suppress
 from fswatchd.inventory.inventory import Changes, Inventory
 from fswatchd.inventory.model import NamespaceKey
 from fswatchd.kernel import fanotify, mounts
+from fswatchd.kernel.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _CHEAP_S = 0.02
 # this much at once; then they wait.
 _SHARE = 0.25
 _AT_ONCE_S = 1.5
+_MARK_S = 0.5
 
 
 class InventoryWatch:
@@ -58,6 +60,7 @@ class InventoryWatch:
         self._listeners: list[asyncio.Queue[Changes]] = []
         self.refreshes = 0
         self._problem = ""
+        self._patience = Patience()
 
     def start(self) -> None:
         """Open the watches; what the kernel lacks is covered by the timer."""
@@ -92,6 +95,7 @@ class InventoryWatch:
     async def run(self) -> None:
         """Refresh for ever."""
         burst: list[float] = []
+        await self._mark_directories()
         while True:
             timeout = burst.pop(0) if burst else _IDLE_S
             with suppress(TimeoutError):
@@ -139,7 +143,7 @@ class InventoryWatch:
         if forget:
             self._forgot = begin
         try:
-            self._mark_directories()
+            await self._mark_directories()
             changes = await self._inventory.refresh(forget=forget)
         except OSError as error:
             if str(error) != self._problem:
@@ -194,16 +198,26 @@ class InventoryWatch:
             self._directories = fanotify.init(fanotify.FAN_REPORT_DFID_NAME)
         except OSError:
             return
-        self._mark_directories()
         asyncio.get_running_loop().add_reader(self._directories, self._drain, self._directories)
 
-    def _mark_directories(self) -> None:
-        """At every look: a directory may have come, or come again, with a platform's first VE."""
-        if self._directories is None:
+    async def _mark_directories(self) -> None:
+        """At every look: a directory may have come, or come again, with a platform's first VE.
+
+        Beside the event loop: it may lie on a server that does not answer.
+        """
+        group = self._directories
+        if group is None:
             return
-        for path in self._inventory.watch_directories():
-            with suppress(OSError):
-                fanotify.mark_directory(self._directories, path)
+
+        paths = self._inventory.watch_directories()
+
+        def mark() -> None:
+            for path in paths:
+                with suppress(OSError):
+                    fanotify.mark_directory(group, path)
+
+        with suppress(TimeoutError):
+            await asyncio.to_thread(self._patience.ask, "directories", mark, _MARK_S)
 
     def _watch_mountinfo(self) -> None:
         # Only of our own namespace: an open mountinfo keeps a foreign one alive.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,7 +27,9 @@ class Kernel:
         monkeypatch.setattr(watch.mounts, "namespace_id", self._id)
         mark = cast("Any", lambda _group, fd: self.marked.append(fd))
         monkeypatch.setattr(watch.fanotify, "mark_mount_namespace", mark)
-        inventory = SimpleNamespace(refresh=self._refresh, platforms=[])
+        inventory = SimpleNamespace(
+            refresh=self._refresh, platforms=[], watch_directories=lambda: {"/var/lib/lxc"}
+        )
         self.watch = InventoryWatch(cast("Any", inventory))
         self.watch._mounts = 99
 
@@ -72,3 +76,27 @@ async def test_without_ids_one_that_was_away_is_marked_again(
     assert await kernel.look(n1=INODE) == []
     await kernel.look()
     assert await kernel.look(n2=INODE) == [2]
+
+
+async def test_a_directory_that_does_not_answer_keeps_nobody_from_looking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may lie on a server that is lost. It is asked again once it has answered."""
+    kernel, answers, asked = Kernel(monkeypatch), threading.Event(), []
+
+    def mark(_group: int, path: str) -> None:
+        asked.append(path)
+        answers.wait(60)
+
+    monkeypatch.setattr(watch, "_MARK_S", 0.05)
+    monkeypatch.setattr(watch.fanotify, "mark_directory", mark)
+    kernel.watch._directories = 98
+    try:
+        async with asyncio.timeout(30):
+            assert await kernel.look(n1=INODE) == [1]
+            assert await kernel.look(n1=INODE, n2=INODE) == [2]
+        assert asked == ["/var/lib/lxc"]
+    finally:
+        answers.set()
+    while len(asked) < 2:
+        await kernel.look(n1=INODE)

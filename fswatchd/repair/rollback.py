@@ -11,7 +11,7 @@ from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident, StepRecord, StepState
 from fswatchd.inventory.model import Ve, VeId
 from fswatchd.inventory.view import NodeView
-from fswatchd.repair import outsiders, owner, scope, storage, ve_control
+from fswatchd.repair import outsiders, owner, scope, storage, ve_control, verify
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
@@ -276,14 +276,12 @@ async def _start(context: ActionContext, ve: Ve, original: Volume, kept: str) ->
     if not ve_control.is_running(ve):
         await context.about_to_start(ve)
         story = await ve_control.start(ve, context.settings, original)
-    running = await ve_control.wait_running(context, ve, context.settings.start_timeout_s)
-    state = "runs again" if running else f"does not run ({story})"
-    text = (
-        f"the volume from before the repair is in place, {ve.ve_id} {state}; "
-        f"the repaired one is {kept}"
-    )
+    found = await verify.find_mounted(context, ve, original, context.settings.start_timeout_s)
+    runs = not isinstance(found, str)
+    state = f"{ve.ve_id} runs on it again" if runs else f"but {found} ({story or 'no command ran'})"
+    text = f"the volume from before the repair is in place, {state}; the repaired one is {kept}"
     return StepResult(
-        next=Next.CONTINUE if running else Next.OPERATOR,
+        next=Next.CONTINUE if runs else Next.OPERATOR,
         result="rolled back",
         detail=text,
         changed=True,

@@ -18,7 +18,17 @@ from fswatchd.errors import RefusedError
 from fswatchd.inventory.model import Volume as Declared
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
-from fswatchd.repair import clone, lvm, lvm_storage, resume, rollback, scope, storage, ve_control
+from fswatchd.repair import (
+    clone,
+    lvm,
+    lvm_storage,
+    resume,
+    rollback,
+    scope,
+    storage,
+    ve_control,
+    verify,
+)
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.scope import Target
@@ -534,10 +544,14 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         starts.append(found.uuid)
         return "exit code 0"
 
+    async def mounted(_context: object, ve: Any, *_: object) -> Any:
+        return (ve, None) if starts else f"{ve.ve_id} did not come up"
+
     monkeypatch.setattr(ve_control, "is_running", lambda _: False)
     monkeypatch.setattr(ve_control, "wait_released", released)
     monkeypatch.setattr(ve_control, "wait_running", running)
     monkeypatch.setattr(ve_control, "start", start)
+    monkeypatch.setattr(verify, "find_mounted", mounted)
     return starts
 
 

@@ -15,12 +15,14 @@ from fswatchd.errors import RefusedError
 from fswatchd.incidents import StepRecord, StepState
 from fswatchd.inventory.model import Backing, Ve, VeId, Volume
 from fswatchd.inventory.view import NodeView
-from fswatchd.repair import rollback, swap, ve_control
+from fswatchd.repair import rollback, swap, ve_control, verify
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
 from tests.unit.inventory.test_lookup import INSIDE, superblock
 from tests.unit.repair.test_outage import VE
+
+REALLY_MOUNTED = verify.find_mounted
 
 
 class Killed(BaseException):
@@ -125,8 +127,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ve_control, "is_running", lambda _: False)
     monkeypatch.setattr(ve_control, "wait_released", released)
+
+    async def mounted(_context: object, ve: Ve, *_: object) -> Any:
+        return (ve, None) if starts else f"{ve.ve_id} did not come up"
+
     monkeypatch.setattr(ve_control, "wait_running", running)
     monkeypatch.setattr(ve_control, "start", start)
+    monkeypatch.setattr(verify, "find_mounted", mounted)
     return starts
 
 
@@ -160,6 +167,31 @@ async def test_whenever_it_is_killed_the_original_is_in_place_afterwards(
     kept = f"ve101.raw.repaired-{context.incident.incident_id}"
     assert context.files() == {"ve101.raw": b"original", kept: b"repaired"}
     assert started == ["original"]
+
+
+@pytest.mark.parametrize("mounts", ["it", "another", "nothing"])
+async def test_a_ve_that_runs_on_something_else_is_told_to_a_person(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[str], mounts: str
+) -> None:
+    """That it runs is no proof that it runs on what was put back."""
+    context, other = Context(tmp_path), tmp_path / "other.raw"
+    other.write_bytes(b"other")
+    monkeypatch.setattr(verify, "find_mounted", REALLY_MOUNTED)
+    context.settings = replace(context.settings, start_timeout_s=0.05)
+    start = ve_control.start
+
+    async def then_runs(ve: Any, settings: Any, image: Any) -> str:
+        context.inventory.runs_on(
+            *{"it": (context.image,), "another": (other,), "nothing": ()}[mounts]
+        )
+        return await start(ve, settings, image)
+
+    monkeypatch.setattr(ve_control, "start", then_runs)
+    ended = await rollback.run(context)  # type: ignore[arg-type]
+    assert started == ["original"]
+    assert ended.result == "rolled back"
+    assert ended.next is (Next.CONTINUE if mounts == "it" else Next.OPERATOR)
+    assert ("has not mounted" in ended.detail) is (mounts != "it")
 
 
 async def test_disarmed_right_before_the_stop_nothing_is_stopped_or_exchanged(

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fswatchd import process
@@ -42,13 +42,15 @@ _UNQUOTABLE = re.compile(rb'["\x00-\x1f\x7f]')
 class NamesBack:
     """What became of the files without a name: inode → path and where it was found.
 
-    `size_bytes` is how much those hold that still have none.
+    `size_bytes` is how much those hold that still have none. `wrote` says that the clone may be
+    another one than before.
     """
 
     named: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     unnamed: tuple[int, ...] = ()
     size_bytes: int = 0
     problem: str = ""
+    wrote: bool = False
 
     def summary(self) -> str:
         """One line for people; empty where nothing had lost its name."""
@@ -74,20 +76,26 @@ async def restore(
     `fsck_output` says which directories were damaged; `open_files` maps inodes to paths from the
     root of the filesystem.
     """
+    search = _Search(clone)
     try:
         with tempfile.TemporaryDirectory(prefix="fswatchd-names-") as scratch:
-            return await _Search(clone, Path(scratch)).run(fsck_output, image, open_files)
+            found = await search.run(Path(scratch), fsck_output, image, open_files)
     except (OSError, ValueError) as error:
-        return NamesBack(problem=f"names were not looked for to the end: {error}")
+        found = NamesBack(problem=f"names were not looked for to the end: {error}")
+    return replace(found, wrote=search.wrote)
 
 
 class _Search:
-    def __init__(self, clone: str, scratch: Path) -> None:
+    def __init__(self, clone: str) -> None:
         self._clone = clone
-        self._scratch = scratch
+        self._scratch = Path()
+        self.wrote = False
         self._found: dict[int, tuple[bytes, bytes, str]] = {}  # inode → directory, name, source
 
-    async def run(self, fsck_output: str, image: str, open_files: Mapping[int, str]) -> NamesBack:
+    async def run(
+        self, scratch: Path, fsck_output: str, image: str, open_files: Mapping[int, str]
+    ) -> NamesBack:
+        self._scratch = scratch
         lost = await self._numbered()
         if not lost:
             return NamesBack()
@@ -227,6 +235,7 @@ class _Search:
         commands = self._scratch / "commands"
         commands.write_bytes(b"".join(line + b"\n" for line in lines))
         device = at or self._clone
+        self.wrote = self.wrote or write
         argv = ("debugfs", *(("-w",) if write else ()), "-f", str(commands), device)
         sandbox = Sandbox(device=device, readonly=not write, directory=str(self._scratch))
         try:

@@ -52,12 +52,15 @@ class Damaged:
     async def repair(self, open_files: dict[int, str] | None = None) -> names_back.NamesBack:
         repaired = await e2fsck.repair(str(self.clone), 60)
         assert repaired.fixed, repaired.output
+        await e2fsck.repair(str(self.clone), 60)
+        before = self.clone.read_bytes()
         names = await names_back.restore(
             str(self.clone),
             repaired.output,
             image=str(self.image),
             open_files=open_files or {},
         )
+        assert names.wrote is (self.clone.read_bytes() != before)
         await e2fsck.repair(str(self.clone), 60)
         assert (await e2fsck.check(str(self.clone), 60)).clean
         return names
@@ -110,6 +113,15 @@ async def test_from_what_is_open_and_what_nobody_knows_is_listed(work) -> None:
     assert len(names.unnamed) == FILES
     assert f"{FILES} stay in lost+found" in names.summary()
     assert damaged.content()["victim/file 03"] == "content 3"
+
+
+async def test_where_nobody_knows_a_name_nothing_is_written(work) -> None:
+    """So that the proof from before still holds, and the VE does not wait for another one."""
+    damaged = Damaged(work, "-O", "^has_journal")
+    damaged.harm()
+    names = await damaged.repair()
+    assert not names.wrote
+    assert len(names.unnamed) == FILES + 1
 
 
 def test_what_a_process_holds_open_is_known_without_asking_the_filesystem(work) -> None:

@@ -56,7 +56,7 @@ class Unsaved(NamedTuple):
 
 
 def main(fd: int) -> None:
-    """Serve requests until the daemon closes the socket: `held` or `walk`, then `copy`."""
+    """Serve requests until the daemon closes the socket: `held` or `walk`, `clone`, then `copy`."""
     found: list[Changed] = []
     answer: dict[str, Any]
     with socket.socket(fileno=fd) as sock:
@@ -70,6 +70,8 @@ def main(fd: int) -> None:
                         found, answer = held(fds[0], request), {"unreadable": 0}
                     case "walk":
                         found, answer = walked(fds[0], request)
+                    case "clone":
+                        found, answer = and_of_clone(found, fds[0], request), {}
                     case _:
                         mount, clone, told = fds
                         with open(told, "w", encoding="utf-8", closefd=False) as file:
@@ -95,6 +97,13 @@ def walked(mount: int, request: dict[str, Any]) -> tuple[list[Changed], dict[str
     """The same by their names, and how many directories could not be read."""
     answer = {"unreadable": 0}
     return _last(_below(mount, request["since"], answer), request), answer
+
+
+def and_of_clone(found: list[Changed], clone: int, request: dict[str, Any]) -> list[Changed]:
+    """What was `found`, and what else changed by the inodes of the clone."""
+    live = {one.inode for one in found}
+    more = (one for one in _of(Files(clone).changed(request["since"])) if one.inode not in live)
+    return _last(itertools.chain(found, more), request)
 
 
 def _last(found: Iterable[Changed], request: dict[str, Any]) -> list[Changed]:
@@ -143,22 +152,17 @@ def copy_unsaved(
 ) -> dict[str, Any]:
     """Copy each file whose content is not that of the clone's; `told` gets `[path, outcome]` each.
 
-    It looks at what was `found`, and at what changed by the clone's own inodes. Copies go to the
-    directory `target`, the smallest first, and have `max_bytes` together at the most. Half of
-    `within_s` is for comparing; how many files were not is in the answer.
+    Copies go to the directory `target`, the smallest first, and have `max_bytes` together at the
+    most. Half of `within_s` is for comparing; how many files were not is in the answer.
     """
     began, seen = time.monotonic(), 0
-    files = Files(clone)
-    live = {one.inode for one in found}
-    more = (one for one in _of(files.changed(request["since"])) if one.inode not in live)
-    chosen = _last(itertools.chain(found, more), request)
-    cut = len(chosen) > request["limit"]
-    chosen = chosen[: request["limit"]]
+    cut = len(found) > request["limit"]
+    chosen = found[: request["limit"]]
     root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
     unsaved: list[Unsaved] = []
     outcomes: list[tuple[str, str]] = []
     try:
-        for one, known in _in_order(files, chosen):
+        for one, known in _in_order(Files(clone), chosen):
             if time.monotonic() - began > request["within_s"] / 2:
                 break
             seen += 1

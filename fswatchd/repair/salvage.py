@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import tempfile
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -75,7 +75,7 @@ class Search:
         self._superblock = superblock
         self._helper = Helper("fswatchd.helpers.salvage")
         self._stack = AsyncExitStack()
-        self._listing: asyncio.Task[dict[str, Any]] | None = None
+        self._looks: list[asyncio.Task[dict[str, Any]]] = []
         self._mount = -1
         self._problem = ""
 
@@ -87,7 +87,7 @@ class Search:
         except (OSError, HelperError, process.ProcessError) as error:
             self._problem = str(error)
             return self
-        self._listing = asyncio.create_task(self._list())
+        self._looks.append(asyncio.create_task(self._look_at_what_lives()))
         return self
 
     async def __aexit__(
@@ -96,13 +96,12 @@ class Search:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._listing is not None:
-            self._listing.cancel()
-            with suppress(asyncio.CancelledError, OSError, HelperError):
-                await self._listing
+        for look in self._looks:
+            look.cancel()
+        await asyncio.gather(*self._looks, return_exceptions=True)
         await self._stack.aclose()
 
-    async def _list(self) -> dict[str, Any]:
+    async def _look_at_what_lives(self) -> dict[str, Any]:
         walk = "lazytime" in self._superblock.options
         request = {"op": "walk" if walk else "held", **self._bounds}
         with ExitStack() as stack:
@@ -115,6 +114,17 @@ class Search:
             answer, _ = await self._helper.request(request, (found_in,), timeout_s=_LIST_S)
         return answer
 
+    def look_at(self, path: str) -> None:
+        """At the clone too, as soon as its journal is replayed: a check reads the same inodes."""
+        if not self._problem:
+            self._looks.append(asyncio.create_task(self._look_at_clone(path)))
+
+    async def _look_at_clone(self, path: str) -> dict[str, Any]:
+        with open(path, "rb") as file:
+            request = {"op": "clone", **self._bounds}
+            answer, _ = await self._helper.request(request, (file.fileno(),), timeout_s=_LIST_S)
+        return answer
+
     @property
     def _bounds(self) -> dict[str, Any]:
         since = self._context.incident.opened_ns / 1e9 - _BEFORE_FAULT_S
@@ -124,11 +134,11 @@ class Search:
         """Copy what the clone lacks; a sentence for the incident. What cannot be is only told."""
         target = Path(f"{image.path}.salvaged-{self._context.incident.incident_id}")
         try:
-            if self._listing is None:
+            if self._problem:
                 raise OSError(self._problem)
-            listed = await self._listing
+            seen, *_ = [await look for look in self._looks]
             room = max(clone.room(image.directory, self._context.settings), 0)
-            found = Salvaged(unreadable=listed["unreadable"])
+            found = Salvaged(unreadable=seen["unreadable"])
             await self._copy(found, made, target, min(max_bytes, room))
         except (OSError, HelperError) as error:
             return f"files that never reached the disk could not be looked for: {error}"

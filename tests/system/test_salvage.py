@@ -61,6 +61,7 @@ class Volume:
                 else:
                     with open(self.device, "rb") as device:
                         found = salvage.held(device.fileno(), asked)
+                found = salvage.and_of_clone(found, clone.fileno(), asked)
                 answer = salvage.copy_unsaved(mount, clone.fileno(), found, file, asked)
                 file.seek(0)
                 outcomes = dict(json.loads(line) for line in file)

@@ -125,7 +125,11 @@ def _below(mount: int, since: float, answer: dict[str, int]) -> Iterator[Changed
 
 
 def _entries(mount: int, answer: dict[str, int]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All below the mount with their paths; those that cannot be read are counted in `answer`."""
+    """All below the mount with their paths, and not in other filesystems that are mounted there.
+
+    Directories that cannot be read are counted in `answer`.
+    """
+    device = os.stat(".", dir_fd=mount).st_dev
     pending: list[tuple[str, int]] = [("", 0)]
     while pending:
         path, depth = pending.pop()
@@ -135,6 +139,8 @@ def _entries(mount: int, answer: dict[str, int]) -> Iterator[tuple[str, os.DirEn
             answer["unreadable"] += 1
             continue
         try:
+            if os.fstat(directory).st_dev != device:
+                continue
             with os.scandir(directory) as entries:
                 for entry in entries:
                     inside = f"{path}/{entry.name}" if path else entry.name
@@ -224,7 +230,8 @@ def _copies(
         return
     target, left = request["target"], request["max_bytes"]
     os.makedirs(target, mode=0o700, exist_ok=True)
-    for number, (size, name, one) in enumerate(unsaved):
+    earlier = len(os.listdir(target))  # of a run that was cut off
+    for number, (size, name, one) in enumerate(unsaved, earlier):
         if time.monotonic() > until:
             yield name, "failed: there was no time left"
         elif size > left:
@@ -276,8 +283,8 @@ def _open(root: int, one: Changed) -> int:
         source = syscalls.open_by_handle(root, Inode.HANDLE, handle, flags)
     else:
         source = _walk(root, one.path, flags)
-    status = os.fstat(source)
-    if status.st_ino == one.inode and stat.S_ISREG(status.st_mode):
+    status, device = os.fstat(source), os.fstat(root).st_dev
+    if (status.st_dev, status.st_ino) == (device, one.inode) and stat.S_ISREG(status.st_mode):
         return source
     os.close(source)
     raise ValueError("it was replaced meanwhile")

@@ -116,7 +116,13 @@ class Files:
         self._inode_size = _u16(raw, 0x58) if _u32(raw, 0x4C) else 128
         self._descriptors = (_SUPERBLOCK // self._block_size + 1) * self._block_size
         self._descriptor_size = max(_u16(raw, 0xFE), 32) if wide else 32
-        if not self._per_group or not 128 <= self._inode_size <= self._block_size:
+        self._groups = -(-self._inodes // self._per_group) if self._per_group else 0
+        fits = (
+            self._blocks * self._block_size <= os.lseek(image, 0, os.SEEK_END)
+            and 0 < self._groups <= self._blocks
+            and 128 <= self._inode_size <= self._block_size
+        )
+        if not fits:
             raise ValueError("its superblock makes no sense")
 
     def file(self, inode: int) -> File | None:
@@ -160,7 +166,7 @@ class Files:
         Where the image is the device of a mounted filesystem, which is what that has in memory
         then; with `in_memory` nothing else of it is read. Raises OSError.
         """
-        for group in range(-(-self._inodes // self._per_group)):
+        for group in range(self._groups):
             table, used = self._table(group)
             found: list[Inode] = []
             for start, end in self._pieces(
@@ -186,6 +192,8 @@ class Files:
             unused = 0
         elif _u16(raw, 0x12) & _INODE_UNINIT:
             unused = self._per_group
+        if table >= self._blocks:
+            return 0, 0
         return table * self._block_size, max(self._per_group - unused, 0)
 
     def _pieces(self, start: int, end: int, *, in_memory: bool) -> Iterator[tuple[int, int]]:
@@ -217,10 +225,9 @@ class _Blocks:
 
     def read(self, number: int) -> bytes:
         self._left -= 1
-        raw = os.pread(self._image, self.size, number * self.size)
-        if self._left < 0 or number >= self._count or len(raw) < self.size:
+        if self._left < 0 or number >= self._count:
             raise ValueError(_NO_SENSE)
-        return raw
+        return os.pread(self._image, self.size, number * self.size)
 
 
 def _leaves(blocks: _Blocks, node: bytes, depth: int | None = None) -> Iterator[_Piece]:

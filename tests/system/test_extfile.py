@@ -162,3 +162,31 @@ def test_another_filesystem_is_none(work: Path) -> None:
     make_host(work)
     with (work / "host-xfs.img").open("rb") as file, pytest.raises(ValueError, match="no ext2"):
         Files(file.fileno())
+
+
+@pytest.mark.parametrize(
+    ("at", "what"),
+    [
+        (0x04, "blocks"),
+        (0x00, "inodes"),
+        (0x28, "inodes in a group"),
+        (0x58, "size of an inode"),
+        (0x18, "size of a block"),
+    ],
+)
+def test_a_superblock_that_makes_no_sense_is_refused(work: Path, at: int, what: str) -> None:
+    """Instead of looking for its groups until somebody has had enough."""
+    image = work / "fs.img"
+    make(image, KINDS["ext4"])
+    with image.open("r+b") as file:
+        sizes = [b"\xff\xff\xff\xff", b"\1\0\0\0", b"\0\0\0\0"]
+        refused = 0
+        for size in sizes:
+            os.pwrite(file.fileno(), size[: 2 if at == 0x58 else 4], 1024 + at)
+            try:
+                files = Files(file.fileno())
+            except ValueError:
+                refused += 1
+                continue
+            assert sum(len(group) for group in files.changed(0.0)) == 0
+        assert refused, what

@@ -228,3 +228,37 @@ def test_what_was_deleted_and_is_still_in_the_clone_is_nothing(volume: Volume) -
     volume.abort()
     outcomes, copies, _ = volume.salvage()
     assert (outcomes, copies) == ({}, {})
+
+
+def test_what_another_filesystem_has_is_not_looked_at(volume: Volume) -> None:
+    """Which a VE may have mounted there, and which may be copied with the mount."""
+    (volume.root / "own").write_bytes(b"1")
+    place = volume.root / "other"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "other", place], check=True)
+    root = os.open(volume.root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        (place / "secret").write_bytes(b"1")
+        found, answer = salvage.walked(root, {"since": 0.0, "limit": 10})
+        assert [one.path for one in found] == ["own"]
+        assert answer == {"unreadable": 0}
+        inode = (place / "secret").stat().st_ino
+        with pytest.raises(ValueError, match="replaced"):
+            salvage._open(root, salvage.Changed(0.0, inode, 0, "other/secret"))
+    finally:
+        os.close(root)
+        subprocess.run(["umount", place], check=True)
+
+
+def test_copies_of_a_run_that_was_cut_off_stay_as_they_are(volume: Volume) -> None:
+    (volume.root / "unsynced").write_bytes(b"2")
+    volume.abort()
+    target = volume.image.with_suffix(".salvaged")
+    target.mkdir()
+    (target / "00000-unsynced").write_bytes(b"1")
+    outcomes, _, _ = volume.salvage()
+    assert outcomes == {"unsynced": "copied"}
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+        "00000-unsynced": b"1",
+        "00001-unsynced": b"2",
+    }

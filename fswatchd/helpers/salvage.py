@@ -56,7 +56,7 @@ class Unsaved(NamedTuple):
 
 
 def main(fd: int) -> None:
-    """Serve requests until the daemon closes the socket: `held` or `walk`, `clone`, then `copy`."""
+    """Serve requests until the daemon closes the socket: `held` or `walk`, `clone`, `copy`."""
     found: list[Changed] = []
     answer: dict[str, Any]
     with socket.socket(fileno=fd) as sock:
@@ -67,7 +67,7 @@ def main(fd: int) -> None:
             try:
                 match request["op"]:
                     case "held":
-                        found, answer = held(fds[0], request), {"unreadable": 0}
+                        found, answer = held(fds[0], request), {}
                     case "walk":
                         found, answer = walked(fds[0], request)
                     case "clone":

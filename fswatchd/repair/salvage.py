@@ -11,13 +11,11 @@ import asyncio
 import json
 import os
 import tempfile
-from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.events import printable
 from fswatchd.helpers.client import Helper, HelperError
@@ -29,7 +27,7 @@ from fswatchd.steps import ActionContext
 # Longer than the kernel keeps dirty data (vm.dirty_expire_centisecs) and its journal (commit=).
 _BEFORE_FAULT_S = 60
 _MAX_FILES = 10_000
-_LIST_S = 120.0
+_LOOK_S = 120.0
 _COPY_S = 120.0
 _ANSWER_S = 30.0  # what one file may take beyond that
 _NAMES_TOLD = 20
@@ -65,29 +63,21 @@ class Salvaged:
 
 
 class Search:
-    """Looks through the live filesystem from `async with` on, while the clone is being repaired.
+    """Looks at what changed from `async with` on, while the clone is being repaired.
 
-    Leave it before the VE is stopped: it holds the filesystem.
+    The filesystem itself is held only for as long as `copy` runs: its VE may be stopped meanwhile,
+    by whom it belongs to.
     """
 
     def __init__(self, context: ActionContext, superblock: Superblock) -> None:
         self._context = context
         self._superblock = superblock
         self._helper = Helper("fswatchd.helpers.salvage")
-        self._stack = AsyncExitStack()
         self._looks: list[asyncio.Task[dict[str, Any]]] = []
-        self._mount = -1
-        self._problem = ""
 
     async def __aenter__(self) -> Search:
-        self._stack.push_async_callback(self._helper.close, kill=True)
-        try:
-            opened = self._context.inventory.opened(self._superblock)
-            self._mount = await self._stack.enter_async_context(opened)
-        except (OSError, HelperError, process.ProcessError) as error:
-            self._problem = str(error)
-            return self
-        self._looks.append(asyncio.create_task(self._look_at_what_lives()))
+        if not self._walks:
+            self._looks.append(asyncio.create_task(self._look_at_device()))
         return self
 
     async def __aexit__(
@@ -99,30 +89,31 @@ class Search:
         for look in self._looks:
             look.cancel()
         await asyncio.gather(*self._looks, return_exceptions=True)
-        await self._stack.aclose()
-
-    async def _look_at_what_lives(self) -> dict[str, Any]:
-        walk = "lazytime" in self._superblock.options
-        request = {"op": "walk" if walk else "held", **self._bounds}
-        with ExitStack() as stack:
-            found_in = self._mount
-            if not walk:
-                device = stack.enter_context(open(f"/dev/{self._superblock.device}", "rb"))
-                if Devno.of(os.fstat(device.fileno()).st_rdev) != self._superblock.devno:
-                    raise OSError(f"/dev/{self._superblock.device} is another device by now")
-                found_in = device.fileno()
-            answer, _ = await self._helper.request(request, (found_in,), timeout_s=_LIST_S)
-        return answer
+        await self._helper.close(kill=True)
 
     def look_at(self, path: str) -> None:
         """At the clone too, as soon as its journal is replayed: a check reads the same inodes."""
-        if not self._problem:
+        if not self._walks:
             self._looks.append(asyncio.create_task(self._look_at_clone(path)))
 
+    @property
+    def _walks(self) -> bool:
+        """Whether the inodes on the device may lack what has changed."""
+        return "lazytime" in self._superblock.options
+
+    async def _look_at_device(self) -> dict[str, Any]:
+        path = f"/dev/{self._superblock.device}"
+        with await asyncio.to_thread(open, path, "rb") as device:
+            if Devno.of(os.fstat(device.fileno()).st_rdev) != self._superblock.devno:
+                raise OSError(f"{path} is another device by now")
+            return await self._look("held", device.fileno())
+
     async def _look_at_clone(self, path: str) -> dict[str, Any]:
-        with open(path, "rb") as file:
-            request = {"op": "clone", **self._bounds}
-            answer, _ = await self._helper.request(request, (file.fileno(),), timeout_s=_LIST_S)
+        with await asyncio.to_thread(open, path, "rb") as file:
+            return await self._look("clone", file.fileno())
+
+    async def _look(self, op: str, fd: int) -> dict[str, Any]:
+        answer, _ = await self._helper.request({"op": op, **self._bounds}, (fd,), timeout_s=_LOOK_S)
         return answer
 
     @property
@@ -133,18 +124,23 @@ class Search:
     async def copy(self, made: ImageFile, image: ImageFile, max_bytes: int) -> str:
         """Copy what the clone lacks; a sentence for the incident. What cannot be is only told."""
         target = Path(f"{image.path}.salvaged-{self._context.incident.incident_id}")
+        found = Salvaged()
         try:
-            if self._problem:
-                raise OSError(self._problem)
-            seen, *_ = [await look for look in self._looks]
             room = max(clone.room(image.directory, self._context.settings), 0)
-            found = Salvaged(unreadable=seen["unreadable"])
-            await self._copy(found, made, target, min(max_bytes, room))
+            async with self._context.inventory.opened(self._superblock) as mount:
+                if self._walks:
+                    found.unreadable = (await self._look("walk", mount))["unreadable"]
+                    await self._look_at_clone(made.path)
+                for look in self._looks:
+                    await look
+                await self._copy(found, mount, made, target, min(max_bytes, room))
         except (OSError, HelperError) as error:
             return f"files that never reached the disk could not be looked for: {error}"
         return found.sentence(target)
 
-    async def _copy(self, found: Salvaged, made: ImageFile, target: Path, max_bytes: int) -> None:
+    async def _copy(
+        self, found: Salvaged, mount: int, made: ImageFile, target: Path, max_bytes: int
+    ) -> None:
         request = {
             "op": "copy",
             **self._bounds,
@@ -156,7 +152,7 @@ class Search:
             open(made.path, "rb") as clone_file,
             tempfile.TemporaryFile("w+", dir=target.parent, encoding="utf-8") as told,
         ):
-            fds = (self._mount, clone_file.fileno(), told.fileno())
+            fds = (mount, clone_file.fileno(), told.fileno())
             answer, _ = await self._helper.request(request, fds, timeout_s=_COPY_S + _ANSWER_S)
             found.unseen, found.cut = answer["unseen"], answer["cut"]
             told.seek(0)

@@ -6,16 +6,22 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.helpers import salvage
 from fswatchd.kernel import fs, pagecache, syscalls
 from fswatchd.repair import salvage as repair_salvage
+from fswatchd.repair.volume import ImageFile
+from fswatchd.steps import ActionSettings
 from tests.system.conftest import make_host
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -262,3 +268,63 @@ def test_copies_of_a_run_that_was_cut_off_stay_as_they_are(volume: Volume) -> No
         "00000-unsynced": b"1",
         "00001-unsynced": b"2",
     }
+
+
+class Context:
+    """Of an incident; `held` says whether a mount of the filesystem is open."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.incident = SimpleNamespace(incident_id="20261123-abcde", opened_ns=time.time_ns())
+        self.settings = ActionSettings(reserve_bytes=0, reserve_share=0.0)
+        self.inventory = self
+        self.held = False
+        self._root = volume.root
+
+    @asynccontextmanager
+    async def opened(self, _: object) -> AsyncIterator[int]:
+        self.held = True
+        mount = os.open(self._root, os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield mount
+        finally:
+            os.close(mount)
+            self.held = False
+
+
+@pytest.mark.parametrize("options", [(), ("lazytime",)])
+async def test_the_filesystem_is_held_only_while_it_is_read(
+    volume: Volume, options: tuple[str, ...]
+) -> None:
+    """Its VE may be stopped, and started again, while the clone is being repaired."""
+    synced(volume.root / "saved", b"1")
+    os.sync()
+    (volume.root / "unsynced").write_bytes(b"2")
+    device = os.stat(volume.device)
+    superblock: Any = SimpleNamespace(
+        device=os.path.basename(volume.device), devno=Devno.of(device.st_rdev), options=options
+    )
+    context: Any = Context(volume)
+    volume.abort()
+    made, image = ImageFile.at(str(volume.clone)), ImageFile.at(str(volume.image))
+    async with repair_salvage.Search(context, superblock) as search:
+        search.look_at(made.path)
+        assert not context.held
+        text = await search.copy(made, image, MIB)
+        assert not context.held
+    target = Path(f"{image.path}.salvaged-20261123-abcde")
+    assert text.startswith(f"1 files never reached the disk and were copied to {target}: ")
+    assert [path.read_bytes() for path in target.iterdir()] == [b"2"]
+
+
+async def test_a_device_that_is_another_one_by_now_is_not_read(volume: Volume) -> None:
+    (volume.root / "unsynced").write_bytes(b"2")
+    superblock: Any = SimpleNamespace(
+        device=os.path.basename(volume.device), devno=Devno(7, 4095), options=()
+    )
+    context: Any = Context(volume)
+    volume.abort()
+    made, image = ImageFile.at(str(volume.clone)), ImageFile.at(str(volume.image))
+    async with repair_salvage.Search(context, superblock) as search:
+        text = await search.copy(made, image, MIB)
+    assert "could not be looked for" in text
+    assert "is another device by now" in text

@@ -26,7 +26,7 @@ _INDEX = struct.Struct("<LLH2x")  # logical block, child (lower 32, upper 16 bit
 _MOST_DEPTH = 5  # EXT4_MAX_EXTENT_DEPTH
 _INITIALIZED = 32768  # EXT_INIT_MAX_LEN: what is longer was never written, and reads as zeros
 _DIRECT = 12  # EXT4_NDIR_BLOCKS, then one block each of one, two, and three levels
-_MOST_NODES = 1 << 14
+_MOST_NODES, _MOST_EXTENTS = 1 << 14, 1 << 17
 _INODE_UNINIT = 0x1  # EXT4_BG_INODE_UNINIT
 _GDT_CSUM, _METADATA_CSUM = 0x10, 0x400  # EXT4_FEATURE_RO_COMPAT_*: by which that is known
 # Of an inode: mode, ctime, links, generation; where it is long enough the extra size and bits.
@@ -146,6 +146,7 @@ class Files:
     def _extents(self, pieces: Iterable[_Piece]) -> Iterator[Extent]:
         """The pieces in bytes, with those as one that go on from each other."""
         last: Extent | None = None
+        count = 0
         for logical, length, block in pieces:
             start, end = logical * self._block_size, (logical + length) * self._block_size
             place = block * self._block_size
@@ -156,7 +157,9 @@ class Files:
                 continue
             if last is not None:
                 yield last
-            last = Extent(start, end, place)
+            last, count = Extent(start, end, place), count + 1
+            if count > _MOST_EXTENTS:
+                raise ValueError("it lies in too many pieces")
         if last is not None:
             yield last
 

@@ -95,7 +95,8 @@ class InventoryWatch:
     async def run(self) -> None:
         """Refresh for ever."""
         burst: list[float] = []
-        await self._mark_directories()
+        # The first look of the daemon was before anything was marked.
+        self._wake.set()
         while True:
             timeout = burst.pop(0) if burst else _IDLE_S
             with suppress(TimeoutError):
@@ -208,7 +209,6 @@ class InventoryWatch:
         group = self._directories
         if group is None:
             return
-
         paths = self._inventory.watch_directories()
 
         def mark() -> None:

@@ -1,50 +1,33 @@
-"""Helper process: find and copy files that a live ext filesystem shows and its clone lacks.
+"""Helper process: copy files that a live ext filesystem shows and its clone lacks.
 
-What may differ changed lately, and stands in the clone's inodes, or in those that the live
-filesystem has in memory, which are read from its device: nothing else has to be read, however many
-files there are. Where timestamps are only in memory (`lazytime`, mount(8)), the tree is walked.
-
-Of a tenant's tree only regular files are opened, through a detached mount: by their inode, or by
-names relative to directories that are already open. Symbolic links are never followed, other
-filesystems never entered. What it finds goes through a file that the daemon opens, one JSON value
-a line.
+Which ones may differ, and how a tenant's files are opened, is `changed`'s. What becomes of them
+goes through a file that the daemon opens, one JSON value a line.
 """
 
 from __future__ import annotations
 
 import errno
-import heapq
 import itertools
 import json
 import os
 import re
 import socket
-import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
-from fswatchd.helpers import wire
-from fswatchd.kernel import extents, pagecache, syscalls
-from fswatchd.kernel.extfile import File, Files, Inode
+from fswatchd.helpers import changed, wire
+from fswatchd.helpers.changed import Changed
+from fswatchd.kernel import extents, pagecache
+from fswatchd.kernel.extfile import File, Files
 
 _CHUNK = 1 << 20
-_MAX_DEPTH = 200
 # The newest are looked at first; of so many at a time the ones that lie together on the disk.
 _AT_ONCE = 2000
 _MOST_BLINDLY = 1 << 30
 _UNSAFE = re.compile(r"[^\w.+-]", re.ASCII)
 _LONGEST_NAME = 80
-
-
-class Changed(NamedTuple):
-    """A regular file that changed lately, opened by its `path` below the mount where it has one."""
-
-    ctime: float
-    inode: int
-    generation: int
-    path: str | None = None
 
 
 class Unsaved(NamedTuple):
@@ -67,11 +50,11 @@ def main(fd: int) -> None:
             try:
                 match request["op"]:
                     case "held":
-                        found, answer = held(fds[0], request), {}
+                        found, answer = changed.held(fds[0], request), {}
                     case "walk":
-                        found, answer = walked(fds[0], request)
+                        found, answer = changed.walked(fds[0], request)
                     case "clone":
-                        found, answer = and_of_clone(found, fds[0], request), {}
+                        found, answer = changed.and_of_clone(found, fds[0], request), {}
                     case _:
                         mount, clone, told = fds
                         with open(told, "w", encoding="utf-8", closefd=False) as file:
@@ -83,74 +66,6 @@ def main(fd: int) -> None:
                 for each in fds:
                     os.close(each)
             wire.reply(sock, request, answer)
-
-
-def held(device: int, request: dict[str, Any]) -> list[Changed]:
-    """The files that changed at or after `since`, by the inodes that are in memory of a device.
-
-    Here as in `walked`: so many as `limit` and one more at the most, those that changed last.
-    """
-    return _last(_of(Files(device).changed(request["since"], in_memory=True)), request)
-
-
-def walked(mount: int, request: dict[str, Any]) -> tuple[list[Changed], dict[str, int]]:
-    """The same by their names, and how many directories could not be read."""
-    answer = {"unreadable": 0}
-    return _last(_below(mount, request["since"], answer), request), answer
-
-
-def and_of_clone(found: list[Changed], clone: int, request: dict[str, Any]) -> list[Changed]:
-    """What was `found`, and what else changed by the inodes of the clone."""
-    live = {one.inode for one in found}
-    more = (one for one in _of(Files(clone).changed(request["since"])) if one.inode not in live)
-    return _last(itertools.chain(found, more), request)
-
-
-def _last(found: Iterable[Changed], request: dict[str, Any]) -> list[Changed]:
-    return heapq.nlargest(request["limit"] + 1, found)
-
-
-def _of(groups: Iterable[list[Inode]]) -> Iterator[Changed]:
-    for group in groups:
-        for inode in group:
-            yield Changed(inode.ctime, inode.number, inode.generation)
-
-
-def _below(mount: int, since: float, answer: dict[str, int]) -> Iterator[Changed]:
-    for path, entry in _entries(mount, answer):
-        if entry.is_file(follow_symlinks=False):
-            status = entry.stat(follow_symlinks=False)
-            if status.st_ctime >= since:
-                yield Changed(status.st_ctime, status.st_ino, 0, path)
-
-
-def _entries(mount: int, answer: dict[str, int]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """All below the mount with their paths, and not in other filesystems that are mounted there.
-
-    Directories that cannot be read are counted in `answer`.
-    """
-    device = os.stat(".", dir_fd=mount).st_dev
-    pending: list[tuple[str, int]] = [("", 0)]
-    while pending:
-        path, depth = pending.pop()
-        try:
-            directory = _walk(mount, path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            answer["unreadable"] += 1
-            continue
-        try:
-            if os.fstat(directory).st_dev != device:
-                continue
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    inside = f"{path}/{entry.name}" if path else entry.name
-                    if depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
-                        pending.append((inside, depth + 1))
-                    yield inside, entry
-        except OSError:
-            answer["unreadable"] += 1  # damaged: what it still gave was good
-        finally:
-            os.close(directory)
 
 
 def copy_unsaved(
@@ -189,7 +104,7 @@ def _differing(
 ) -> Iterator[Unsaved]:
     """It, unless the clone has the same."""
     try:
-        source = _open(root, one)
+        source = changed.open_file(root, one)
     except OSError as error:
         if error.errno in {errno.ESTALE, errno.ENOENT}:
             return  # deleted by now, or not yet when the clone was written
@@ -214,7 +129,7 @@ def _named(mount: int, unsaved: list[Unsaved], until: float) -> Iterator[Unsaved
     nameless = {each.one.inode: each for each in unsaved if not each.name}
     yield from (each for each in unsaved if each.name)
     if nameless:
-        for path, entry in _entries(mount, {"unreadable": 0}):
+        for path, entry in changed.entries(mount, {"unreadable": 0}):
             if found := nameless.pop(entry.inode(), None):
                 yield found._replace(name=path)
             if not nameless or time.monotonic() > until:
@@ -275,21 +190,6 @@ def _place(known: File | Exception | None) -> int:
     return known.extents[0].place or 0 if isinstance(known, File) and known.extents else 0
 
 
-def _open(root: int, one: Changed) -> int:
-    """The file, where it is still the one that was found. Raises OSError, ValueError."""
-    flags = os.O_RDONLY | os.O_NONBLOCK
-    if one.path is None:
-        handle = Inode(one.inode, one.generation, one.ctime).handle
-        source = syscalls.open_by_handle(root, Inode.HANDLE, handle, flags)
-    else:
-        source = _walk(root, one.path, flags)
-    status, device = os.fstat(source), os.fstat(root).st_dev
-    if (status.st_dev, status.st_ino) == (device, one.inode) and stat.S_ISREG(status.st_mode):
-        return source
-    os.close(source)
-    raise ValueError("it was replaced meanwhile")
-
-
 def _is_same(source: int, clone: int, known: File) -> bool:
     """Whether an open file has the content that the clone's has, which is as long.
 
@@ -326,7 +226,7 @@ def _safe(path: str) -> str:
 
 def _copy_one(root: int, one: Changed, size: int, target: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    source = _open(root, one)
+    source = changed.open_file(root, one)
     try:
         copy = os.open(target, flags, 0o600)
         try:
@@ -354,17 +254,3 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _walk(mount: int, path: str, last_flags: int) -> int:
-    parts = path.split("/") if path else ["."]
-    current = os.dup(mount)
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        flags = last_flags if last else os.O_PATH | os.O_DIRECTORY
-        try:
-            following = os.open(part, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-        finally:
-            os.close(current)
-        current = following
-    return current

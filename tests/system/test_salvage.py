@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fswatchd.devno import Devno
-from fswatchd.helpers import salvage
+from fswatchd.helpers import changed, salvage
 from fswatchd.kernel import fs, pagecache, syscalls
 from fswatchd.repair import salvage as repair_salvage
 from fswatchd.repair.volume import ImageFile
@@ -63,11 +63,11 @@ class Volume:
         try:
             with self.clone.open("rb") as clone, told.open("w+") as file:
                 if walk:
-                    found, _ = salvage.walked(mount, asked)
+                    found, _ = changed.walked(mount, asked)
                 else:
                     with open(self.device, "rb") as device:
-                        found = salvage.held(device.fileno(), asked)
-                found = salvage.and_of_clone(found, clone.fileno(), asked)
+                        found = changed.held(device.fileno(), asked)
+                found = changed.and_of_clone(found, clone.fileno(), asked)
                 answer = salvage.copy_unsaved(mount, clone.fileno(), found, file, asked)
                 file.seek(0)
                 outcomes = dict(json.loads(line) for line in file)
@@ -245,12 +245,12 @@ def test_what_another_filesystem_has_is_not_looked_at(volume: Volume) -> None:
     root = os.open(volume.root, os.O_PATH | os.O_DIRECTORY)
     try:
         (place / "secret").write_bytes(b"1")
-        found, answer = salvage.walked(root, {"since": 0.0, "limit": 10})
+        found, answer = changed.walked(root, {"since": 0.0, "limit": 10})
         assert [one.path for one in found] == ["own"]
         assert answer == {"unreadable": 0}
         inode = (place / "secret").stat().st_ino
         with pytest.raises(ValueError, match="replaced"):
-            salvage._open(root, salvage.Changed(0.0, inode, 0, "other/secret"))
+            changed.open_file(root, changed.Changed(0.0, inode, 0, "other/secret"))
     finally:
         os.close(root)
         subprocess.run(["umount", place], check=True)

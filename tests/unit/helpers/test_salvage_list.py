@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fswatchd.helpers import salvage
+from fswatchd.helpers import changed, salvage
 
 
 def listed(root: Path, limit: int, since: float = 0.0) -> tuple[list[str | None], dict[str, Any]]:
     mount = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        found, answer = salvage.walked(mount, {"since": since, "limit": limit})
+        found, answer = changed.walked(mount, {"since": since, "limit": limit})
     finally:
         os.close(mount)
     return [one.path for one in found], answer
@@ -52,9 +52,9 @@ def test_names_are_found_by_inodes_as_far_as_there_are_any(tmp_path: Path) -> No
     (tmp_path / "b" / "link").symlink_to("other")
     inode = (tmp_path / "b/other").stat().st_ino
     unsaved = [
-        salvage.Unsaved(1, "known", salvage.Changed(0.0, 1, 0)),
-        salvage.Unsaved(2, "", salvage.Changed(0.0, inode, 0)),
-        salvage.Unsaved(3, "", salvage.Changed(0.0, 1 << 40, 0)),
+        salvage.Unsaved(1, "known", changed.Changed(0.0, 1, 0)),
+        salvage.Unsaved(2, "", changed.Changed(0.0, inode, 0)),
+        salvage.Unsaved(3, "", changed.Changed(0.0, 1 << 40, 0)),
     ]
     mount = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fswatchd.helpers import changed
 from fswatchd.helpers import salvage as helper
 from fswatchd.repair.salvage import Salvaged
 
@@ -18,7 +19,7 @@ def copy_one(directory: Path, size: int) -> Path:
     source.write_bytes(CONTENT)
     mount = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        one = helper.Changed(0.0, source.stat().st_ino, 0, "file")
+        one = changed.Changed(0.0, source.stat().st_ino, 0, "file")
         helper._copy_one(mount, one, size, str(target))
     finally:
         os.close(mount)
@@ -44,7 +45,7 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None
     (tmp_path / "file").symlink_to("secret")
     mount = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        one = helper.Changed(0.0, (tmp_path / "secret").stat().st_ino, 0, "file")
+        one = changed.Changed(0.0, (tmp_path / "secret").stat().st_ino, 0, "file")
         with pytest.raises(OSError, match="symbolic links"):
             helper._copy_one(mount, one, len(CONTENT), str(tmp_path / "copy"))
     finally:

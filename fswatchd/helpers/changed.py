@@ -5,12 +5,12 @@ from its device: nothing else has to be read, however many files there are. Wher
 only in memory (`lazytime`, mount(8)), the tree is walked.
 
 Of a tenant's tree only regular files are opened, through a detached mount: by their inode, or by
-names relative to directories that are already open. Symbolic links are never followed, other
-filesystems never entered.
+their names. Symbolic links are never followed, other filesystems never entered.
 """
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import os
@@ -18,10 +18,12 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from fswatchd.kernel import syscalls
+from fswatchd.devno import Devno
+from fswatchd.kernel import openfiles, syscalls
 from fswatchd.kernel.extfile import Files, Inode
 
 _MAX_DEPTH = 200
+_EVER = float("-inf")
 
 
 class Changed(NamedTuple):
@@ -34,24 +36,51 @@ class Changed(NamedTuple):
 
 
 def held(device: int, request: dict[str, Any]) -> list[Changed]:
-    """The files that changed at or after `since`, by the inodes that are in memory of a device.
+    """The files that changed last, by the inodes that are in memory of a device.
 
-    Here as in `walked`: so many as `limit` and one more at the most, those that changed last.
+    Here as in `walked`: so many as `limit` and one more at the most, the newest first.
     """
-    return _last(_of(Files(device).changed(request["since"], in_memory=True)), request)
+    return _last(_of(Files(device).changed(_EVER, in_memory=True)), request)
 
 
-def walked(mount: int, request: dict[str, Any]) -> tuple[list[Changed], dict[str, int]]:
+def walked(mount: int, request: dict[str, Any]) -> tuple[list[Changed], int]:
     """The same by their names, and how many directories could not be read."""
-    answer = {"unreadable": 0}
-    return _last(_below(mount, request["since"], answer), request), answer
+    problems: list[str] = []
+    return _last(_below(mount, problems), request), len(problems)
 
 
-def and_of_clone(found: list[Changed], clone: int, request: dict[str, Any]) -> list[Changed]:
-    """What was `found`, and what else changed by the inodes of the clone."""
+def in_all(
+    found: list[Changed], device: int, clone: int, request: dict[str, Any]
+) -> tuple[list[Changed], bool]:
+    """What may differ: what tasks of the VE use, and what changed lately, `limit` of these.
+
+    Lately is `before_s` before `until`, or before the last change of all, whichever is earlier: it
+    may be long ago that writes were stopped. The second value says that there were more.
+    """
+    last = max((one.ctime for one in found), default=request["until"])
+    since = min(request["until"], last) - request["before_s"]
     live = {one.inode for one in found}
-    more = (one for one in _of(Files(clone).changed(request["since"])) if one.inode not in live)
-    return _last(itertools.chain(found, more), request)
+    more = (one for one in _of(Files(clone).changed(since)) if one.inode not in live)
+    lately = [one for one in _last(itertools.chain(found, more), request) if one.ctime >= since]
+    cut = len(lately) > request["limit"]
+    chosen = {one.inode: one for one in lately[: request["limit"]]}
+    for one in _used(device, request):
+        chosen.setdefault(one.inode, one)
+    return list(chosen.values()), cut
+
+
+def _used(device: int, request: dict[str, Any]) -> Iterator[Changed]:
+    """The files that tasks in the VE's mount namespaces have open or mapped, in some order.
+
+    What is stored through a mapping once the kernel has stopped writes is in memory only, and no
+    inode tells of it.
+    """
+    devno, namespaces = Devno(*request["devno"]), set(request["namespaces"])
+    inodes = {one.inode for one in openfiles.held(devno, namespaces) if one.inode}
+    files = Files(device)
+    for number in sorted(inodes | openfiles.mapped(devno, namespaces))[: request["limit"]]:
+        if inode := files.inode(number):
+            yield Changed(inode.ctime, inode.number, inode.generation)
 
 
 def _last(found: Iterable[Changed], request: dict[str, Any]) -> list[Changed]:
@@ -64,67 +93,68 @@ def _of(groups: Iterable[list[Inode]]) -> Iterator[Changed]:
             yield Changed(inode.ctime, inode.number, inode.generation)
 
 
-def _below(mount: int, since: float, answer: dict[str, int]) -> Iterator[Changed]:
-    for path, entry in entries(mount, answer):
-        if entry.is_file(follow_symlinks=False):
-            status = entry.stat(follow_symlinks=False)
-            if status.st_ctime >= since:
+def _below(mount: int, problems: list[str]) -> Iterator[Changed]:
+    for path, entry in entries(mount, problems):
+        try:
+            if entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
                 yield Changed(status.st_ctime, status.st_ino, 0, path)
+        except OSError:
+            problems.append(path)  # often why there is anything to repair
 
 
-def entries(mount: int, answer: dict[str, int]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def entries(mount: int, problems: list[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """All below the mount with their paths, and not in other filesystems that are mounted there.
 
-    Directories that cannot be read are counted in `answer`.
+    Directories that cannot be read are added to `problems`.
     """
-    device = os.stat(".", dir_fd=mount).st_dev
-    pending: list[tuple[str, int]] = [("", 0)]
+    pending: list[tuple[str, int]] = [(".", 0)]
     while pending:
         path, depth = pending.pop()
         try:
-            directory = _walk(mount, path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            answer["unreadable"] += 1
+            directory = _open_path(mount, path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                problems.append(path)
             continue
         try:
-            if os.fstat(directory).st_dev != device:
-                continue
             with os.scandir(directory) as found:
                 for entry in found:
-                    inside = f"{path}/{entry.name}" if path else entry.name
-                    if depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
-                        pending.append((inside, depth + 1))
+                    inside = f"{path}/{entry.name}" if path != "." else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        if depth < _MAX_DEPTH:
+                            pending.append((inside, depth + 1))
+                        else:
+                            problems.append(inside)
                     yield inside, entry
         except OSError:
-            answer["unreadable"] += 1  # damaged: what it still gave was good
+            problems.append(path)  # damaged: what it still gave was good
         finally:
             os.close(directory)
 
 
 def open_file(root: int, one: Changed) -> int:
-    """The file, where it is still the one that was found. Raises OSError, ValueError."""
-    flags = os.O_RDONLY | os.O_NONBLOCK
+    """The file, where it is still the one that was found. Raises OSError, ValueError.
+
+    What it is is asked before it is really opened: another kind of file may do something then.
+    """
     if one.path is None:
         handle = Inode(one.inode, one.generation, one.ctime).handle
-        source = syscalls.open_by_handle(root, Inode.HANDLE, handle, flags)
+        place = syscalls.open_by_handle(root, Inode.HANDLE, handle, os.O_PATH)
     else:
-        source = _walk(root, one.path, flags)
-    status, device = os.fstat(source), os.fstat(root).st_dev
-    if (status.st_dev, status.st_ino) == (device, one.inode) and stat.S_ISREG(status.st_mode):
-        return source
-    os.close(source)
-    raise ValueError("it was replaced meanwhile")
+        place = _open_path(root, one.path, os.O_PATH)
+    try:
+        status = os.fstat(place)
+        if status.st_ino != one.inode or not stat.S_ISREG(status.st_mode):
+            raise ValueError("it was replaced meanwhile")
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(place)
 
 
-def _walk(mount: int, path: str, last_flags: int) -> int:
-    parts = path.split("/") if path else ["."]
-    current = os.dup(mount)
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        flags = last_flags if last else os.O_PATH | os.O_DIRECTORY
-        try:
-            following = os.open(part, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-        finally:
-            os.close(current)
-        current = following
-    return current
+def _open_path(mount: int, path: str, flags: int) -> int:
+    """Open what is below a mount, through no link and no other mount: EXDEV, before either acts."""
+    if path == ".":
+        return os.open(path, flags | os.O_CLOEXEC, dir_fd=mount)
+    never = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+    return syscalls.openat2(mount, path, flags | os.O_CLOEXEC, never)

@@ -1,7 +1,8 @@
 """Helper process: copy files that a live ext filesystem shows and its clone lacks.
 
 Which ones may differ, and how a tenant's files are opened, is `changed`'s. What becomes of them
-goes through a file that the daemon opens, one JSON value a line.
+goes through a file that the daemon opens, one JSON value a line as soon as it is known: whatever
+this process may hang at, what was done is told.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fswatchd.helpers import changed, wire
 from fswatchd.helpers.changed import Changed
@@ -28,6 +29,7 @@ _AT_ONCE = 2000
 _MOST_BLINDLY = 1 << 30
 _UNSAFE = re.compile(r"[^\w.+-]", re.ASCII)
 _LONGEST_NAME = 80
+_NO_TIME = "there was no time left for it"
 
 
 class Unsaved(NamedTuple):
@@ -38,10 +40,24 @@ class Unsaved(NamedTuple):
     one: Changed
 
 
+class Told:
+    """What becomes of files: `copied`, `lost: why`, or `unknown: why` if it was not compared."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def add(self, name: str, outcome: str) -> None:
+        """Write it down."""
+        _write_all(self._fd, json.dumps([name, outcome]).encode() + b"\n")
+
+
 def main(fd: int) -> None:
-    """Serve requests until the daemon closes the socket: `held` or `walk`, `clone`, `copy`."""
+    """Serve requests until the daemon closes the socket: `held` or `walk`, then `copy`."""
     found: list[Changed] = []
     answer: dict[str, Any]
+    # Unlike the daemon this one may go when memory runs out.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write("500")
     with socket.socket(fileno=fd) as sock:
         while True:
             request, fds = wire.receive(sock)
@@ -52,13 +68,13 @@ def main(fd: int) -> None:
                     case "held":
                         found, answer = changed.held(fds[0], request), {}
                     case "walk":
-                        found, answer = changed.walked(fds[0], request)
-                    case "clone":
-                        found, answer = changed.and_of_clone(found, fds[0], request), {}
+                        found, unreadable = changed.walked(fds[0], request)
+                        answer = {"unreadable": unreadable}
                     case _:
-                        mount, clone, told = fds
-                        with open(told, "w", encoding="utf-8", closefd=False) as file:
-                            answer = copy_unsaved(mount, clone, found, file, request)
+                        mount, device, clone, told = fds
+                        chosen, cut = changed.in_all(found, device, clone, request)
+                        unseen = copy_unsaved(mount, clone, chosen, Told(told), request)
+                        answer = {"unseen": unseen, "cut": cut}
             except (OSError, ValueError) as error:
                 code, text = getattr(error, "errno", 0), getattr(error, "strerror", None)
                 answer = {"errno": code or errno.EIO, "message": text or str(error)}
@@ -69,38 +85,55 @@ def main(fd: int) -> None:
 
 
 def copy_unsaved(
-    mount: int, clone: int, found: list[Changed], told: IO[str], request: dict[str, Any]
-) -> dict[str, Any]:
-    """Copy each file whose content is not that of the clone's; `told` gets `[path, outcome]` each.
+    mount: int, clone: int, chosen: list[Changed], told: Told, request: dict[str, Any]
+) -> int:
+    """Copy each file whose content is not that of the clone's; returns how many were not compared.
 
     Copies go to the directory `target`, the smallest first, and have `max_bytes` together at the
-    most. Half of `within_s` is for comparing; how many files were not is in the answer.
+    most. Half of `within_s` is for comparing, the rest for names and copies.
     """
     began, seen = time.monotonic(), 0
-    cut = len(found) > request["limit"]
-    chosen = found[: request["limit"]]
-    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
     unsaved: list[Unsaved] = []
-    outcomes: list[tuple[str, str]] = []
+    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
     try:
-        for one, known in _in_order(Files(clone), chosen):
-            if time.monotonic() - began > request["within_s"] / 2:
+        files, until = Files(clone), began + request["within_s"] / 2
+        for one in _in_order(files, chosen, until):
+            if time.monotonic() > until:
                 break
             seen += 1
             try:
-                unsaved += _differing(root, one, clone, known)
+                unsaved += _differing(root, one, clone, files, until)
             except (OSError, ValueError) as error:
-                outcomes.append((one.path or f"#{one.inode}", _failed(error)))
-        unsaved = sorted(_named(mount, unsaved, began + request["within_s"] * 3 / 4))
-        outcomes += _copies(root, unsaved, request, began + request["within_s"])
+                told.add(one.path or f"#{one.inode}", f"unknown: {_why(error)}")
+        named = sorted(_named(mount, unsaved, began + request["within_s"] * 3 / 4))
+        _copy_all(root, named, told, request, began + request["within_s"])
     finally:
         os.close(root)
-    told.writelines(json.dumps(outcome) + "\n" for outcome in outcomes)
-    return {"seen": seen, "unseen": len(chosen) - seen, "cut": cut}
+    return len(chosen) - seen
+
+
+def _in_order(files: Files, chosen: list[Changed], until: float) -> Iterator[Changed]:
+    """A few at a time, those that lie together on the disk one after the other."""
+    waiting = iter(chosen)
+    while batch := list(itertools.islice(waiting, _AT_ONCE)):
+        places = {}
+        for one in batch:
+            if time.monotonic() > until:
+                break
+            places[one.inode] = _place(files, one)
+        yield from sorted(batch, key=lambda one: places.get(one.inode, 0))
+
+
+def _place(files: Files, one: Changed) -> int:
+    try:
+        known = files.file(one.inode)
+    except (OSError, ValueError):
+        return 0
+    return known.extents[0].place or 0 if known and known.extents else 0
 
 
 def _differing(
-    root: int, one: Changed, clone: int, known: File | Exception | None
+    root: int, one: Changed, clone: int, files: Files, until: float
 ) -> Iterator[Unsaved]:
     """It, unless the clone has the same."""
     try:
@@ -110,12 +143,16 @@ def _differing(
             return  # deleted by now, or not yet when the clone was written
         raise
     try:
-        if isinstance(known, Exception):
-            raise known
-        size = os.fstat(source).st_size
-        if known is None or known.size != size or not _is_same(source, clone, known):
+        status, known = os.fstat(source), files.file(one.inode)
+        if not status.st_nlink:
+            return  # it lives only as long as who has it open
+        if known is not None and one.path is None and known.generation != one.generation:
+            known = None  # another file, which had the number before
+        size = status.st_size
+        if known is None or known.size != size or not _is_same(source, clone, known, until):
             # What was opened by its inode has a path as long as the kernel remembers one.
-            yield Unsaved(size, one.path or os.readlink(f"/proc/self/fd/{source}").strip("/"), one)
+            name = one.path or os.readlink(f"/proc/self/fd/{source}").strip("/")
+            yield Unsaved(size, name, one)
     finally:
         os.close(source)
 
@@ -129,7 +166,7 @@ def _named(mount: int, unsaved: list[Unsaved], until: float) -> Iterator[Unsaved
     nameless = {each.one.inode: each for each in unsaved if not each.name}
     yield from (each for each in unsaved if each.name)
     if nameless:
-        for path, entry in changed.entries(mount, {"unreadable": 0}):
+        for path, entry in changed.entries(mount, []):
             if found := nameless.pop(entry.inode(), None):
                 yield found._replace(name=path)
             if not nameless or time.monotonic() > until:
@@ -138,65 +175,43 @@ def _named(mount: int, unsaved: list[Unsaved], until: float) -> Iterator[Unsaved
         yield each._replace(name=f"#{inode}")
 
 
-def _copies(
-    root: int, unsaved: list[Unsaved], request: dict[str, Any], until: float
-) -> Iterator[tuple[str, str]]:
+def _copy_all(
+    root: int, unsaved: list[Unsaved], told: Told, request: dict[str, Any], until: float
+) -> None:
     if not unsaved:
         return
     target, left = request["target"], request["max_bytes"]
     os.makedirs(target, mode=0o700, exist_ok=True)
-    earlier = len(os.listdir(target))  # of a run that was cut off
-    for number, (size, name, one) in enumerate(unsaved, earlier):
-        if time.monotonic() > until:
-            yield name, "failed: there was no time left"
-        elif size > left:
-            yield name, "failed: it is larger than what may still be copied"
+    # A run that was cut off may have left some.
+    earlier = [int(name[:5]) for name in os.listdir(target) if name[:5].isdecimal()]
+    for number, (size, name, one) in enumerate(unsaved, max(earlier, default=-1) + 1):
+        if size > left:
+            told.add(name, f"lost: its {size} bytes are more than may still be copied")
+            continue
+        left -= size
+        try:
+            copy_one(root, one, size, f"{target}/{number:05d}-{safe(name)}", until)
+        except (OSError, ValueError) as error:
+            told.add(name, f"lost: {_why(error)}")
         else:
-            left -= size
-            try:
-                _copy_one(root, one, size, os.path.join(target, f"{number:05d}-{_safe(name)}"))
-                yield name, "copied"
-            except (OSError, ValueError) as error:
-                yield name, _failed(error)
-    directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fsync(directory)
-    os.close(directory)
+            told.add(name, "copied")
     with suppress(OSError):
         os.rmdir(target)  # nothing could be copied
 
 
-def _failed(error: OSError | ValueError) -> str:
-    return f"failed: {getattr(error, 'strerror', None) or error}"
+def _why(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
-def _in_order(
-    files: Files, found: list[Changed]
-) -> Iterator[tuple[Changed, File | Exception | None]]:
-    """Each with its file in the clone, None where there is none, or why it cannot be read there."""
-    waiting = iter(found)
-    while batch := list(itertools.islice(waiting, _AT_ONCE)):
-        known = [(one, _known(files, one.inode)) for one in batch]
-        yield from sorted(known, key=lambda pair: _place(pair[1]))
-
-
-def _known(files: Files, inode: int) -> File | Exception | None:
-    try:
-        return files.file(inode)
-    except (OSError, ValueError) as error:
-        return error
-
-
-def _place(known: File | Exception | None) -> int:
-    return known.extents[0].place or 0 if isinstance(known, File) and known.extents else 0
-
-
-def _is_same(source: int, clone: int, known: File) -> bool:
+def _is_same(source: int, clone: int, known: File, until: float) -> bool:
     """Whether an open file has the content that the clone's has, which is as long.
 
     What lies in the same blocks, and of which nothing is in memory, is read from what both have.
     """
     for start, end in _may_differ(source, known):
         for at in range(start, end, _CHUNK):
+            if time.monotonic() > until:
+                raise ValueError(_NO_TIME)
             length = min(_CHUNK, end - at)
             if os.pread(source, length, at) != known.read(clone, at, length):
                 return False
@@ -220,19 +235,24 @@ def _may_differ(source: int, known: File) -> Iterator[tuple[int, int]]:
     yield from pagecache.ranges(source, 0, known.size, _CHUNK)
 
 
-def _safe(path: str) -> str:
+def safe(path: str) -> str:
+    """The last part of a path that a tenant has chosen, as a name that hurts nobody."""
     return _UNSAFE.sub("_", os.path.basename(path))[:_LONGEST_NAME]
 
 
-def _copy_one(root: int, one: Changed, size: int, target: str) -> None:
+def copy_one(root: int, one: Changed, size: int, target: str, until: float) -> None:
+    """Copy a file, which has its name only once it is whole. Raises OSError, ValueError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    directory, name = os.path.split(target)
+    part = f"{directory}/.{name}"
     source = changed.open_file(root, one)
     try:
-        copy = os.open(target, flags, 0o600)
+        copy = os.open(part, flags, 0o600)
         try:
-            _copy_content(source, copy, size)
+            _copy_content(source, copy, size, until)
+            os.rename(part, target)
         except (OSError, ValueError):
-            os.unlink(target)
+            os.unlink(part)
             raise
         finally:
             os.close(copy)
@@ -240,12 +260,14 @@ def _copy_one(root: int, one: Changed, size: int, target: str) -> None:
         os.close(source)
 
 
-def _copy_content(source: int, copy: int, size: int) -> None:
+def _copy_content(source: int, copy: int, size: int, until: float) -> None:
     left = size
     while chunk := os.read(source, _CHUNK):
         left -= len(chunk)
         if left < 0:
             raise ValueError("it has grown meanwhile")
+        if time.monotonic() > until:
+            raise ValueError(_NO_TIME)
         _write_all(copy, chunk)
     os.fsync(copy)
 

@@ -42,9 +42,13 @@ _Piece = tuple[int, int, int]  # logical block, blocks, the first one's place
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """`extents` in order, their places bytes of the image; `inline` is the content without them."""
+    """`extents` in order, their places bytes of the image; `inline` is the content without them.
+
+    `generation` tells it from another file that had the same inode number before.
+    """
 
     size: int
+    generation: int
     extents: tuple[Extent, ...] = ()
     inline: bytes | None = None
 
@@ -126,22 +130,30 @@ class Files:
             raise ValueError("its superblock makes no sense")
 
     def file(self, inode: int) -> File | None:
-        """The regular file with that number, None where there is none.
+        """The regular file with that number and a name, None where there is none.
 
         Raises ValueError for what is encrypted, or makes no sense; OSError.
         """
         raw = self._inode(inode)
-        if raw is None or _u16(raw, 0) >> 12 != _REGULAR:
-            return None
-        flags, size = _u32(raw, 32), _u32(raw, 4) | _u32(raw, 108) << 32
+        if raw is None or _u16(raw, 0) >> 12 != _REGULAR or not _u16(raw, 26):
+            return None  # what a check frees keeps its size and its blocks
+        flags, generation = _u32(raw, 32), _u32(raw, 100)
+        size = _u32(raw, 4) | _u32(raw, 108) << 32
         if flags & _ENCRYPTED:
             raise ValueError("it is encrypted")
         if flags & _INLINE_DATA:
-            return File(size, inline=_inline(raw, size))
+            return File(size, generation, inline=_inline(raw, size))
         blocks = _Blocks(self._image, self._block_size, self._blocks)
         root = raw[40:100]
         pieces = _leaves(blocks, root) if flags & _EXTENTS else _map(blocks, root, size)
-        return File(size, tuple(self._extents(pieces)))
+        return File(size, generation, tuple(self._extents(pieces)))
+
+    def inode(self, number: int) -> Inode | None:
+        """The regular file with that number, also where it has no name. Raises OSError."""
+        raw = self._inode(number)
+        if raw is None or _u16(raw, 0) >> 12 != _REGULAR:
+            return None
+        return Inode(number, _u32(raw, 100), float(_u32(raw, 12)))
 
     def _extents(self, pieces: Iterable[_Piece]) -> Iterator[Extent]:
         """The pieces in bytes, with those as one that go on from each other."""

@@ -58,6 +58,24 @@ def held(devno: Devno, namespaces: Collection[int]) -> Iterator[OpenFile]:
                 yield from _of(pid, devno)
 
 
+def mapped(devno: Devno, namespaces: Collection[int]) -> set[int]:
+    """Inodes of the files that processes in these mount namespaces may write to through memory.
+
+    Those that are mapped shared and writable (proc_pid_maps(5)). Waits for a process that is busy
+    with its mappings.
+    """
+    found: set[int] = set()
+    for pid in proc.pids():
+        if proc.mount_namespace_inode(pid) in namespaces:
+            with suppress(OSError, ValueError), open(f"/proc/{pid}/maps", "rb") as maps:
+                for line in maps:
+                    _, access, _, device, inode, *_ = line.split(maxsplit=5)
+                    major, minor = (int(part, 16) for part in device.split(b":"))
+                    if b"w" in access and b"s" in access and Devno(major, minor) == devno:
+                        found.add(int(inode))
+    return found
+
+
 def holds(pid: int, mount_ids: Collection[int], points: Collection[str]) -> Iterator[Hold]:
     """By what a process keeps these mounts busy (`proc_id`), mounted there in its namespace.
 

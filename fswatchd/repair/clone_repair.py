@@ -76,7 +76,6 @@ class CloneRepair:
         self._open_files: dict[int, str] = {}
         self._shown: Cure | None = None
         self._kept_active: int | None = None
-        self._search: salvage.Search | None = None
         self._timeout_s = context.settings.tool_timeout_s
 
     async def __aenter__(self) -> CloneRepair:
@@ -249,11 +248,7 @@ class CloneRepair:
             self._context.note(_NOT_SALVAGED)
             return
         async with salvage.Search(self._context, scope.mounted(target)) as search:
-            self._search = search
-            try:
-                await self._prepare_clone(target)
-            finally:
-                self._search = None
+            await self._prepare_clone(target)
             self._context.progress(None, "looking for files that never reached the disk")
             made, image = self._require_clone(), scope.require_image(target)
             if not isinstance(made, ImageFile):
@@ -393,7 +388,6 @@ class CloneRepair:
                 image=self._image_path,
                 open_files=self._open_files,
                 shown=self._shown,
-                on_replayed=self._search.look_at if self._search is not None else None,
             )
         self._findings = done.summary()
         self._needs_nothing = done.repaired.clean

@@ -115,12 +115,10 @@ async def cure_clone(
     image: str,
     open_files: Mapping[int, str],
     shown: Cure | None,
-    on_replayed: Callable[[str], None] | None = None,
 ) -> Cure:
     """Replay, repair and prove the clone that is to be swapped in; `shown` is what a preview did.
 
-    `on_replayed` is told of its path as soon as its journal is replayed. Raises StepEnded where
-    what comes of it says nothing about the clone.
+    Raises StepEnded where that says nothing about the clone.
     """
     timeout_s = context.settings.tool_timeout_s
     context.progress(None, "replaying the journal of the clone")
@@ -128,8 +126,6 @@ async def cure_clone(
     unreadable = f"the journal cannot be replayed: {replayed.what}"
     if not replayed.usable and not (replayed.last_resort and tools.last_resort):
         raise refuse("cannot check", unreadable, Next.OPERATOR)
-    if on_replayed is not None:
-        on_replayed(path)
     expected = f" (about {show_duration(shown.seconds)} in all)" if shown else ""
     done = await cure_at_last(
         tools,

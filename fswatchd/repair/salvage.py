@@ -11,10 +11,12 @@ import asyncio
 import json
 import os
 import tempfile
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import BinaryIO
 
 from fswatchd.devno import Devno
 from fswatchd.events import printable
@@ -24,9 +26,12 @@ from fswatchd.repair import clone
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionContext
 
-# Longer than the kernel keeps dirty data (vm.dirty_expire_centisecs) and its journal (commit=).
-_BEFORE_FAULT_S = 60
+# Longer than the kernel keeps dirty data and its journal (vm.dirty_*_centisecs, commit=) usually.
+_BEFORE_FAULT_S = 60.0
+_DIRTY = ("dirty_expire_centisecs", "dirty_writeback_centisecs")
+_MARGIN_S = 5.0
 _MAX_FILES = 10_000
+_MAX_NAMESPACES = 1000  # of a VE with containers of its own; a request has room for no more
 _LOOK_S = 120.0
 _COPY_S = 120.0
 _ANSWER_S = 30.0  # what one file may take beyond that
@@ -35,13 +40,25 @@ _NAMES_TOLD = 20
 
 @dataclass(slots=True)
 class Salvaged:
-    """What was found: paths in the VE, and what could not be looked at."""
+    """What was found: paths in the VE, some of them with the reason, and what was not looked at."""
 
     copied: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     unreadable: int = 0
     unseen: int = 0
     cut: bool = False
+
+    def add(self, path: str, outcome: str) -> None:
+        """What has become of one; see `helpers.salvage`."""
+        kind, _, why = outcome.partition(": ")
+        match kind:
+            case "copied":
+                self.copied.append(path)
+            case "lost":
+                self.lost.append(f"{path} ({why})")
+            case _:
+                self.unknown.append(f"{path} ({why})")
 
     def sentence(self, target: Path) -> str:
         """For the incident's story."""
@@ -53,17 +70,19 @@ class Salvaged:
             )
         if self.lost:
             parts.append(f"{len(self.lost)} files could not be saved: {_names(self.lost)}")
+        if self.unknown:
+            parts.append(f"{len(self.unknown)} files could not be compared: {_names(self.unknown)}")
         if self.cut:
             parts.append(f"more than {_MAX_FILES} files had changed; not all were looked at")
         if self.unseen:
             parts.append(f"{self.unseen} files were not looked at within {_COPY_S:.0f} s")
         if self.unreadable:
             parts.append(f"{self.unreadable} directories could not be read")
-        return "; ".join(parts) or "nothing was written that had not reached the disk"
+        return "; ".join(parts) or "no file was found whose content had not reached the disk"
 
 
 class Search:
-    """Looks at what changed from `async with` on, while the clone is being repaired.
+    """Looks at what the kernel has in memory from `async with` on, before it forgets any of it.
 
     The filesystem itself is held only for as long as `copy` runs: its VE may be stopped meanwhile,
     by whom it belongs to.
@@ -73,11 +92,12 @@ class Search:
         self._context = context
         self._superblock = superblock
         self._helper = Helper("fswatchd.helpers.salvage")
-        self._looks: list[asyncio.Task[dict[str, Any]]] = []
+        self._look: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Search:
-        if not self._walks:
-            self._looks.append(asyncio.create_task(self._look_at_device()))
+        # With lazytime the inodes on the device may lack what has changed.
+        if "lazytime" not in self._superblock.options:
+            self._look = asyncio.create_task(self._look_at_device())
         return self
 
     async def __aexit__(
@@ -86,79 +106,84 @@ class Search:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for look in self._looks:
-            look.cancel()
-        await asyncio.gather(*self._looks, return_exceptions=True)
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.gather(self._look, return_exceptions=True)
         await self._helper.close(kill=True)
 
-    def look_at(self, path: str) -> None:
-        """At the clone too, as soon as its journal is replayed: a check reads the same inodes."""
-        if not self._walks:
-            self._looks.append(asyncio.create_task(self._look_at_clone(path)))
+    async def _look_at_device(self) -> None:
+        with await asyncio.to_thread(self._open_device) as device:
+            request = {"op": "held", "limit": _MAX_FILES}
+            await self._helper.request(request, (device.fileno(),), timeout_s=_LOOK_S)
 
-    @property
-    def _walks(self) -> bool:
-        """Whether the inodes on the device may lack what has changed."""
-        return "lazytime" in self._superblock.options
-
-    async def _look_at_device(self) -> dict[str, Any]:
+    def _open_device(self) -> BinaryIO:
         path = f"/dev/{self._superblock.device}"
-        with await asyncio.to_thread(open, path, "rb") as device:
-            if Devno.of(os.fstat(device.fileno()).st_rdev) != self._superblock.devno:
-                raise OSError(f"{path} is another device by now")
-            return await self._look("held", device.fileno())
-
-    async def _look_at_clone(self, path: str) -> dict[str, Any]:
-        with await asyncio.to_thread(open, path, "rb") as file:
-            return await self._look("clone", file.fileno())
-
-    async def _look(self, op: str, fd: int) -> dict[str, Any]:
-        answer, _ = await self._helper.request({"op": op, **self._bounds}, (fd,), timeout_s=_LOOK_S)
-        return answer
-
-    @property
-    def _bounds(self) -> dict[str, Any]:
-        since = self._context.incident.opened_ns / 1e9 - _BEFORE_FAULT_S
-        return {"since": since, "limit": _MAX_FILES}
+        if Devno.of(os.stat(path).st_rdev) != self._superblock.devno:
+            raise OSError(f"{path} is another device by now")
+        return open(path, "rb")
 
     async def copy(self, made: ImageFile, image: ImageFile, max_bytes: int) -> str:
         """Copy what the clone lacks; a sentence for the incident. What cannot be is only told."""
         target = Path(f"{image.path}.salvaged-{self._context.incident.incident_id}")
-        found = Salvaged()
+        found, problem = Salvaged(), ""
         try:
             room = max(clone.room(image.directory, self._context.settings), 0)
             async with self._context.inventory.opened(self._superblock) as mount:
-                if self._walks:
-                    found.unreadable = (await self._look("walk", mount))["unreadable"]
-                    await self._look_at_clone(made.path)
-                for look in self._looks:
-                    await look
+                if self._look is not None:
+                    await self._look
+                else:
+                    request = {"op": "walk", "limit": _MAX_FILES}
+                    walk, _ = await self._helper.request(request, (mount,), timeout_s=_LOOK_S)
+                    found.unreadable = walk["unreadable"]
                 await self._copy(found, mount, made, target, min(max_bytes, room))
         except (OSError, HelperError) as error:
-            return f"files that never reached the disk could not be looked for: {error}"
-        return found.sentence(target)
+            problem = f"files that never reached the disk could not be looked for: {error}"
+        if problem and not (found.copied or found.lost):
+            return problem
+        return "; ".join(part for part in (found.sentence(target), problem) if part)
 
     async def _copy(
         self, found: Salvaged, mount: int, made: ImageFile, target: Path, max_bytes: int
     ) -> None:
+        namespaces = {int(place.namespace) for place in self._superblock.mounts}
         request = {
             "op": "copy",
-            **self._bounds,
+            "limit": _MAX_FILES,
+            "until": self._context.incident.opened_ns / 1e9,
+            "before_s": before_s(self._superblock.options),
+            "devno": list(self._superblock.devno),
+            "namespaces": sorted(namespaces)[:_MAX_NAMESPACES],
             "target": str(target),
             "max_bytes": max_bytes,
             "within_s": _COPY_S,
         }
         with (
+            await asyncio.to_thread(self._open_device) as device,
             open(made.path, "rb") as clone_file,
             tempfile.TemporaryFile("w+", dir=target.parent, encoding="utf-8") as told,
         ):
-            fds = (mount, clone_file.fileno(), told.fileno())
-            answer, _ = await self._helper.request(request, fds, timeout_s=_COPY_S + _ANSWER_S)
-            found.unseen, found.cut = answer["unseen"], answer["cut"]
-            told.seek(0)
-            for line in told:
-                path, outcome = json.loads(line)
-                (found.copied if outcome == "copied" else found.lost).append(path)
+            fds = (mount, device.fileno(), clone_file.fileno(), told.fileno())
+            try:
+                answer, _ = await self._helper.request(request, fds, timeout_s=_COPY_S + _ANSWER_S)
+                found.unseen, found.cut = answer["unseen"], answer["cut"]
+            finally:
+                told.seek(0)
+                for line in told:
+                    if line.endswith("\n"):
+                        found.add(*json.loads(line))
+
+
+def before_s(options: Collection[str]) -> float:
+    """How long the kernel may keep what was written in memory, in seconds."""
+    wait_s = [0.0]
+    with suppress(OSError, ValueError):
+        wait_s = [int(Path("/proc/sys/vm", name).read_text()) / 100 for name in _DIRTY]
+    commit_s = [
+        float(option.removeprefix("commit="))
+        for option in options
+        if option.startswith("commit=") and option[7:].isdecimal()
+    ]
+    return max(_BEFORE_FAULT_S, sum(wait_s) + max(commit_s, default=_MARGIN_S) + _MARGIN_S)
 
 
 def _names(paths: list[str]) -> str:

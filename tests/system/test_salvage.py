@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import subprocess
@@ -52,29 +53,34 @@ class Volume:
 
     def salvage(
         self, *, walk: bool = False, **request: Any
-    ) -> tuple[dict[str, str], dict[str, bytes], dict[str, int]]:
-        """What became of which path, the copies by the names they had, and the helper's answer."""
+    ) -> tuple[dict[str, str], dict[str, bytes], tuple[int, bool]]:
+        """What became of which path, the copies by the names they had; how many were not looked
+        at, and whether there were more."""
         target, told = self.image.with_suffix(".salvaged"), self.image.with_suffix(".told")
-        asked = {"since": 0.0, "limit": 1000, "target": str(target), "max_bytes": 64 * MIB}
-        asked |= {"within_s": 60.0} | request
+        asked = {"limit": 1000, "until": time.time(), "before_s": 3600.0, "within_s": 60.0}
+        asked |= {"target": str(target), "max_bytes": 64 * MIB, "namespaces": []}
+        devno = Devno.of(os.stat(self.root).st_dev)
+        asked |= {"devno": list(devno)} | request
         root = os.open(self.root, os.O_PATH | os.O_DIRECTORY)
         mount = syscalls.open_tree_clone(root)
         os.close(root)
         try:
-            with self.clone.open("rb") as clone, told.open("w+") as file:
-                if walk:
-                    found, _ = changed.walked(mount, asked)
-                else:
-                    with open(self.device, "rb") as device:
-                        found = changed.held(device.fileno(), asked)
-                found = changed.and_of_clone(found, clone.fileno(), asked)
-                answer = salvage.copy_unsaved(mount, clone.fileno(), found, file, asked)
-                file.seek(0)
-                outcomes = dict(json.loads(line) for line in file)
+            with (
+                self.clone.open("rb") as clone,
+                open(self.device, "rb") as device,
+                told.open("w+") as file,
+            ):
+                fds = device.fileno(), clone.fileno()
+                found = changed.walked(mount, asked)[0] if walk else changed.held(fds[0], asked)
+                chosen, cut = changed.in_all(found, *fds, asked)
+                unseen = salvage.copy_unsaved(
+                    mount, fds[1], chosen, salvage.Told(file.fileno()), asked
+                )
+                outcomes = dict(json.loads(line) for line in told.read_text().splitlines())
         finally:
             os.close(mount)
         copies = {copy.name.split("-", 1)[1]: copy.read_bytes() for copy in target.glob("*")}
-        return outcomes, copies, answer
+        return outcomes, copies, (unseen, cut)
 
     @property
     def device(self) -> str:
@@ -153,7 +159,7 @@ def test_what_is_only_in_memory_is_copied_and_nothing_else(volume: Volume, way: 
     assert copies == expected
     assert set(outcomes.values()) == {"copied"}
     assert "d/unsynced" in outcomes
-    assert answer == {"seen": 25, "unseen": 0, "cut": False}
+    assert answer == (0, False)
 
 
 def test_what_is_too_large_to_be_copied_is_named_only_where_it_differs(volume: Volume) -> None:
@@ -167,9 +173,9 @@ def test_what_is_too_large_to_be_copied_is_named_only_where_it_differs(volume: V
     outcomes, copies, _ = volume.salvage(max_bytes=MIB)
     assert copies == {"small": b"new"}
     assert outcomes.keys() == {"one", "small"}
-    assert outcomes["one"].startswith("failed: ")
+    assert outcomes["one"].startswith("lost: ")
     outcomes, _, _ = volume.salvage(max_bytes=0, target=str(volume.image.with_suffix(".none")))
-    assert all(outcome.startswith("failed: ") for outcome in outcomes.values())
+    assert all(outcome.startswith("lost: ") for outcome in outcomes.values())
     assert not volume.image.with_suffix(".none").exists()
 
 
@@ -200,7 +206,7 @@ def test_without_time_it_says_how_many_were_not_looked_at(volume: Volume) -> Non
     volume.abort()
     outcomes, copies, answer = volume.salvage(within_s=0.0)
     assert (outcomes, copies) == ({}, {})
-    assert answer == {"seen": 0, "unseen": 5, "cut": False}
+    assert answer == (5, False)
     assert "5 files were not looked at" in repair_salvage.Salvaged(unseen=5).sentence(volume.image)
 
 
@@ -212,18 +218,60 @@ def test_of_more_than_it_looks_at_the_newest_are_looked_at(volume: Volume) -> No
     volume.abort()
     _, copies, answer = volume.salvage(limit=1)
     assert copies == {"file-3": b"2"}
-    assert answer == {"seen": 1, "unseen": 0, "cut": True}
+    assert answer == (0, True)
 
 
-def test_what_changed_before_is_not_looked_at(volume: Volume) -> None:
+def test_what_changed_long_before_is_not_looked_at(volume: Volume) -> None:
     synced(volume.root / "old", b"1")
-    os.sync()
     (volume.root / "new").write_bytes(b"1")
     changed_after(volume.root / "new", volume.root / "old")
     volume.abort()
-    outcomes, _, answer = volume.salvage(since=(volume.root / "new").stat().st_ctime)
-    assert list(outcomes) == ["new"]
-    assert answer["seen"] == 1
+    _, _, answer = volume.salvage(before_s=0.0, within_s=0.0)
+    assert answer == (1, False)
+
+
+def test_however_long_ago_writes_were_stopped_what_was_lost_then_is_found(volume: Volume) -> None:
+    """Where no daemon ran then, the incident is of today."""
+    (volume.root / "unsynced").write_bytes(b"1")
+    volume.abort()
+    outcomes, _, _ = volume.salvage(until=time.time() + 86400, before_s=60.0)
+    assert outcomes == {"unsynced": "copied"}
+
+
+def test_a_file_that_the_check_has_freed_is_not_taken_for_the_same(volume: Volume) -> None:
+    """Its inode keeps its size and its blocks: written without a name, and given one too late."""
+    root = os.open(volume.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=root)
+        os.write(fd, b"1" * 8192)
+        os.fsync(fd)
+        for number in range(8):
+            synced(volume.root / f"after-{number}", b"2")
+        os.sync()
+        os.link(f"/proc/self/fd/{fd}", "linked", dst_dir_fd=root, follow_symlinks=True)
+        os.close(fd)
+    finally:
+        os.close(root)
+    volume.abort()
+    outcomes, copies, _ = volume.salvage()
+    assert (outcomes, copies) == ({"linked": "copied"}, {"linked": b"1" * 8192})
+
+
+def test_what_is_stored_through_a_mapping_after_the_abort_is_found(volume: Volume) -> None:
+    """The kernel takes it, and no inode on the device tells of it."""
+    path = volume.root / "database"
+    synced(path, b"1" * 8192)
+    others = [synced(volume.root / f"other-{n}", b"2") for n in range(5)]
+    assert others
+    os.sync()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as stored:
+        volume.abort()
+        stored[5000:5003] = b"new"
+        file.close()
+        namespace = os.stat("/proc/self/ns/mnt").st_ino
+        outcomes, copies, _ = volume.salvage(namespaces=[namespace], before_s=-3600.0)
+    assert outcomes == {"database": "copied"}
+    assert copies["database"][5000:5003] == b"new"
 
 
 def test_what_was_deleted_and_is_still_in_the_clone_is_nothing(volume: Volume) -> None:
@@ -245,11 +293,11 @@ def test_what_another_filesystem_has_is_not_looked_at(volume: Volume) -> None:
     root = os.open(volume.root, os.O_PATH | os.O_DIRECTORY)
     try:
         (place / "secret").write_bytes(b"1")
-        found, answer = changed.walked(root, {"since": 0.0, "limit": 10})
+        found, unreadable = changed.walked(root, {"limit": 10})
         assert [one.path for one in found] == ["own"]
-        assert answer == {"unreadable": 0}
+        assert unreadable == 0
         inode = (place / "secret").stat().st_ino
-        with pytest.raises(ValueError, match="replaced"):
+        with pytest.raises(OSError, match="cross-device"):
             changed.open_file(root, changed.Changed(0.0, inode, 0, "other/secret"))
     finally:
         os.close(root)
@@ -301,13 +349,15 @@ async def test_the_filesystem_is_held_only_while_it_is_read(
     (volume.root / "unsynced").write_bytes(b"2")
     device = os.stat(volume.device)
     superblock: Any = SimpleNamespace(
-        device=os.path.basename(volume.device), devno=Devno.of(device.st_rdev), options=options
+        device=os.path.basename(volume.device),
+        devno=Devno.of(device.st_rdev),
+        options=options,
+        mounts=(),
     )
     context: Any = Context(volume)
     volume.abort()
     made, image = ImageFile.at(str(volume.clone)), ImageFile.at(str(volume.image))
     async with repair_salvage.Search(context, superblock) as search:
-        search.look_at(made.path)
         assert not context.held
         text = await search.copy(made, image, MIB)
         assert not context.held
@@ -319,7 +369,7 @@ async def test_the_filesystem_is_held_only_while_it_is_read(
 async def test_a_device_that_is_another_one_by_now_is_not_read(volume: Volume) -> None:
     (volume.root / "unsynced").write_bytes(b"2")
     superblock: Any = SimpleNamespace(
-        device=os.path.basename(volume.device), devno=Devno(7, 4095), options=()
+        device=os.path.basename(volume.device), devno=Devno(7, 4095), options=(), mounts=()
     )
     context: Any = Context(volume)
     volume.abort()

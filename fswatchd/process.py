@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from fswatchd import transient
 from fswatchd.errors import FswatchError
-from fswatchd.sandbox import Sandbox, SandboxError
+from fswatchd.sandbox import Sandbox, SandboxError, flush
 from fswatchd.sandbox.bubblewrap import Bubblewrap
 from fswatchd.sandbox.entry import Entry
 from fswatchd.sandbox.unit import Unit
@@ -130,7 +130,7 @@ async def run(
         place = _IDLE_UNIT if idle else _LAST_IN_LINE_UNIT if heavy else ()
         score = f"OOMScoreAdjust={_HEAVY_OOM_SCORE if heavy else 0}"
         entry = _into(sandbox, pass_fds, timeout_s, (*place, score))
-        command = entry.command(argv)
+        command = entry.command(flush.answered(argv) if sandbox.flushes else argv)
     elif unit and transient.is_service():
         command = _in_unit(argv, timeout_s, unit)
     else:

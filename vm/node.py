@@ -181,6 +181,13 @@ def make_image(machine: Machine, path: str, *, size: str = "256M", label: str = 
     )
 
 
+def make_xfs(machine: Machine, device: str) -> None:
+    """An XFS with a VE in it, on a device."""
+    machine.run(f"mkfs.xfs -q {device} && mkdir -p /mnt/made && mount {device} /mnt/made")
+    make_tree(machine, "/mnt/made/tree")
+    machine.run("mv /mnt/made/tree/* /mnt/made/ && rmdir /mnt/made/tree && umount /mnt/made")
+
+
 def make_lxc(machine: Machine, name: str, rootfs: str) -> None:
     """A container of LXC, running."""
     config = _LXC.format(rootfs=rootfs, name=name)
@@ -259,6 +266,13 @@ block=$(debugfs -R 'blocks {name}' {device} 2>/dev/null | awk '{{print $1}}')
 test "$block" -gt 0
 dd if=/dev/urandom of={device} bs=4096 seek=$block count=1 conv=notrunc,fsync status=none
 echo 3 > /proc/sys/vm/drop_caches"""
+    )
+
+
+def trash_xfs_directory(machine: Machine, device: str, inode: str) -> None:
+    """The same of an XFS that nobody has mounted."""
+    machine.run(
+        f'xfs_db -x -c "inode {inode}" -c "dblock 0" -c "blocktrash -2 -x 64 -n 8 -z" {device}'
     )
 
 

@@ -47,9 +47,6 @@ async def run(context: ActionContext, step: FsckStep) -> StepResult:
     if target.image is None and (different := _other_device(target)):
         raise refuse("refused", f"{target.device}: {different}")
     tools = scope.tools_for(target.filesystem)
-    if target.image is None and not tools.on_devices:
-        text = f"{tools.name} can be shut in on image files only; {target.device} is left to you"
-        raise refuse("refused", text)
     undo_file = _undo_file(context, target) if tools.undoes else None
     await context.journal(
         ve=target.ve.ve_id,

@@ -173,8 +173,7 @@ def require_image(target: Target) -> ImageFile:
 def require_volume(target: Target) -> Volume:
     """What is cloned and exchanged: image or logical volume. Raises StepEnded where it is neither.
 
-    Also where the kernel would take the clone of a device for the original (btrfs), or where the
-    tools cannot be shut in with a device (XFS).
+    Also where the kernel would take the clone of a device for the original (btrfs).
     """
     if target.image is None and target.logical is not None:
         fstype = target.superblock.fstype if target.superblock else target.filesystem.fstype

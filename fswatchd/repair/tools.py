@@ -81,11 +81,11 @@ class Tools:
     """The tools of one filesystem, as its module here calls them.
 
     `name` is the program that repairs, `strategies` the ways (`fsck` in fswatchd.rules(5)) that are
-    safe with it. `undoes` says that what it does in place can be undone, `on_devices` that it works
-    on a device too, and `clones_devices` that a clone of a device may stand beside it. `salvages`
-    is that single files of a copy can be read without mounting it, `silent_after_shutdown` that a
-    filesystem which was shut down writes nothing any more, not even when it is unmounted. `no_cure`
-    is what to do about damage that they do not cure.
+    safe with it. `undoes` says that what it does in place can be undone, `clones_devices` that a
+    clone of a device may stand beside it. `salvages` is that single files of a copy can be read
+    without mounting it, `silent_after_shutdown` that a filesystem which was shut down writes
+    nothing any more, not even when it is unmounted. `no_cure` is what to do about damage that they
+    do not cure.
     """
 
     name: str
@@ -94,7 +94,6 @@ class Tools:
     check: Check
     repair: ProvenRepair
     undoes: bool = False
-    on_devices: bool = True
     clones_devices: bool = False
     salvages: bool = False
     silent_after_shutdown: bool = False
@@ -170,7 +169,7 @@ def _xfs() -> Tools:
         replay=xfs.replay,
         check=xfs.check,
         repair=_again(xfs.repair, xfs.check),
-        on_devices=False,
+        clones_devices=True,
         silent_after_shutdown=True,
         last_resort=LastResort(
             command="xfs_repair -L",

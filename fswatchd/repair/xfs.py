@@ -104,11 +104,7 @@ async def repair(
     undo_file: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> CheckResult:
-    """Check everything and fix what can be fixed. Cannot be undone.
-
-    On image files only: on a device it ends with an ioctl(2) (BLKFLSBUF) that no program in a
-    sandbox may use, and takes the refusal for a write that failed.
-    """
+    """Check everything and fix what can be fixed. Cannot be undone."""
     if undo_file is not None:
         raise ValueError("xfs_repair has no undo")
     return await _repair(("-e",), path, timeout_s, on_progress)
@@ -141,11 +137,12 @@ async def repair_without_log(
 async def _run(
     options: tuple[str, ...], path: str, timeout_s: float, on_progress: OnProgress | None
 ) -> process.Completed:
+    sandbox = Sandbox(device=path, cpu_s=timeout_s, threads=True)
     ended = await process.run(
         (NAME, *options, path),
         timeout_s=timeout_s,
         heavy=True,
-        sandbox=Sandbox(device=path, cpu_s=timeout_s, threads=True),
+        sandbox=replace(sandbox, flushes=sandbox.is_device),
         max_output=MOST_OUTPUT,
         on_output=progress.of_headings(
             on_progress, _PHASE, lambda found: _PHASES[int(found[1]) - 1]

@@ -33,7 +33,9 @@ class Sandbox:
     `device` is the image or block device, `readonly` makes it that; `directory` is one more place
     that may be written (for an undo file), but not beside a device that is only read. `cpu_s`
     counts the CPU's seconds, `memory_bytes` the address space; the usual is half of the machine's
-    memory. `threads`: more than one task.
+    memory. `threads`: more than one task. `flushes` is for a program that gives its device back
+    with an ioctl(2) that none in a sandbox may use (BLKFLSBUF): to it that seems to succeed, see
+    `answered`.
     """
 
     device: str
@@ -42,6 +44,7 @@ class Sandbox:
     cpu_s: float = 4 * 3600.0
     memory_bytes: int | None = None
     threads: bool = False
+    flushes: bool = False
 
     @property
     def is_device(self) -> bool:

@@ -9,25 +9,21 @@ Not here: its deadline, its place at the disk and what the OOM killer thinks of 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 
 from fswatchd.kernel import proc
-from fswatchd.sandbox import OPEN_FILES, SETTINGS, SYSTEM, Sandbox, SandboxError
+from fswatchd.sandbox import OPEN_FILES, SETTINGS, SYSTEM, Sandbox, SandboxError, seccomp
 from fswatchd.sandbox.entry import Entry
+from fswatchd.sandbox.seccomp import Answered
 
 _FILTER = "fswatchd-seccomp"
 
-# include/seccomp.h of libseccomp
-_ALLOW = 0x7FFF0000
-_ERRNO = 0x00050000
-_MASKED_EQUAL = 7
 _CLONE_THREAD = 0x00010000
 # open(2): where the flags are. The access mode 3 opens for ioctl(2) what may be written.
 _OPENS = {"open": 1, "openat": 2}
@@ -149,72 +145,24 @@ def _node_programs() -> tuple[str, ...]:
     return found
 
 
-class _ArgumentCompare(ctypes.Structure):
-    _fields_ = (
-        ("arg", ctypes.c_uint),
-        ("op", ctypes.c_int),
-        ("datum_a", ctypes.c_uint64),
-        ("datum_b", ctypes.c_uint64),
-    )
-
-
 @cache
 def _filter(*, writes_nothing: bool) -> bytes:
     """The filter as bwrap takes it: everything but a few calls, and threads but no processes."""
-    try:
-        library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
-    except OSError as error:
-        raise SandboxError(f"no sandbox: {error}", hint="install libseccomp2") from None
-    library.seccomp_init.restype = ctypes.c_void_p
-    context = library.seccomp_init(ctypes.c_uint32(_ALLOW))
-    if not context:
-        raise SandboxError("no sandbox: libseccomp makes no filter")
-    try:
-        for name in _FORBIDDEN:
-            _forbid(library, context, name, errno.EPERM)
-        # glibc then makes threads by clone(2), whose flags a filter can see.
-        _forbid(library, context, "clone3", errno.ENOSYS)
-        process = _ArgumentCompare(0, _MASKED_EQUAL, _CLONE_THREAD, 0)
-        _forbid(library, context, "clone", errno.EPERM, process)
-        if writes_nothing:
-            _forbid_writing(library, context)
-        fd = os.memfd_create(_FILTER)
-        try:
-            _checked(library.seccomp_export_bpf(ctypes.c_void_p(context), ctypes.c_int(fd)))
-            return os.pread(fd, 1 << 16, 0)
-        finally:
-            os.close(fd)
-    finally:
-        library.seccomp_release(ctypes.c_void_p(context))
+    calls = [Answered(name=name, code=errno.EPERM) for name in _FORBIDDEN]
+    # glibc then makes threads by clone(2), whose flags a filter can see.
+    calls.append(Answered(name="clone3", code=errno.ENOSYS))
+    calls.append(Answered(name="clone", code=errno.EPERM, argument=0, mask=_CLONE_THREAD))
+    if writes_nothing:
+        calls += _writing()
+    return seccomp.program(calls)
 
 
-def _forbid_writing(library: ctypes.CDLL, context: int) -> None:
+def _writing() -> Iterator[Answered]:
     for name, place in _OPENS.items():
         for mode in _WRITABLE:
-            flags = _ArgumentCompare(place, _MASKED_EQUAL, os.O_ACCMODE, mode)
-            _forbid(library, context, name, errno.EROFS, flags)
-    _forbid(library, context, "creat", errno.EROFS)
+            yield Answered(
+                name=name, code=errno.EROFS, argument=place, mask=os.O_ACCMODE, value=mode
+            )
+    yield Answered(name="creat", code=errno.EROFS)
     # Its flags are in memory, where no filter can see them; glibc does not use it.
-    _forbid(library, context, "openat2", errno.ENOSYS)
-
-
-def _forbid(
-    library: ctypes.CDLL, context: int, name: str, code: int, only: _ArgumentCompare | None = None
-) -> None:
-    number = library.seccomp_syscall_resolve_name(ctypes.c_char_p(name.encode()))
-    if number < 0:
-        return  # this architecture has no such call
-    _checked(
-        library.seccomp_rule_add_array(
-            ctypes.c_void_p(context),
-            ctypes.c_uint32(_ERRNO | code),
-            ctypes.c_int(number),
-            ctypes.c_uint(0 if only is None else 1),
-            None if only is None else ctypes.byref(only),
-        )
-    )
-
-
-def _checked(answer: int) -> None:
-    if answer < 0:
-        raise SandboxError(f"no sandbox: libseccomp: {os.strerror(-answer)}")
+    yield Answered(name="openat2", code=errno.ENOSYS)

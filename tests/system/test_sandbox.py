@@ -14,7 +14,7 @@ import pytest
 
 from fswatchd import process
 from fswatchd.kernel import loop, proc
-from fswatchd.sandbox import Sandbox, SandboxError, bubblewrap
+from fswatchd.sandbox import Sandbox, SandboxError, answered, bubblewrap
 from tests.system.conftest import wait_until
 
 # What a hole in a fsck program would let a hostile filesystem do; prints what it could.
@@ -231,6 +231,55 @@ async def test_a_device_that_is_only_read_has_no_place_to_write_beside_it(work) 
             await process.run(("true",), timeout_s=60, sandbox=place)
     finally:
         os.close(loop_fd)
+
+
+FLUSHES = r"""
+import fcntl, json, os, sys
+def attempt(request):
+    try:
+        fcntl.ioctl(device, request, 0)
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+device = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(device, b"written", 0)
+os.fsync(device)
+print(json.dumps({"flush": attempt(0x1261), "read again": attempt(0x125F)}))  # BLKFLSBUF, BLKRRPART
+"""
+
+
+@pytest.mark.parametrize("flushes", [True, False])
+async def test_a_program_that_forgets_its_devices_buffers_is_let(work, *, flushes: bool) -> None:
+    """And nothing else that it may not: for that alone it would need all of the node's rights."""
+    own, _ = images(work)
+    fd = os.open(own, os.O_RDWR | os.O_CLOEXEC)
+    device, loop_fd = loop.attach(fd, autoclear=True)
+    os.close(fd)
+    argv = ("/usr/bin/python3", "-I", "-c", FLUSHES, device)
+    try:
+        sandbox = Sandbox(device=device, flushes=flushes)
+        done = await process.run(argv, timeout_s=60, sandbox=sandbox)
+    finally:
+        os.close(loop_fd)
+    assert done.succeeded, done.describe()
+    assert done.argv == argv
+    assert json.loads(done.output) == {
+        "flush": "done" if flushes else "PermissionError",
+        "read again": "PermissionError",
+    }
+    assert Path(own).read_bytes()[:7] == b"written"
+
+
+async def test_a_program_that_flushes_and_is_not_there_has_not_run(work) -> None:
+    own, _ = images(work)
+    argv = ("env", "/usr/bin/not-there")
+    done = await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own, flushes=True))
+    assert done.returncode == 127
+    launched = ("/usr/bin/python3", "-I", "-S", "-c", Path(answered.__file__).read_text(), "00")
+    argv = (*launched, "/usr/bin/not-there")
+    done = await process.run(argv, timeout_s=60, sandbox=Sandbox(device=own))
+    assert done.returncode == 126
+    assert "/usr/bin/not-there was not started" in done.output
 
 
 async def test_a_sandbox_that_cannot_be_built_is_no_answer_of_the_program(work) -> None:

@@ -1,7 +1,8 @@
 """VEs of several kinds, each damaged: LXC on an image and on LVM and nspawn are repaired.
 
-Image, thin and plain volume by a clone, another plain one in place. The thin one is looked at while
-it is whole, and put back as it was before its repair.
+Image, thin and plain volume by a clone, thin ones with ext4 and with XFS; another plain one, with
+XFS, in place. The thin one with ext4 is looked at while it is whole, and put back as it was before
+its repair.
 
 A subvolume of a btrfs that the node has mounted is the node's: its VE is named, and nothing
 is repaired.
@@ -19,6 +20,7 @@ TEXT = "LXC on an image, on plain and thin LVs and a subvolume, nspawn of machin
 KERNELS = "newest"
 ABOUT_S = 650
 _TAG = "pve-vm-101"
+_XFS = ("xfs", "inplace")
 
 
 def run(machine: Machine) -> dict[str, Any]:
@@ -27,20 +29,26 @@ def run(machine: Machine) -> dict[str, Any]:
     node.start_receiver(machine)
     machine.run(
         f"vgcreate -q vg /dev/vdc && lvcreate -qy -L 200M -n plain --addtag {_TAG} vg "
-        "&& lvcreate -qy -L 200M -n inplace vg && lvcreate -qy -T -L 1800M vg/pool "
-        f"&& lvcreate -qy -T -V 200M -n thin --addtag {_TAG} vg/pool"
+        "&& lvcreate -qy -L 320M -n inplace vg && lvcreate -qy -T -L 1800M vg/pool "
+        f"&& lvcreate -qy -T -V 200M -n thin --addtag {_TAG} vg/pool "
+        f"&& lvcreate -qy -T -V 320M -n xfs --addtag {_TAG} vg/pool"
     )
     node.make_image(machine, f"{node.VES}/image.img")
     node.make_image(machine, "/dev/vg/plain")
-    node.make_image(machine, "/dev/vg/inplace")
+    node.make_xfs(machine, "/dev/vg/inplace")
+    node.make_xfs(machine, "/dev/vg/xfs")
     node.make_image(machine, "/dev/vg/thin")
     node.make_image(machine, f"{node.VES}/machines/nsp.raw")
     node.make_lxc(machine, "image", f"loop:{node.VES}/image.img")
     node.make_lxc(machine, "plain", "/dev/vg/plain")
     node.make_lxc(machine, "inplace", "/dev/vg/inplace")
     node.make_lxc(machine, "thin", "/dev/vg/thin")
+    node.make_lxc(machine, "xfs", "/dev/vg/xfs")
     machine.run(f"mount --bind {node.VES}/machines /var/lib/machines && machinectl start nsp")
-    node.put_rule(machine, "05-lvm.toml", "auto", strategy="offline", ves='["lxc:inplace"]')
+    node.put_rule(
+        machine, "05-lvm.toml", "auto", strategy="offline", ves='["lxc:inplace"]', fstype="xfs"
+    )
+    node.put_rule(machine, "06-xfs.toml", "auto", ves='["lxc:xfs"]', fstype="xfs")
     # One VE after the other is damaged here, which is no storm; the file replaces the shipped one.
     machine.run("printf '[storm]\\nves = 20\\n' > /etc/fswatchd/rules.d/00-storm.toml")
     node.set_mode(machine, "auto")
@@ -53,7 +61,8 @@ def run(machine: Machine) -> dict[str, Any]:
         ("image", lambda m: _damage_and_repair(m, "image")[1]),
         ("nsp", lambda m: _damage_and_repair(m, "nsp")[1]),
         ("plain", _repair_plain),
-        ("plain, in place", lambda m: _damage_and_repair(m, "inplace")[1]),
+        ("thin, XFS", lambda m: _repair_volume(m, "xfs", "lv_name=~^xfs")),
+        ("plain, XFS, in place", lambda m: _damage_and_repair(m, "inplace")[1]),
         ("subvolume", _damage_subvolume),
     ):
         try:
@@ -152,7 +161,14 @@ def _damage_and_repair(machine: Machine, name: str) -> tuple[str, str]:
     pid = _pid(machine, name)
     node.writes(machine, pid)
     whole = node.content(machine, pid)
-    node.trash_directory(machine, node.device_of(machine, pid))
+    if name in _XFS:
+        inode = machine.run(f"stat -c %i /proc/{pid}/root/srv/files").output.strip()
+        machine.run(f"lxc-stop -k -n {name} && lxc-wait -n {name} -s STOPPED -t 60")
+        node.trash_xfs_directory(machine, f"/dev/vg/{name}", inode)
+        machine.run(f"lxc-start -n {name} && lxc-wait -n {name} -s RUNNING -t 60")
+        pid = _pid(machine, name)
+    else:
+        node.trash_directory(machine, node.device_of(machine, pid))
     machine.run(f"ls /proc/{pid}/root/srv/files", check=False)
     incident = node.wait_incident(machine, ve, "closed", "needs-operator", timeout_s=400)
     node.expect(

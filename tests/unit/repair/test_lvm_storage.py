@@ -155,8 +155,8 @@ async def test_a_name_that_leaves_no_room_for_a_clones_is_refused(node: LvmNode)
         await storage.of(volume(node, "x" * 90), SETTINGS).prepare()
 
 
-@pytest.mark.parametrize(("fstype", "may"), [("ext4", True), ("xfs", False), ("btrfs", False)])
-def test_of_volumes_only_ext_is_cloned(node: LvmNode, fstype: str, *, may: bool) -> None:
+@pytest.mark.parametrize(("fstype", "may"), [("ext4", True), ("xfs", True), ("btrfs", False)])
+def test_a_volume_with_btrfs_is_not_cloned(node: LvmNode, fstype: str, *, may: bool) -> None:
     filesystem = builders.filesystem(fstype=fstype)
     target = Target.stopped(filesystem, VE, volume(node))
     if may:

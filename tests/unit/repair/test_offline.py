@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.incidents import StepRecord
-from fswatchd.repair import e2fsck, offline, owner, tools
+from fswatchd.repair import e2fsck, offline, owner
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.scope import Target
 from fswatchd.repair.volume import ImageFile
@@ -182,23 +181,3 @@ class Gone:
     problems: ClassVar[dict[str, str]] = {}
 
     async def refresh(self) -> None: ...
-
-
-async def test_xfs_on_a_device_is_left_alone_before_anything_is_stopped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In a sandbox xfs_repair cannot end its work there; btrfs is only checked, also on one."""
-    assert (tools.of("btrfs") or tools.of("ext4")).on_devices  # type: ignore[union-attr]
-    volume = replace(
-        TARGET, filesystem=builders.filesystem(fstype="xfs"), image=None, device="/dev/vg/ve101"
-    )
-
-    async def resolve(*_: object, **__: object) -> Target:
-        return volume
-
-    monkeypatch.setattr(offline.scope, "resolve", resolve)
-    monkeypatch.setattr(offline, "_other_device", lambda _: None)
-    with pytest.raises(StepEnded, match="image files only") as refused:
-        await offline.run(Context(), FsckStep(do="fsck"))  # type: ignore[arg-type]
-    assert refused.value.result.result == "refused"
-    assert not refused.value.result.changed

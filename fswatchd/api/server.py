@@ -193,7 +193,10 @@ class _Api:
     async def rollback(self, request: web.Request) -> web.Response:
         by, body = await change(request)
         incident = await self._daemon.operator.roll_back(
-            request.match_info["id"], by.name, discard_newer=bool(body.get("discard_newer"))
+            request.match_info["id"],
+            by.name,
+            discard_newer=bool(body.get("discard_newer")),
+            to=text_or_none(body, "to"),
         )
         return web.json_response(views.incident(incident), status=202)
 

@@ -177,6 +177,8 @@ def _show_preview(document: dict[str, Any]) -> None:
 def rollback(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch rollback INCIDENT`"""
     body = {"discard_newer": arguments.discard_newer}
+    if arguments.to is not None:
+        body["to"] = os.path.abspath(arguments.to)
     path = f"/v1/incidents/{quoted(arguments.id)}/rollback"
     return _follow(arguments, client, client.post(path, body))
 

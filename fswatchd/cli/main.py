@@ -133,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
     rollback = add("rollback", commands.rollback, "put the volume from before a repair in place")
     rollback.add_argument("id", metavar="INCIDENT")
     rollback.add_argument(
+        "--to", metavar="PATH", help="a snapshot of the volume, in the directory of its image"
+    )
+    rollback.add_argument(
         "--discard-newer", action="store_true", help="give up what the VE has written since"
     )
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 from fswatchd.book import IncidentBook
@@ -35,7 +36,7 @@ from fswatchd.incidents import Incident, State, StepRecord, StepState
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import cgroup
 from fswatchd.policy import Decision
-from fswatchd.repair import freeze, rollback, ve_freeze
+from fswatchd.repair import freeze, restore, rollback, ve_freeze
 from fswatchd.repair.platform_lock import VeLocks
 from fswatchd.repair.resume import discard_copies, discard_preview
 from fswatchd.rules.model import Step, step_from_options
@@ -164,9 +165,13 @@ class Executor:
         if incident.state is not State.ACTING:
             await self._unlock(incident.incident_id)
 
-    def begin_rollback(self, incident: Incident) -> None:
-        """Undo what the incident's plan has changed (already checked and permitted)."""
-        record = StepRecord(do="rollback", options={"do": "rollback"})
+    def begin_rollback(self, incident: Incident, to: str | None = None) -> None:
+        """Undo what the incident's plan has changed (already checked and permitted), or go back
+        `to` a snapshot."""
+        options: dict[str, Any] = {"do": "rollback"}
+        if to is not None:
+            options |= {"to": to, "timeout": _STEP_TIMEOUT_S["fsck"]}  # it is copied and checked
+        record = StepRecord(do="rollback", options=options)
         incident = replace(
             incident,
             state=State.ACTING,
@@ -359,7 +364,8 @@ class Executor:
         self, context: StepContext, record: StepRecord, *, cut_off: bool
     ) -> StepResult:
         if record.do == "rollback":
-            return await rollback.run(context)
+            way = restore.run if record.options.get("to") else rollback.run
+            return await way(context)
         action = self._actions[record.do]
         step: Step = step_from_options(record.options)
         return await (action.recover if cut_off else action.run)(context, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block, magic
-from fswatchd.repair import clone, preview, rollback, scope, storage, tools
+from fswatchd.repair import clone, preview, restore, rollback, scope, storage, tools
 from fswatchd.repair.scope import require_volume
 from fswatchd.rules.model import Budget
 from fswatchd.sources.state import StateSource
@@ -200,23 +201,30 @@ class Operator:
         incident = self._book.new(filesystem, Domain.DAMAGE, ves)
         return DryRun(self._inventory, self._state, self._settings, incident)
 
-    async def roll_back(self, text: str, by: str, *, discard_newer: bool) -> Incident:
-        """Begin to put the volume from before the repair in place again."""
+    async def roll_back(
+        self, text: str, by: str, *, discard_newer: bool, to: str | None = None
+    ) -> Incident:
+        """Begin to put the volume from before the repair in place again, or with `to` what a
+        snapshot at this path holds."""
         await self._inventory.refresh()
         incident = await self.find(text)
         if incident.state in {State.ACTING}:
             raise ConflictError(
                 f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
             )
-        rollback.check(incident, self._inventory.view, discard_newer=discard_newer)
+        if to is not None:
+            await asyncio.to_thread(restore.check, incident, to, discard_newer=discard_newer)
+        else:
+            rollback.check(incident, self._inventory.view, discard_newer=discard_newer)
         self._refuse_while_acting_on_its_ves(incident)
         self._arming.refuse_if_disarmed(incident.ves)
         for ve_id in incident.direct_ves:
             ve = self._inventory.view.ves.get(VeId(ve_id))
             if ve is not None and ve.busy:
                 raise ConflictError(f"{ve_id} is busy: {ve.busy}", code="FSW-CONFLICT-BUSY")
-        incident = incident.noted(time.time_ns(), f"rollback requested by {by}")
-        self._executor.begin_rollback(incident)
+        where = f" to {to}" if to is not None else ""
+        incident = incident.noted(time.time_ns(), f"rollback{where} requested by {by}")
+        self._executor.begin_rollback(incident, to)
         return self._book.get(incident.incident_id) or incident
 
     def _refuse_while_acting_on_its_ves(self, incident: Incident) -> None:

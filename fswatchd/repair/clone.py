@@ -253,6 +253,13 @@ def _dress(source: int, target: int) -> None:
                 raise OSError(error.errno, what) from None
 
 
+def dress(made: ImageFile, *, like: ImageFile) -> None:
+    """Give a clone of something else the owner, mode and attributes of the image that it is to take
+    the place of. Raises OSError."""
+    with opened(like) as source, opened(made) as target:
+        _dress(source, target)
+
+
 def _finished(fd: int, path: str, *, shared: bool) -> Clone:
     file = ImageFile.at(path)
     if file.inode != os.fstat(fd).st_ino:

@@ -393,7 +393,7 @@ class CloneRepair:
         self._needs_nothing = done.repaired.clean
         self._context.note(f"{self._tools.name} on the clone: {self._findings}")
         if not done.proof.clean:
-            raise first_look.not_curable(self._tools, done.proof.summary())
+            raise await first_look.not_curable(self._context, self._tools, done.proof.summary())
         await consent.within_bounds(self._context, self._step, done, done.seconds)
         await self._beside.sync(made)
 
@@ -403,7 +403,7 @@ class CloneRepair:
         async with self._beside.at_work(made) as path:
             proof = await self._tools.check(path, self._timeout_s)
         if not proof.clean:
-            raise first_look.not_curable(self._tools, proof.summary())
+            raise await first_look.not_curable(self._context, self._tools, proof.summary())
         await self._beside.sync(made)
 
     async def _swap(self, target: Target) -> None:

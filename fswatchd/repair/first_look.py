@@ -5,13 +5,14 @@ Is there something to repair, does it come out clean, and does somebody have to 
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 
 from fswatchd import views
 from fswatchd.events import DEVICE_CLASSES
 from fswatchd.inventory.model import Superblock
-from fswatchd.repair import clone, consent, healer, preview, storage, verify
+from fswatchd.repair import clone, consent, healer, preview, restore, storage, verify
 from fswatchd.repair.cure import Cure
 from fswatchd.repair.preview import Preview
 from fswatchd.repair.scope import Target, tools_for
@@ -81,7 +82,7 @@ async def _worth_it(context: ActionContext, step: FsckStep, target: Target, seen
         raise refuse("cannot check", f"no verdict: {seen.check.what}")
     if not seen.curable or seen.cure is None:
         left = seen.cure.proof.summary() if seen.cure else seen.check.summary()
-        raise not_curable(tools_for(target.filesystem), left)
+        raise await not_curable(context, tools_for(target.filesystem), left)
     context.note(f"preview: {seen.would_do}; it took {show_duration(seen.seconds)}")
     await consent.within_bounds(context, step, seen.cure, seen.seconds)
     return seen.cure
@@ -130,12 +131,13 @@ def _whole(context: ActionContext, text: str) -> StepEnded:
     return StepEnded(StepResult(next=Next.FINISHED, result="false-alarm", detail=text))
 
 
-def not_curable(tools: Tools, left: str) -> StepEnded:
+async def not_curable(context: ActionContext, tools: Tools, left: str) -> StepEnded:
     """The ending where a repair does not come out clean."""
     text = f"the repaired clone does not come out clean ({left}); the original stays in place"
     if tools.no_cure:
         text = f"the filesystem is damaged ({left}), nothing was changed; {tools.no_cure}"
-    return refuse("not curable", text, Next.OPERATOR)
+    snapshot = await asyncio.to_thread(restore.offer, context.incident)
+    return refuse("not curable", f"{text}{snapshot}", Next.OPERATOR)
 
 
 def _left_by_scrub(context: ActionContext) -> str | None:

@@ -20,7 +20,17 @@ from dataclasses import replace
 from fswatchd import process
 from fswatchd.devno import Devno
 from fswatchd.kernel import block, loop
-from fswatchd.repair import outsiders, owner, progress, scope, scratch, swap, ve_control, verify
+from fswatchd.repair import (
+    outsiders,
+    owner,
+    progress,
+    restore,
+    scope,
+    scratch,
+    swap,
+    ve_control,
+    verify,
+)
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.device import DeviceIdentity
 from fswatchd.repair.journal import read_file
@@ -106,7 +116,8 @@ async def repair_stopped(
         raise refuse("still in use", f"{text}, its volume is {left_aside}", Next.OPERATOR)
     if not proven:
         where = None if restored else left_aside or target.device
-        raise _not_curable(tools, target, proof.summary(), undo_file, where)
+        snapshot = await asyncio.to_thread(restore.offer, context.incident)
+        raise _not_curable(tools, target, proof.summary(), undo_file, where, snapshot)
     await context.journal(writing=False, proven=repaired.summary(), undone_by=undo_file)
     outage.end()
     return await _start(context, target, step, repaired.summary(), undo_file)
@@ -156,7 +167,7 @@ async def _undone(device: str, undo_file: str | None) -> bool:
 
 
 def _not_curable(
-    tools: Tools, target: Target, left: str, undo_file: str | None, where: str | None
+    tools: Tools, target: Target, left: str, undo_file: str | None, where: str | None, snapshot: str
 ) -> StepEnded:
     text = f"{tools.name} leaves damage ({left}); the volume is what it was before"
     if where is not None:
@@ -166,7 +177,7 @@ def _not_curable(
             text += f" and what e2fsck changed is in {undo_file}, see e2undo(8)"
     if tools.no_cure:
         text += f"; {tools.no_cure}"
-    return refuse("not curable", text, Next.OPERATOR)
+    return refuse("not curable", f"{text}{snapshot}", Next.OPERATOR)
 
 
 async def recover(context: ActionContext, step: FsckStep) -> StepResult:

@@ -66,18 +66,20 @@ async def resolve(
     strategy: str = CLONE,
     any_type: bool = False,
     not_busy: str | None = None,
+    unmounted: bool = False,
 ) -> Target:
     """The target of the incident as the node is now. Raises StepEnded, which names the guard.
 
     `strategy` is the way by which it is going to be repaired: a filesystem that has no safe repair
     by it is refused here. `any_type` is for what does not repair; a VE that is busy with `not_busy`
-    is so for this very purpose.
+    is so for this very purpose. `unmounted` takes an image that is mounted no longer for what it
+    was, when its VE was stopped since.
     """
     inventory = context.inventory
     await inventory.refresh()
     _find_after_boot(context)
     incident = context.incident
-    superblock = _superblock(incident, inventory)
+    superblock = _superblock(incident, inventory, unmounted=unmounted)
     ve = _only_user(incident, inventory, superblock, not_busy)
     _check_format(ve, incident.filesystem, superblock)
     fstype = superblock.fstype if superblock else incident.filesystem.fstype
@@ -250,13 +252,15 @@ def _find_after_boot(context: ActionContext) -> None:
         context.filesystem_is_now(found)
 
 
-def _superblock(incident: Incident, inventory: Inventory) -> Superblock | None:
+def _superblock(incident: Incident, inventory: Inventory, *, unmounted: bool) -> Superblock | None:
     wanted = incident.filesystem
     if wanted.devno is None:
         if wanted.image is None:
             raise refuse("refused", "the incident names no device")
         return None
     found = inventory.view.superblocks.get(wanted.devno)
+    if found is None and unmounted and wanted.image is not None:
+        return None
     if found is None:
         text = f"{wanted.device} is no longer mounted: the VE was stopped, or has unmounted it"
         raise refuse("cancelled", text, Next.CANCELLED)

@@ -31,6 +31,7 @@ from fswatchd.repair import (
 )
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.logical_volume import LogicalVolume
+from fswatchd.repair.outage import Outage
 from fswatchd.repair.scope import Target
 from fswatchd.repair.swap import SwapError
 from fswatchd.rules.model import FsckStep
@@ -624,7 +625,7 @@ async def test_a_rollback_that_is_killed_ends_with_the_original_in_place(
 
             async def nothing(*_: object) -> None: ...
 
-            patch.setattr(rollback.Outage, "__aexit__", nothing)
+            patch.setattr(Outage, "__aexit__", nothing)
             with pytest.raises(KilledError):
                 await rollback.run(context)
     node.killed = None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fswatchd.inventory.view import NodeView
-from fswatchd.repair import offline, owner, resume, rollback, ve_control
+from fswatchd.repair import offline, owner, put_back, resume, rollback, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.volume import ImageFile
 from fswatchd.rules.model import FsckStep
@@ -98,7 +98,7 @@ async def test_a_repair_in_place_waits_for_the_platform(
 async def test_a_rollback_waits_for_the_platform(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(rollback._Way, "prepare", _reached)
+    monkeypatch.setattr(put_back._Way, "prepare", _reached)
     context: Any = test_rollback.Context(tmp_path)
     context.inventory = Inventory(3)
     with pytest.raises(ReachedError):

@@ -15,7 +15,8 @@ from fswatchd.errors import RefusedError
 from fswatchd.incidents import StepRecord, StepState
 from fswatchd.inventory.model import Backing, Ve, VeId, Volume
 from fswatchd.inventory.view import NodeView
-from fswatchd.repair import rollback, swap, ve_control, verify
+from fswatchd.repair import outsiders, rollback, swap, ve_control, verify
+from fswatchd.repair.outage import Outage
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from tests.unit import builders
@@ -159,7 +160,7 @@ async def test_whenever_it_is_killed_the_original_is_in_place_afterwards(
     if where:
         with monkeypatch.context() as patch:
             patch.setattr(swap, where, killing(getattr(swap, where), before=before))
-            patch.setattr(rollback.Outage, "__aexit__", Nothing.done)
+            patch.setattr(Outage, "__aexit__", Nothing.done)
             with pytest.raises(Killed):
                 await rollback.run(context)  # type: ignore[arg-type]
     ended = await rollback.run(context)  # type: ignore[arg-type]
@@ -383,7 +384,7 @@ async def test_one_that_runs_on_it_is_rolled_back_whatever_it_declares(
 
     monkeypatch.setattr(ve_control, "is_running", lambda _: not stops)
     monkeypatch.setattr(ve_control, "stop", stop)
-    monkeypatch.setattr(rollback.outsiders, "require_none", Nothing.done)
+    monkeypatch.setattr(outsiders, "require_none", Nothing.done)
     rollback.check(context.incident, context.inventory.view, discard_newer=True)
     assert (await rollback.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
     assert (stops, started) == ([VE.ve_id], ["original"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -16,10 +15,12 @@ from fswatchd.inventory.model import BlockDevice
 from fswatchd.inventory.ownership import served_from
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block
+from fswatchd.kernel.patience import Patience
 from fswatchd.repair import verify
 from fswatchd.sources.state import StateSource
 
 _READ_TIMEOUT_S = 10.0
+_patience = Patience()
 _BUSY = {State.ACTING, State.VERIFYING}
 
 
@@ -100,9 +101,8 @@ class SaidWell:
 async def can_be_read(path: str) -> bool:
     """Whether reads at both ends of a device succeed, in time."""
     try:
-        async with asyncio.timeout(_READ_TIMEOUT_S):
-            await asyncio.to_thread(block.read_ends, path)
-    except (OSError, TimeoutError):
+        await _patience.answer(path, lambda: block.read_ends(path), _READ_TIMEOUT_S)
+    except OSError:
         return False
     return True
 

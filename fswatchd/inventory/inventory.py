@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,10 +39,12 @@ from fswatchd.inventory.scan import (
 )
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block, extfs, fs, mounts
+from fswatchd.kernel.patience import Patience
 
 log = logging.getLogger(__name__)
 
 _OPEN_TIMEOUT_S = 3.0
+_patience = Patience()
 _MAX_HANGS = 2
 _RETRY_BUDGET_S = 0.3
 _RETRY_AT_ONCE = 4
@@ -142,6 +145,8 @@ class Inventory:
         self._reader = NodeReader(
             scanner or best_scanner(), self._namespace_seen, unclaimed, own_paths
         )
+        # Its own: whatever fills the pool with what hangs, the node is still looked at.
+        self._thread = ThreadPoolExecutor(1, "inventory")
         self._leaving = _Leaving()
         # Seen, and no subscriber was told yet: the refresh that saw them may have failed, or nobody
         # waited for its end.
@@ -173,6 +178,7 @@ class Inventory:
 
     async def close(self) -> None:
         """End the helper."""
+        self._thread.shutdown(wait=False)
         await self._helper.close(kill=True)
 
     # --- questions ----------------------------------------------------------------------------
@@ -210,8 +216,9 @@ class Inventory:
             finally:
                 os.close(directory)
 
-        async with self.opened(superblock) as fd, asyncio.timeout(_OPEN_TIMEOUT_S):
-            return await asyncio.to_thread(ask, fd)
+        async with self.opened(superblock) as fd:
+            name = f"transactions of {superblock.devno}"
+            return await _patience.answer(name, lambda: ask(fd), _OPEN_TIMEOUT_S)
 
     @asynccontextmanager
     async def opened(self, superblock: Superblock) -> AsyncIterator[int]:
@@ -281,7 +288,8 @@ class Inventory:
 
     async def _read(self, ves: dict[VeId, Ve]) -> NodeView:
         """Where nobody waits any more the thread goes on, and the next look not beside it."""
-        reading = asyncio.ensure_future(asyncio.to_thread(self._reader.read, ves, self.view))
+        loop = asyncio.get_running_loop()
+        reading = loop.run_in_executor(self._thread, self._reader.read, ves, self.view)
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -480,15 +488,14 @@ async def _all_mmp(superblocks: Iterable[Superblock]) -> dict[Devno, bool]:
             answers[found.devno] = _read_mmp(found)
 
     with suppress(TimeoutError):
-        async with asyncio.timeout(_OPEN_TIMEOUT_S):
-            await asyncio.to_thread(ask)
+        await _patience.answer("mmp", ask, _OPEN_TIMEOUT_S)
     return dict(answers)
 
 
 async def _mmp(superblock: Superblock) -> bool:
     try:
-        async with asyncio.timeout(_OPEN_TIMEOUT_S):
-            return await asyncio.to_thread(_read_mmp, superblock)
+        name = f"mmp of {superblock.device}"
+        return await _patience.answer(name, lambda: _read_mmp(superblock), _OPEN_TIMEOUT_S)
     except TimeoutError:
         return False  # a repair asks again
 

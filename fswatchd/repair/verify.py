@@ -11,12 +11,14 @@ from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve
 from fswatchd.kernel import fs
+from fswatchd.kernel.patience import Patience
 from fswatchd.repair import ve_control
 from fswatchd.repair.volume import Volume
 from fswatchd.sources.state import StateSource
 from fswatchd.steps import ActionContext
 
 _PROBE_TIMEOUT_S = 10.0
+_patience = Patience()
 _LOOK_EVERY_S = 0.02
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _STOPPED = {"emergency_ro", "shutdown", "ro"}
@@ -70,14 +72,20 @@ async def writable(
     inventory: Inventory, superblock: Superblock, *, may_be_full: bool = False
 ) -> str | None:
     """None when a write to it succeeds; otherwise what happens. `may_be_full` as above."""
+    name = str(superblock.devno)
+    if _patience.hangs(name):
+        return "an earlier write has not returned yet"
     try:
         async with inventory.opened(superblock) as mount:
             directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
-            try:
-                async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                    await asyncio.to_thread(fs.write_probe, directory)
-            finally:
-                os.close(directory)
+
+            def write() -> None:
+                try:
+                    fs.write_probe(directory)
+                finally:
+                    os.close(directory)  # here: it may be in use for longer than anybody waits
+
+            await _patience.answer(name, write, _PROBE_TIMEOUT_S)
     except TimeoutError:
         return f"a write did not return within {_PROBE_TIMEOUT_S:.0f} s"
     except (OSError, HelperError) as error:

@@ -14,6 +14,7 @@ import pytest
 
 from fswatchd.kernel import fs
 from fswatchd.repair import verify
+from tests.unit.inventory.test_lookup import superblock
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ async def test_no_room_is_no_damage(
     monkeypatch.setattr(fs, "write_probe", fails)
     inventory = SimpleNamespace(opened=lambda _: opened(tmp_path))
     found = await verify.writable(
-        cast("Any", inventory), cast("Any", None), may_be_full=may_be_full
+        cast("Any", inventory), superblock(3), may_be_full=may_be_full
     )
     assert (found is None) is well
 

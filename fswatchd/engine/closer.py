@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from fswatchd import views
@@ -17,6 +17,7 @@ from fswatchd.book import IncidentBook
 from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.history import boottime_ns
 from fswatchd.engine.said_well import can_be_read
+from fswatchd.engine.substrate import is_multipath
 from fswatchd.events import Domain, EventClass, Health, names_filesystem, printable
 from fswatchd.incidents import UNDECIDED, Incident, Outcome, State, StepState
 from fswatchd.inventory.inventory import Inventory
@@ -37,6 +38,7 @@ _DEVICE_QUIET_S = 600.0
 NS = 1_000_000_000
 # Classes and sources of what is read of a device that a filesystem rests on.
 _OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
+_TELL_OF_THEMSELVES = frozenset({EventClass.DEGRADED, EventClass.SPACE})
 _STOPS = frozenset({EventClass.SHUTDOWN, EventClass.READONLY})
 _READ_OF_DEVICE = frozenset({"state", "uevent"})
 
@@ -285,6 +287,8 @@ class Closer:
         """
         if not incident.recent or await self._device_fault(device) is not None:
             return
+        if _is_told_once(incident, [device]):
+            return
         path = f"/dev/{incident.filesystem.device}"
         text = f"nothing is wrong with {path} any more"
         if incident.sources != ("state",):
@@ -314,8 +318,11 @@ class Closer:
         below = {
             one for member in members for one in (member, *self._inventory.view.beneath(member))
         }
-        devices = self._inventory.view.devices
-        for device in (devices[one] for one in below if one in devices):
+        known = self._inventory.view.devices
+        devices = [known[one] for one in below if one in known]
+        if _is_told_once(incident, devices):
+            return False
+        for device in devices:
             if await self._device_fault(device) is not None:
                 return False
         if self._state.errors(superblock.devno):
@@ -365,6 +372,8 @@ class Closer:
             await self._look_for_recovery(incident)
         elif self._had_no_room(incident):
             await self.look_after_room(incident.incident_id)
+        elif _is_told_once(incident):
+            return
         elif incident.recent and await self._has_room(superblock):
             # A fact is over with the fact; of what a line has said nobody knows for how long.
             quiet_s = _quiet_s(incident)
@@ -501,6 +510,17 @@ def _is_only_of_device(incident: Incident) -> bool:
         and not (incident.filesystem.fstype == "btrfs" and EventClass.DEGRADED in incident.classes)
         and _READ_OF_DEVICE.issuperset(incident.sources)
     )
+
+
+def _is_told_once(incident: Incident, devices: Sequence[BlockDevice] = ()) -> bool:
+    """Whether something has told of itself what nobody can read of it later.
+
+    The health of an NVMe, the room of a storage behind SCSI, the journal of another node's GFS2:
+    only a person knows when that is over. Whether paths are missing can be read.
+    """
+    if "uevent" not in incident.sources or incident.classes.isdisjoint(_TELL_OF_THEMSELVES):
+        return False
+    return not any(is_multipath(device) for device in devices)
 
 
 def _still_there(incident: Incident) -> bool:

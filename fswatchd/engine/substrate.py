@@ -24,10 +24,12 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import BlockDevice, RemoteFilesystem, Superblock
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import block, devmapper
+from fswatchd.kernel.patience import Patience
 from fswatchd.sources.state import StateSource
 from fswatchd.units import show_size
 
 _STATFS_TIMEOUT_S = 3.0
+_patience = Patience()
 _POOL_KNOWN_S = 2.0
 _PROJECT_QUOTA = frozenset({"ext4", "xfs", "f2fs"})
 _NONE = Devno(0, 0)
@@ -52,6 +54,7 @@ class Substrate:
         self._state = state
         self._book = book
         self._pools: dict[Devno, tuple[float, devmapper.ThinPool | None]] = {}
+        self._failed_paths: dict[Devno, tuple[float, int]] = {}
         self._measures: dict[object, tuple[float, asyncio.Task[Layer]]] = {}
 
     async def beneath(self, incident: Incident) -> tuple[Layer, ...]:
@@ -103,7 +106,7 @@ class Substrate:
     async def _device(self, device: BlockDevice) -> Layer:
         on_server = device.backing.image_devno in self._inventory.view.remote
         layer = await asyncio.to_thread(_device, device, on_server=on_server)
-        return await self._as_pool(device, layer)
+        return await self._with_paths(device, await self._as_pool(device, layer))
 
     def _told(self, superblock: Superblock, device: BlockDevice, layer: Layer) -> Layer:
         """The layer with an incident of its own, where several VEs rest on what is not well.
@@ -215,8 +218,11 @@ class Substrate:
     async def _room(self, superblock: Superblock) -> tuple[os.statvfs_result | None, bool]:
         """What statfs says, None where it cannot be asked; and whether it answers."""
         try:
-            async with self._inventory.opened(superblock) as fd, asyncio.timeout(_STATFS_TIMEOUT_S):
-                return await asyncio.to_thread(os.fstatvfs, fd), True
+            async with self._inventory.opened(superblock) as fd:
+                name = f"room of {superblock.devno}"
+                return await _patience.answer(
+                    name, lambda: os.fstatvfs(fd), _STATFS_TIMEOUT_S
+                ), True
         except (TimeoutError, HelperError):
             return None, False
         except OSError:
@@ -234,9 +240,12 @@ class Substrate:
             return None
         directory = os.path.dirname(image)
         try:
-            async with self._inventory.opened(host) as fd, asyncio.timeout(_STATFS_TIMEOUT_S):
-                whole = await asyncio.to_thread(os.fstatvfs, fd)
-                room = await asyncio.to_thread(os.statvfs, directory)
+            async with self._inventory.opened(host) as fd:
+                whole, room = await _patience.answer(
+                    f"quota of {directory}",
+                    lambda: (os.fstatvfs(fd), os.statvfs(directory)),
+                    _STATFS_TIMEOUT_S,
+                )
         except (TimeoutError, HelperError, OSError):
             return None  # the layer of the host says what is wrong with it
         if room.f_blocks * room.f_frsize >= whole.f_blocks * whole.f_frsize:
@@ -266,6 +275,16 @@ class Substrate:
             readonly=layer.readonly or pool.readonly,
         )
 
+    async def _with_paths(self, device: BlockDevice, layer: Layer) -> Layer:
+        """With the paths that a multipath device has lost, which sysfs does not tell."""
+        if not await asyncio.to_thread(is_multipath, device):
+            return layer
+        now, known = time.monotonic(), self._failed_paths.get(device.devno)
+        if known is None or now - known[0] > _POOL_KNOWN_S:
+            failed = devmapper.failed_paths(await _status_of(device.devno)) or 0
+            known = self._failed_paths[device.devno] = (now, failed)
+        return replace(layer, missing=layer.missing + known[1])
+
 
 def _named(name: str) -> Layer:
     return Layer(kind="filesystem", name=name)
@@ -283,6 +302,11 @@ def _with_room(layer: Layer, room: os.statvfs_result | None) -> Layer:
 
 
 async def _pool_of(devno: Devno) -> devmapper.ThinPool | None:
+    return devmapper.thin_pool(await _status_of(devno))
+
+
+async def _status_of(devno: Devno) -> str:
+    """What dmsetup says, empty where it says nothing."""
     # Without --noflush the pool would write its metadata first, and a full one may not.
     numbers = ("-j", str(devno.major), "-m", str(devno.minor))
     try:
@@ -290,8 +314,14 @@ async def _pool_of(devno: Devno) -> devmapper.ThinPool | None:
             ("dmsetup", "status", "--noflush", *numbers), timeout_s=_STATFS_TIMEOUT_S
         )
     except process.ProcessError:
-        return None
-    return devmapper.thin_pool(done.output) if done.succeeded else None
+        return ""
+    return done.output if done.succeeded else ""
+
+
+def is_multipath(device: BlockDevice) -> bool:
+    """Whether it is one device by several paths (dm-multipath)."""
+    owner = block.attribute(device.devno, "dm/uuid") if device.kind == "dm" else None
+    return (owner or "").startswith("mpath-")
 
 
 def _may_be_pool(device: BlockDevice) -> bool:

@@ -1,4 +1,6 @@
-"""What `dmsetup status` says of a thin pool (device-mapper/thin-provisioning.rst). Pure.
+"""What `dmsetup status` says of a thin pool, and of the paths of a multipath device. Pure.
+
+Of a pool (device-mapper/thin-provisioning.rst):
 
     0 41943040 thin-pool 4 245/4096 160/163840 - rw discard_passdown queue_if_no_space - 1024
 
@@ -6,6 +8,11 @@ start, length and target; transaction id; used/total metadata blocks; used/total
 metadata root; `rw`, `ro` or `out_of_data_space`; options in any order; `needs_check` or `-` (Linux
 4.0); the metadata low water mark (Linux 4.19). A pool that has given up says only `Fail`, one whose
 status cannot be read `Error`.
+
+Of a multipath device (drivers/md/dm-mpath.c, `multipath_status`), each path by its numbers, `A` or
+`F`, and how often it has failed:
+
+    0 409600 multipath 2 0 0 0 1 1 A 0 2 0 8:16 A 0 8:32 F 1
 """
 
 from __future__ import annotations
@@ -14,6 +21,8 @@ import re
 from dataclasses import dataclass
 
 _LINE = re.compile(r"(?:^|: |\n)\d+ (\d+) thin-pool (\S[^\n]*)")
+_PATHS = re.compile(r"(?:^|: |\n)\d+ \d+ multipath (\S[^\n]*)")
+_PATH = re.compile(r" \d+:\d+ ([AF])\b")
 _SECTOR = 512
 _USE = re.compile(r"(\d+)/(\d+)")
 _FULL_PERCENT = 99
@@ -79,6 +88,12 @@ def thin_pool(status: str) -> ThinPool | None:
         data_percent=_percent(words[2]),
         needs_check="needs_check" in words[5:],
     )
+
+
+def failed_paths(status: str) -> int | None:
+    """How many paths the kernel does not use for now; None where it is no multipath device."""
+    match = _PATHS.search(status)
+    return None if match is None else _PATH.findall(match[1]).count("F")
 
 
 def _percent(used_of_total: str) -> float:

@@ -18,7 +18,7 @@ from fswatchd.engine.history import boottime_ns
 from fswatchd.events import Domain, Health
 from fswatchd.incidents import Incident
 from fswatchd.incidents import State as IncidentState
-from fswatchd.inventory.model import Backing, Superblock
+from fswatchd.inventory.model import Backing, BlockDevice, Superblock
 from fswatchd.inventory.view import NodeView
 from fswatchd.repair import verify
 from fswatchd.store.store import Store
@@ -249,6 +249,50 @@ async def test_what_is_repaired_while_another_one_is_probed_is_left_alone(
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert sweep.acting(other)
+
+
+def told_once(klass: str, **more: Any) -> Incident:
+    """By a device or a storage, of itself, as a uevent: nothing that can be read tells the end."""
+    return builders.incident(builders.event("uevent", klass), **more)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: told_once("degraded"),
+        lambda: told_once("space", domain=Domain.SPACE),
+    ],
+    ids=["an NVMe's health", "a storage's pool"],
+)
+async def test_what_was_told_once_is_not_over_because_a_write_succeeds(
+    store: Store, monkeypatch: pytest.MonkeyPatch, made: Callable[[], Incident]
+) -> None:
+    found = made()
+    sweep = Sweep(store, monkeypatch, found)
+    await sweep.look(found)
+    assert sweep.book.get(found.incident_id) is not None
+
+
+async def test_a_path_that_is_back_can_be_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of loop3, which lies on a device with several paths here."""
+    monkeypatch.setattr(closer_module, "is_multipath", lambda _: True)
+    found = told_once("degraded")
+    sweep = Sweep(store, monkeypatch, found)
+    fault: list[str | None] = ["1 of its members or paths are missing", None]
+
+    async def device_fault(_: object) -> str | None:
+        return fault.pop(0)
+
+    sweep.closer._device_fault = device_fault
+    view = sweep.closer._inventory.view
+    device = BlockDevice(devno=Devno(7, 3), name="dm-3", kind="dm")
+    sweep.closer._inventory.view = replace(view, devices={device.devno: device})
+    await sweep.look(found)
+    assert sweep.book.get(found.incident_id) is not None
+    await sweep.look(found)
+    assert sweep.book.get(found.incident_id) is None
 
 
 async def refreshed() -> None:

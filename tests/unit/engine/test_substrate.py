@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from fswatchd import process
-from fswatchd.cause import Layer, blame
+from fswatchd.cause import Layer, blame, fault_of_device
 from fswatchd.devno import Devno
 from fswatchd.engine.substrate import Substrate
+from fswatchd.events import EventClass
 from fswatchd.inventory.model import Backing, BlockDevice
 from fswatchd.kernel import block
 from tests.unit.inventory.test_lookup import NODE, superblock, view
@@ -83,6 +84,31 @@ async def test_a_pool_with_room_and_no_answer_blame_nothing(
 async def test_what_can_be_no_pool_is_not_asked_about(monkeypatch, uuid: str) -> None:
     dmsetup = Dmsetup(monkeypatch, "", uuid=uuid)
     assert await looked()._as_pool(POOL, LAYER) == LAYER
+    assert dmsetup.asked == []
+
+
+PATHS = "0 409600 multipath 2 0 0 0 1 1 A 0 2 0 8:16 {} 0 8:32 {} 1\n"
+
+
+@pytest.mark.parametrize(("states", "missing"), [("AA", 0), ("AF", 1), ("FF", 2)])
+async def test_the_paths_that_a_device_has_lost_are_missing(
+    monkeypatch: pytest.MonkeyPatch, states: str, missing: int
+) -> None:
+    dmsetup = Dmsetup(monkeypatch, PATHS.format(*states), uuid="mpath-3600")
+    looks = looked()
+    layer = await looks._with_paths(POOL, LAYER)
+    assert layer.missing == missing
+    assert (fault_of_device(layer) is EventClass.DEGRADED) is bool(missing)
+    await looks._with_paths(POOL, LAYER)
+    assert len(dmsetup.asked) == 1
+
+
+@pytest.mark.parametrize("uuid", ["LVM-abc-tpool", "CRYPT-LUKS2-x", ""])
+async def test_what_has_no_paths_is_not_asked_about_them(
+    monkeypatch: pytest.MonkeyPatch, uuid: str
+) -> None:
+    dmsetup = Dmsetup(monkeypatch, PATHS.format("A", "F"), uuid=uuid)
+    assert await looked()._with_paths(POOL, LAYER) == LAYER
     assert dmsetup.asked == []
 
 

@@ -190,6 +190,7 @@ class Inventory:
 
     def current_options(self, superblock: Superblock) -> tuple[str, ...] | None:
         """The superblock's options at this moment; None when it is no longer mounted."""
+        superblock = self._as_mounted_now(superblock)
         for place in superblock.mounts:
             mount = self.scanner.current(place.namespace, place.mount)
             if mount is not None and mount.devno == superblock.devno:
@@ -431,6 +432,7 @@ class Inventory:
         return superblock
 
     async def _open(self, superblock: Superblock) -> tuple[int, dict[str, Any]]:
+        superblock = self._as_mounted_now(superblock)
         failures: list[Exception] = []
         hangs = 0
         places = sorted(
@@ -467,6 +469,16 @@ class Inventory:
             return fds[0], answer
         # Of the best place to reach it.
         raise next(iter(failures), FileNotFoundError(2, "it is not mounted", superblock.device))
+
+    def _as_mounted_now(self, superblock: Superblock) -> Superblock:
+        """With the mounts of the last look: those of the look that has found it may all be gone by
+        now, and others have come, one after the other."""
+        now = self.view.superblocks.get(superblock.devno)
+        if now is None or now.disk_sequence != superblock.disk_sequence:
+            return superblock
+        if now.uuid != superblock.uuid and None not in {now.uuid, superblock.uuid}:
+            return superblock
+        return replace(superblock, mounts=now.mounts)
 
     def _namespace_seen(self, key: NamespaceKey, fd: int) -> None:
         for callback in self._on_namespace:

@@ -82,6 +82,15 @@ def make(work: Path) -> Iterator[Callable[..., Scratch]]:
     return scratch
 
 
+def fs_shutdown(point: Path) -> None:
+    """The kernel stops the filesystem, as it does by itself after an error that it cannot take."""
+    fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fs.shutdown(fd)  # XFS_IOC_GOINGDOWN has the same number and meaning
+    finally:
+        os.close(fd)
+
+
 @asynccontextmanager
 async def watching(scratch: Scratch, memory: Memory | None = None) -> AsyncIterator[tuple]:
     """The source itself on the one filesystem: (source, superblock, sink)."""
@@ -273,9 +282,7 @@ class TestXfs:
         return make("xfs", 400 << 20)
 
     def shut_down(self, scratch: Scratch) -> None:
-        fd = os.open(scratch.point, os.O_RDONLY)
-        fs.shutdown(fd)  # XFS_IOC_GOINGDOWN has the same number and meaning
-        os.close(fd)
+        fs_shutdown(scratch.point)
 
     def test_a_shutdown_is_found_by_the_timer_alone(self, daemon, scratch) -> None:
         start(daemon)
@@ -350,6 +357,30 @@ async def test_a_filesystem_that_could_not_be_reached_is_tried_again_at_the_next
     finally:
         await inventory.close()
     assert reached.count(name) == 1
+
+
+@pytest.mark.parametrize("kind", ["xfs", "ext4"])
+async def test_one_whose_first_mount_is_gone_is_watched_on_at_its_others(
+    make, work: Path, kind: str
+) -> None:
+    """As it is staged on the node, and then moved to where its VE has it."""
+    scratch = make(kind, 320 << 20)
+    elsewhere = work / "elsewhere"
+    elsewhere.mkdir()
+    async with watching(scratch) as (source, superblock, sink):
+        inventory = source._mounts
+        subprocess.run(["mount", "--bind", scratch.point, elsewhere], check=True)
+        await inventory.refresh()
+        subprocess.run(["umount", scratch.point], check=True)
+        changes = await inventory.refresh()
+        assert superblock.devno not in {one.devno for one in changes.appeared}
+        assert inventory.current_options(superblock) is not None
+        await asked(source, superblock)
+        assert not [event for event in sink.events if event.klass is EventClass.SHUTDOWN]
+        fs_shutdown(elsewhere)
+        await asked(source, superblock)
+        told = {event.klass for event in sink.events}
+        assert told & {EventClass.SHUTDOWN, EventClass.READONLY}, sink.events
 
 
 async def test_one_that_is_mounted_again_with_the_same_numbers_is_watched_again(make) -> None:

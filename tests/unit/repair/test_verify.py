@@ -35,9 +35,7 @@ async def test_no_room_is_no_damage(
 
     monkeypatch.setattr(fs, "write_probe", fails)
     inventory = SimpleNamespace(opened=lambda _: opened(tmp_path))
-    found = await verify.writable(
-        cast("Any", inventory), superblock(3), may_be_full=may_be_full
-    )
+    found = await verify.writable(cast("Any", inventory), superblock(3), may_be_full=may_be_full)
     assert (found is None) is well
 
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _RECORDS_KEPT = 8192
 _DIGEST_S = 0.002
-_IDLE_SHARE = 3.0  # after reading everything: so many times what that took
+_IDLE_SHARE = 3.0  # after a look that lines have asked for: so many times what that took
 _ATTACHED_KNOWN_S = 1.0  # lines of before come in thousands
 _AGAIN_S = (1.0, 60.0)  # after a failure to do so: at first, and at most, doubled each time
 
@@ -48,6 +48,8 @@ class Intake:
         # Of the newest records of the kernel log, which two sources read: digests, they are long.
         self._records: OrderedDict[bytes, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unplaced: list[FsEvent] = []
+        self._placing = False
         self._reading_everything = False
         self._lost_more = False
         self._rests_until = 0.0
@@ -90,9 +92,14 @@ class Intake:
             return  # a clone that a repair works on; its findings are the repair's to tell
         found = attribute(event, self._inventory.view)
         devno = found.filesystem.devno
-        if found.superblock is None and devno and devno not in self._inventory.view.devices:
+        nowhere = devno and devno not in self._inventory.view.devices
+        if (
+            found.superblock is None
+            and nowhere
+            and self._book.find(found.filesystem, domain_of(event.klass)) is None
+        ):
             # Mounted a moment ago, perhaps: look again before deciding that nobody owns it.
-            self._later(self._attribute_again(event))
+            self._place_later(event)
             return
         self._accept(event, found)
 
@@ -144,12 +151,30 @@ class Intake:
             self._records.popitem(last=False)
         return False
 
-    async def _attribute_again(self, event: FsEvent) -> None:
+    def _place_later(self, event: FsEvent) -> None:
+        """One look for all that wait for one: of a disk that nobody here knows lines may come by
+        the thousand, and what is to be decided waits for looks too."""
+        self._unplaced.append(event)
+        if not self._placing:
+            self._placing = True
+            self._later(self._place())
+
+    async def _place(self) -> None:
         try:
-            await self._inventory.refresh()
-        except Exception:  # a task border: its record is known as read, no other source brings it
-            log.exception("whose %s is cannot be read again", event.device or event.devno)
-        self._accept(event, attribute(event, self._inventory.view))
+            while self._unplaced:
+                events, self._unplaced = self._unplaced, []
+                begin = time.monotonic()
+                try:
+                    await self._inventory.refresh()
+                except Exception:  # a task border: their records are known as read
+                    log.exception("whose %s is cannot be read again", events[0].device)
+                for event in events:
+                    # The first of them may have opened what the others belong to.
+                    self._accept(event, attribute(event, self._inventory.view))
+                if self._unplaced:
+                    await asyncio.sleep(_IDLE_SHARE * (time.monotonic() - begin))
+        finally:
+            self._placing = False
 
     async def _read_everything(self) -> None:
         try:

@@ -24,6 +24,7 @@ from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import proc
 from fswatchd.store.store import Store
 from tests.unit.builders import event, filesystem, incident
+from tests.unit.inventory.test_lookup import INSIDE, superblock, view
 
 
 class Running:
@@ -419,3 +420,49 @@ async def test_the_all_clear_of_one_is_not_that_of_another(path) -> None:
         assert len(running.book.open_incidents()) == left
     await running.store.close()
     assert incident.limits == ("user 1000 hard space",)
+
+
+async def test_lines_about_what_nobody_here_knows_share_a_look_at_the_node(path) -> None:
+    """A disk of somebody else's that floods the log: what has to be decided needs looks too."""
+    running = await Running(path).start()
+    looks, goes_on = 0, asyncio.Event()
+
+    async def refresh(**_: object) -> None:
+        nonlocal looks
+        looks += 1
+        await goes_on.wait()
+
+    running.intake._inventory.refresh = refresh
+    for number in range(60):
+        running.intake.event(event("kmsg", "io_error", record=f"{number}:x", **LOOP3))
+        await asyncio.sleep(0)
+    assert looks == 1
+    goes_on.set()
+    await running.intake.settle()
+    assert looks == 2  # those that came during the first one are looked for once more
+    (opened,) = running.book.open_incidents()
+    assert opened.counts == {"kmsg": 60}
+    for number in range(60, 120):
+        running.intake.event(event("kmsg", "io_error", record=f"{number}:x", **LOOP3))
+    await running.intake.settle()
+    assert looks == 2  # what belongs to an open incident needs none
+    running.intake.event(event("kmsg", "io_error", record="200:x", **LOOP4))
+    await running.intake.settle()
+    assert looks == 3
+    assert len(running.book.open_incidents()) == 2
+    await running.store.close()
+
+
+async def test_what_was_mounted_a_moment_ago_is_found_by_the_look(path) -> None:
+    running = await Running(path).start()
+    found = superblock(3, (INSIDE, "/"))
+
+    async def refresh(**_: object) -> None:
+        running.intake._inventory.view = view(superblocks=(found,))
+
+    running.intake._inventory.refresh = refresh
+    running.intake.event(event("kmsg", "io_error", record="1:x", **LOOP3))
+    await running.intake.settle()
+    (opened,) = running.book.open_incidents()
+    assert opened.filesystem.mountpoints
+    await running.store.close()

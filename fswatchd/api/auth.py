@@ -6,7 +6,6 @@ for nothing, and a group that somebody was given meanwhile counts from his next 
 
 from __future__ import annotations
 
-import asyncio
 import grp
 import pwd
 import socket
@@ -16,10 +15,15 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from fswatchd.kernel.patience import Patience
+
 _UCRED = struct.Struct("=iII")
 _SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13
 _GID = struct.Struct("=I")
 _MOST_GROUPS = 65536  # NGROUPS_MAX of linux/limits.h
+# Names may be asked of a server (nsswitch.conf(5)), which may not answer.
+_NAMES_S = 3.0
+_patience = Patience()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +44,14 @@ class Peer:
         """Whether it is root, or a user or in a group (`@NAME`) that is named."""
         if self.uid == 0:
             return True
-        # Names may be asked of a server (nsswitch.conf(5)): not on the event loop.
-        return await asyncio.to_thread(_is_named, self, tuple(named))
+        try:
+            what = f"whether {self.uid} is named"
+            return await _patience.answer(what, lambda: _is_named(self, tuple(named)), _NAMES_S)
+        except TimeoutError:
+            return False  # who nobody can be asked about may not
 
 
-def peer_of(request: web.Request) -> Peer | None:
+async def peer_of(request: web.Request) -> Peer | None:
     """The peer of a request on a unix socket; None for TCP, where nobody is known."""
     if request.transport is None:
         return None
@@ -54,7 +61,7 @@ def peer_of(request: web.Request) -> Peer | None:
     pid, uid, gid = _UCRED.unpack(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     )
-    return Peer(pid=pid, uid=uid, name=_user_name(uid), gids=frozenset({gid, *_groups(sock)}))
+    return Peer(pid=pid, uid=uid, name=await _user_name(uid), gids=frozenset({gid, *_groups(sock)}))
 
 
 def _groups(sock: socket.socket) -> list[int]:
@@ -80,8 +87,12 @@ def _is_named(peer: Peer, named: tuple[str, ...]) -> bool:
     return False
 
 
-def _user_name(uid: int) -> str:
+async def _user_name(uid: int) -> str:
+    if uid == 0:
+        return "root"
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
+        return await _patience.answer(
+            f"the name of {uid}", lambda: pwd.getpwuid(uid).pw_name, _NAMES_S
+        )
+    except (KeyError, TimeoutError):
         return f"uid {uid}"

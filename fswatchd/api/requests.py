@@ -19,7 +19,7 @@ REFUSALS = web.AppKey("refusals", Refusals)
 
 async def change(request: web.Request) -> tuple[Peer, dict[str, Any]]:
     """Who asks for a change, and the body; anybody but root is refused, and that is recorded."""
-    peer = peer_of(request)
+    peer = await peer_of(request)
     if peer is None or not peer.may_change:
         raise _refused(
             request, peer, "only root may change anything", "use sudo", "FSW-REFUSED-NOT-ROOT"
@@ -30,7 +30,7 @@ async def change(request: web.Request) -> tuple[Peer, dict[str, Any]]:
 async def answer(request: web.Request, approvers: Sequence[str], rule: str | None) -> Peer:
     """Who answers a question that `rule` has asked; anybody but root and those whom the rule names
     is refused, and that is recorded."""
-    peer = peer_of(request)
+    peer = await peer_of(request)
     if peer is None or not await peer.is_one_of(approvers):
         named = f", or whom rule {rule} names: {', '.join(approvers)}" if approvers else ""
         text = f"only root may answer this{named}"

@@ -215,7 +215,7 @@ class _Api:
     async def _answerer(self, request: web.Request) -> tuple[Peer, str | None, str]:
         """Who answers, the rule whose question it is, and why; not any incident's that does not
         exist: who may not answer anything is not told which there are."""
-        peer = peer_of(request)
+        peer = await peer_of(request)
         if peer is not None and not peer.may_change:
             try:
                 found = await self._daemon.operator.find(request.match_info["id"])

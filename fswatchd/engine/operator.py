@@ -25,6 +25,7 @@ from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, Ve, VeId
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block, magic
+from fswatchd.kernel.patience import Patience
 from fswatchd.repair import clone, preview, restore, rollback, scope, storage, tools
 from fswatchd.repair.scope import require_volume
 from fswatchd.rules.model import Budget
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 NS = 1_000_000_000
 _BUSY = {State.ACTING, State.VERIFYING}
 _OUTPUT_SHOWN = 20_000
+_ANSWER_S = 5.0
+_patience = Patience()
 
 
 class Operator:
@@ -314,7 +317,7 @@ class Operator:
             owned = view.superblocks_of(ve.ve_id)
             found = [one for one in owned if view.owner_of_volume(one) == ve.ve_id]
             if not found:
-                return self._unmounted_volume(ve), (ve.ve_id,)
+                return await self._unmounted_volume(ve), (ve.ve_id,)
         if len(found) > 1:
             found = self._most_wanted(found)
         if len(found) > 1:
@@ -332,7 +335,7 @@ class Operator:
         ]
         return with_incident or found
 
-    def _unmounted_volume(self, ve: Ve) -> Filesystem:
+    async def _unmounted_volume(self, ve: Ve) -> Filesystem:
         if ve.unrepairable:
             raise RefusedError(
                 f"not repaired: {ve.ve_id} is {ve.unrepairable}", code="FSW-REFUSED-REPAIR"
@@ -345,7 +348,8 @@ class Operator:
                 code="FSW-UNKNOWN-VOLUME",
             )
         try:
-            fstype = magic.fstype_of(images[0])
+            image = images[0]
+            fstype = await _patience.answer(image, lambda: magic.fstype_of(image), _ANSWER_S)
         except OSError as error:
             raise UnknownTargetError(
                 f"{images[0]}: {error.strerror}", code="FSW-UNKNOWN-VOLUME"

@@ -6,11 +6,13 @@ import grp
 import os
 import pwd
 import socket
+import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from fswatchd.api import auth
 from fswatchd.api.auth import Peer, peer_of
 from fswatchd.engine.operator import _refuse_another_question
 from fswatchd.errors import ConflictError
@@ -39,14 +41,35 @@ async def test_whom_a_rule_names_may_answer(peer: Peer, named: list[str], may: b
     assert await peer.is_one_of(named) is may
 
 
-def test_the_kernel_names_user_and_groups() -> None:
+async def test_the_kernel_names_user_and_groups() -> None:
     here, there = socket.socketpair(socket.AF_UNIX)
     with here, there:
         transport = SimpleNamespace(get_extra_info=lambda _: here)
-        peer = peer_of(cast("Any", SimpleNamespace(transport=transport)))
+        peer = await peer_of(cast("Any", SimpleNamespace(transport=transport)))
     assert peer is not None
     assert (peer.pid, peer.uid) == (os.getpid(), os.geteuid())
     assert peer.gids == {os.getegid(), *os.getgroups()}
+
+
+async def test_a_name_server_that_is_lost_holds_up_nobody_and_permits_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = threading.Event()
+
+    def lost(_: object) -> Any:
+        answers.wait(60)
+        return NOBODY
+
+    monkeypatch.setattr(auth, "_NAMES_S", 0.01)
+    monkeypatch.setattr(pwd, "getpwnam", lost)
+    monkeypatch.setattr(pwd, "getpwuid", lost)
+    try:
+        assert not await ALONE.is_one_of(["nobody"])
+        assert await auth._user_name(NOBODY.pw_uid) == f"uid {NOBODY.pw_uid}"
+        assert await auth._user_name(0) == "root"
+        assert await ROOT.is_one_of(["nobody"])
+    finally:
+        answers.set()
 
 
 def test_who_may_answer_one_rule_may_not_answer_another_or_for_root() -> None:

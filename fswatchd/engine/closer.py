@@ -163,6 +163,10 @@ class Closer:
         known, view = incident.filesystem, self._inventory.view
         if not known.mountpoints or served_from(view, known.fstype or "", known.server):
             self._missing.pop(incident.incident_id, None)
+            if _is_of_earlier_boot(incident) and known.mountpoints:
+                # It has answered whoever has mounted it; what is lost since is said since.
+                text = f"the node was booted since, and {printable(known.server or '')} is mounted"
+                self._book.close(incident, Outcome.RECOVERED, text)
             return
         since = self._missing.setdefault(incident.incident_id, time.monotonic())
         if time.monotonic() - since >= _MISSING_S:
@@ -493,6 +497,11 @@ def _is_moved_away(incident: Incident) -> bool:
     return any(
         record.do == "evacuate" and record.state is StepState.DONE for record in incident.steps
     )
+
+
+def _is_of_earlier_boot(incident: Incident) -> bool:
+    """Whether it was heard of before the node was booted, and not since."""
+    return bool(incident.earlier) and bool(incident.recent) and incident.recent[-1][0] < 0
 
 
 def _quiet_s(incident: Incident) -> float:

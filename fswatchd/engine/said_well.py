@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -20,6 +22,7 @@ from fswatchd.repair import verify
 from fswatchd.sources.state import StateSource
 
 _READ_TIMEOUT_S = 10.0
+_MOST_ASKED = 16
 _patience = Patience()
 _BUSY = {State.ACTING, State.VERIFYING}
 
@@ -51,12 +54,8 @@ class SaidWell:
         Raises ConflictError, RefusedError with what they say.
         """
         known, view = incident.filesystem, self._inventory.view
-        if known.server is not None and served_from(view, known.fstype or "", known.server):
-            raise RefusedError(
-                f"whether {printable(known.server)} answers again only its mounts can tell",
-                hint="the incident ends by itself when they do",
-                code="FSW-REFUSED-UNWELL",
-            )
+        if known.server is not None:
+            await self._require_answers(known.fstype or "", known.server)
         of_device = incident.device_errors or incident.classes & DEVICE_CLASSES
         asked = of_device or view.attached(known) is None
         devices = _own_devices(view, incident) if asked else []
@@ -96,6 +95,37 @@ class SaidWell:
         self._book.put(current)
         self._poke(current.incident_id)
         return current
+
+    async def _require_answers(self, fstype: str, server: str) -> None:
+        """Ask what the node itself has mounted from it; what only VEs have nobody asks for them.
+
+        Kernels tell the end of it only to whom has waited all the time (net/sunrpc/clnt.c), and
+        SMB never: it may well be over. Raises RefusedError.
+        """
+        view = self._inventory.view
+        points = [
+            place.mount.point
+            for remote in served_from(view, fstype, server)
+            for place in remote.mounts
+            if place.namespace == view.node_namespace and not place.unreached
+        ]
+        answers = await asyncio.gather(*map(_answers, points[:_MOST_ASKED]))
+        for point, problem in zip(points, answers, strict=False):
+            if problem is not None:
+                raise RefusedError(
+                    f"{printable(server)} has not recovered: {printable(point)}: {problem}",
+                    hint="ask again when it answers; unmounting all that it serves ends it too",
+                    code="FSW-REFUSED-UNWELL",
+                )
+
+
+async def _answers(point: str) -> str | None:
+    """Why what is mounted there does not answer; None where it does."""
+    try:
+        await _patience.answer(f"what serves {point}", lambda: os.statvfs(point), _READ_TIMEOUT_S)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
 
 
 async def can_be_read(path: str) -> bool:

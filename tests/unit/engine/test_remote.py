@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +16,9 @@ from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.intake import Intake
+from fswatchd.engine.said_well import SaidWell
 from fswatchd.engine.stream import EventStream
+from fswatchd.errors import RefusedError
 from fswatchd.events import Domain
 from fswatchd.incidents import Incident, Outcome
 from fswatchd.inventory.model import VeId
@@ -142,7 +147,67 @@ async def test_it_ends_when_nothing_is_mounted_from_it_any_more_and_not_before(
     )
     await closer._look_at(incident.incident_id)
     assert kernel.book.open_incidents() == [incident]
+    since_boot = replace(incident, earlier=frozenset({"detected"}))
+    kernel.book.put(since_boot)
+    await closer._look_at(incident.incident_id)
+    assert kernel.book.open_incidents() == [since_boot]
     left = {devno: one for devno, one in served().remote.items() if one.source == "filer:/usr"}
     inventory.view = node(remote=left)
     await closer._look_at(incident.incident_id)
     assert kernel.book.open_incidents() == []
+
+
+async def test_one_of_before_the_boot_is_over_where_it_is_mounted_since(kernel) -> None:
+    """Nothing is mounted from a server that does not answer, and no line tells the end of it."""
+    (incident,) = await kernel.says(LOST)
+    before = tuple((-1, source, count) for _, source, count in incident.recent)
+    kernel.book.put(replace(incident, earlier=frozenset({"detected"}), recent=before))
+    ended: list[Incident] = []
+    kernel.book.subscribe(lambda _, after: ended.append(after))
+    nothing: Any = None
+    closer = Closer(
+        kernel.book,
+        cast("Any", SimpleNamespace(view=served())),
+        nothing,
+        forget_volume=nothing,
+        poke=nothing,
+        has_room=nothing,
+        device_fault=nothing,
+    )
+    await closer._look_at(incident.incident_id)
+    assert ended[-1].outcome is Outcome.RECOVERED
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_who_says_that_it_has_recovered_is_believed_where_its_mounts_answer(
+    kernel, monkeypatch: pytest.MonkeyPatch, *, answers: bool
+) -> None:
+    """A soft mount, or SMB: the kernel never says that it does."""
+    asked: list[str] = []
+    goes_on = threading.Event()
+
+    def statvfs(path: str) -> None:
+        asked.append(path)
+        if not answers:
+            goes_on.wait(60)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr("fswatchd.engine.said_well._READ_TIMEOUT_S", 0.05 if not answers else 60)
+    (incident,) = await kernel.says(LOST)
+    nothing: Any = None
+    said_well = SaidWell(
+        kernel.book,
+        cast("Any", SimpleNamespace(view=served())),
+        nothing,
+        poke=nothing,
+        device_fault=nothing,
+    )
+    if answers:
+        done = await said_well.recovered(incident, "root", "root says so")
+        assert done.outcome is Outcome.RECOVERED
+    else:
+        with pytest.raises(RefusedError, match="nas has not recovered: /vz: no answer"):
+            await said_well.recovered(incident, "root", "root says so")
+        goes_on.set()
+        assert kernel.book.open_incidents() == [incident]
+    assert asked == ["/vz"]  # what only a VE has mounted is not asked

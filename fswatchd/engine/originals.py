@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from fswatchd.book import IncidentBook
+from fswatchd.devno import Devno
 from fswatchd.incidents import Incident
 from fswatchd.repair import originals, storage
 from fswatchd.repair.journal import read_volume
+from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionSettings
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,16 @@ async def give_up(
     return done if gone else None
 
 
+def _is_out_of_sight(original: Volume) -> bool:
+    """Whether the filesystem that it lies on is not there: nothing on it can be seen to be gone."""
+    if not isinstance(original, ImageFile) or os.path.lexists(original.path):
+        return False
+    try:
+        return Devno.of(os.stat(original.directory).st_dev) != original.devno
+    except OSError:
+        return True
+
+
 async def delete_original(
     path: str, recorded: object, why: str = "it had been kept long enough"
 ) -> tuple[bool, str]:
@@ -70,6 +83,8 @@ async def delete_original(
     try:
         await storage.wake(original, ActionSettings())
         original = original.today(path)
+        if await asyncio.to_thread(_is_out_of_sight, original):
+            return False, f"{path} stays: what it lies on is not mounted"
         if not original.is_at(path):
             return True, f"{path} is gone, or another volume: nothing to delete"
         if (held := await asyncio.to_thread(original.held_by)) is not None:

@@ -2,8 +2,9 @@
 
 Copy on write takes room for every block that a VE overwrites, and where there is none the VE's own
 writes fail. Below the reserve a preview gives itself up (`repair.preview`); here the oldest kept
-originals go, of incidents that are closed: their VE has been healthy for long enough. What is still
-needed for a rollback that runs, or was never proven, stays.
+originals go, of repairs that were proven: their VE has been healthy for long enough. What is still
+needed for a rollback that runs, or was never proven, stays, also when somebody has closed its
+incident: it may be the only way back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.originals import give_up
-from fswatchd.incidents import Incident, State
+from fswatchd.incidents import Incident, Outcome, State
 from fswatchd.repair import storage
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.storage import Storage
@@ -106,7 +107,7 @@ class ReserveWatch:
             kept
             for kept in self._kept.values()
             if kept.incident_id in here
-            and kept.state is State.CLOSED
+            and _is_proven(kept)
             and self._book.get(kept.incident_id) is None
         ]
         oldest = min(settled, key=lambda kept: kept.closed_ns or 0, default=None)
@@ -115,7 +116,7 @@ class ReserveWatch:
         del self._kept[oldest.incident_id]
         why = f"{place} had {show_size(missing)} less than the reserve"
         try:
-            done = await give_up(self._book, oldest.incident_id, why, lambda _: True)
+            done = await give_up(self._book, oldest.incident_id, why, _is_proven)
         except StoreError as error:
             log.error("%s: its original stays: %s", oldest.incident_id, error)
             return True
@@ -139,6 +140,10 @@ class ReserveWatch:
         if place not in self._low:
             log.warning("the reserve in %s: %s", place, text)
         self._low[place] = f"{place}: {text}"
+
+
+def _is_proven(kept: Incident) -> bool:
+    return kept.state is State.CLOSED and kept.outcome is Outcome.REPAIRED
 
 
 async def _missing(lies_in: Storage) -> int:

@@ -152,6 +152,18 @@ async def test_what_is_not_settled_stays_and_it_is_said(tmp_path) -> None:
     assert str(tmp_path) in low
 
 
+@pytest.mark.parametrize("outcome", [Outcome.DISMISSED, Outcome.RECOVERED, Outcome.FALSE_ALARM])
+async def test_what_was_never_proven_stays_also_when_somebody_has_closed_it(
+    tmp_path, outcome: Outcome
+) -> None:
+    """`fswatch ack` of a repair that has failed says that it was seen, not that it may go."""
+    known = Known(replace(kept(tmp_path, "failed", 99), outcome=outcome))
+    watch = known.watch(FULL)
+    await watch.look()
+    assert left(tmp_path) == ["failed"]
+    assert watch.low()
+
+
 async def test_another_file_of_that_name_stays(tmp_path) -> None:
     known = Known(kept(tmp_path, "old", 99))
     path = tmp_path / "image.damaged-old"

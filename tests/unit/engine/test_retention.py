@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from fswatchd.book import IncidentBook
+from fswatchd.devno import Devno
 from fswatchd.engine import originals
 from fswatchd.engine.retention import Retention
 from fswatchd.errors import RefusedError
@@ -280,3 +281,22 @@ async def test_what_both_repairs_of_one_incident_have_kept_goes_in_time(
     assert not list(tmp_path.glob("*.damaged"))
     (closed,) = await store.find_incidents("two")
     assert closed.undo == {"keep_s": 7 * DAY_S, "image": "/x"}
+
+
+async def test_an_original_on_what_is_not_mounted_yet_is_not_gone(tmp_path: Path) -> None:
+    """A volume that is unlocked by hand after the boot: its directory is there, and empty."""
+    place = tmp_path / "vz"
+    place.mkdir()
+    path = place / "ve101.raw.damaged-x"
+    path.write_bytes(b"original")
+    original = ImageFile.at(str(path))
+    elsewhere = replace(original, devno=Devno(original.devno.major, original.devno.minor + 1))
+    path.unlink()
+    gone, story = await originals.delete_original(str(path), elsewhere.describe())
+    assert not gone
+    assert "not mounted" in story
+    gone, _ = await originals.delete_original(str(path), original.describe())
+    assert gone  # on the filesystem that it was on it can be seen that it is
+    place.rmdir()
+    gone, _ = await originals.delete_original(str(path), original.describe())
+    assert not gone

@@ -26,7 +26,7 @@ from fswatchd.repair.scope import Target, require_image
 from fswatchd.repair.ve_freeze import HoldError, VeFreeze
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import StepEnded
-from fswatchd.store.store import Store
+from fswatchd.store.store import Store, StoreError
 
 _KEY = "snapshotting:"
 _FREEZE_S = 20.0
@@ -67,7 +67,7 @@ class Snapshots:
         context = self._operator.dry_run(filesystem, ves)
         try:
             made, target = await self._take(context, VeId(ves[0]), by)
-        except (StepEnded, HoldError, HelperError, OSError) as error:
+        except (StepEnded, HoldError, HelperError, OSError, StoreError) as error:
             self._operations.record("snapshot", text, by, reason, f"none: {error}")
             raise RefusedError(f"no snapshot: {error}", code="FSW-REFUSED-SNAPSHOT") from None
         path = made.file.path
@@ -94,12 +94,23 @@ class Snapshots:
             path = swap.free_name(f"{image.path}.snapshot-{stamp}")
             await self._store.set_fact(_KEY + path, by, durable=True)
             try:
-                return await self._copy(target, image, path, held), target
-            except clone.NotShareableError:
+                made = await self._copy(target, image, path, held)
+            except BaseException as error:
+                self._store.set_fact(_KEY + path, None)
+                if not isinstance(error, clone.NotShareableError):
+                    raise
                 text = "the host filesystem cannot share blocks (XFS with reflink=1 and btrfs can)"
                 raise RefusedError(f"no snapshot: {text}", code="FSW-REFUSED-SNAPSHOT") from None
-            finally:
-                self._store.set_fact(_KEY + path, None)
+            await self._finished(made)
+            return made, target
+
+    async def _finished(self, made: Clone) -> None:
+        """Once this is on the disk no start takes it for one that was cut off."""
+        try:
+            await self._store.set_fact(_KEY + made.file.path, None, durable=True)
+        except BaseException:
+            made.remove()  # the next start would
+            raise
 
     async def _copy(
         self, target: Target, image: ImageFile, path: str, held: VeFreeze | None

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
 from dataclasses import replace
 
 from fswatchd import process
@@ -97,7 +96,12 @@ async def repair_stopped(
         await context.journal(writing=True)
         path = hold.device if tools.undoes or hold.file is None else hold.file.path
         repaired, proof = await _in_place(context, tools, path, undo_file)
-        proven = repaired.usable and proof.clean
+        left = proof.summary()
+        if repaired.usable and proof.clean:
+            # What was proven may have been read from memory.
+            unwritten = await hold.sync()
+            left = f"what it has written does not reach the disk: {unwritten}"
+            proven = unwritten is None
         restored = proven or (
             not half_done and (await hold.untouched() or await _undone(hold.device, undo_file))
         )
@@ -117,7 +121,7 @@ async def repair_stopped(
     if not proven:
         where = None if restored else left_aside or target.device
         snapshot = await asyncio.to_thread(restore.offer, context.incident)
-        raise _not_curable(tools, target, proof.summary(), undo_file, where, snapshot)
+        raise _not_curable(tools, target, left, undo_file, where, snapshot)
     await context.journal(writing=False, proven=repaired.summary(), undone_by=undo_file)
     outage.end()
     return await _start(context, target, step, repaired.summary(), undo_file)
@@ -216,10 +220,7 @@ async def recover(context: ActionContext, step: FsckStep) -> StepResult:
     if holder is not None:
         raise refuse("still in use", holder, Next.OPERATOR)
     # The tools are safe to repeat on what they left half-done; the first undo file stays as it is.
-    undo_file = f"{journal['undo_file']}.again" if journal.get("undo_file") else None
-    if undo_file is not None:
-        with suppress(FileNotFoundError):
-            os.unlink(undo_file)
+    undo_file = swap.free_name(str(journal["undo_file"])) if journal.get("undo_file") else None
     async with Outage(context) as outage:
         if journal.get("stopping"):
             outage.begin(target.ve, None, file)
@@ -357,7 +358,8 @@ class Hold:
         """Whether nothing at all was written since it was taken."""
         if self._fd is None:
             return True
-        await asyncio.to_thread(os.fsync, self._fd)
+        if await self.sync() is not None:
+            return False
         if self.file is not None and not self.file.is_unchanged(self._stamp):
             return False
         now = block.sectors_written(self._devno())
@@ -366,16 +368,28 @@ class Hold:
     def _devno(self) -> Devno:
         return Devno.of(os.stat(self.device).st_rdev)
 
+    async def sync(self) -> str | None:
+        """Return when all is on the disk, or what has gone wrong with that."""
+        try:
+            for fd in (self._fd, self._base):
+                if fd is not None:
+                    await asyncio.to_thread(os.fsync, fd)
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        return None
+
     async def release(self, *, in_place: bool) -> str | None:
         """Let go. With `in_place` the image gets its name back; else where it was left.
 
-        It is left there too while a tool that cannot be killed may go on writing to it.
+        It is left there too while a tool that cannot be killed may go on writing to it, and where
+        what was written does not reach the disk.
         """
+        in_place = await self.sync() is None and in_place
         if self._fd is not None:
-            await asyncio.to_thread(os.fsync, self._fd)
             os.close(self._fd)
             in_place = await _detached(self.device, self._base) and in_place
-            await asyncio.to_thread(os.fsync, self._base)
+            self._fd = None
+            in_place = await self.sync() is None and in_place
         os.close(self._base)
         if self._aside_path is None or self._target.image is None:
             return None
@@ -424,9 +438,10 @@ def _aside(image: ImageFile, incident_id: str) -> str:
 def _undo_file(context: ActionContext, target: Target) -> str:
     """A new name for the undo file, in the state directory: never on the volume itself.
 
-    In a directory of its own, which is all that e2fsck may write beside the volume.
+    In a directory of its own, which is all that e2fsck may write beside the volume. One that is
+    there already is of an earlier repair, which e2fsck does not add to.
     """
     directory = context.settings.state_dir / "undo" / context.incident.incident_id
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = os.path.basename(target.image.path if target.image else target.device or "volume")
-    return str(directory / f"{name}.e2undo")
+    return swap.free_name(str(directory / f"{name}.e2undo"))

@@ -33,7 +33,7 @@ def check(incident: Incident, path: str, *, discard_newer: bool) -> None:
 
     Asks the disk.
     """
-    if (why := _unfit(incident, path)) is not None:
+    if (why := _unfit(incident, path) or _is_elsewhere(incident)) is not None:
         raise RefusedError(f"not rolled back: {why}", code=_NO_SNAPSHOT)
     if not discard_newer:
         age_s = max(time.time() - os.stat(path).st_mtime, 0.0)
@@ -48,14 +48,17 @@ def check(incident: Incident, path: str, *, discard_newer: bool) -> None:
 def offer(incident: Incident) -> str:
     """How to go back to the newest snapshot of the volume, for a person; empty without one."""
     image = incident.filesystem.image
-    found = glob.glob(f"{glob.escape(image)}.snapshot-*") if image is not None else []
+    if image is None:
+        return ""
+    found = glob.glob(f"{glob.escape(image)}.snapshot-*")
     fit = [path for path in found if _unfit(incident, path) is None]
     if not fit:
         return ""
     newest = max(fit, key=lambda path: os.stat(path).st_mtime)
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(os.stat(newest).st_mtime))
+    first = "" if os.path.exists(image) else f"once the volume is {image} again, "
     return (
-        f"; a snapshot of {made} can take its place: "
+        f"; {first}a snapshot of {made} can take its place: "
         f"fswatch rollback {incident.incident_id} --to {newest}"
     )
 
@@ -85,6 +88,18 @@ def _unfit(incident: Incident, path: str) -> str | None:
         what = f"the filesystem {there}" if there else "no filesystem that is known"
         return f"{path} holds {what}, not the filesystem {wanted} of {image}"
     return None
+
+
+def _is_elsewhere(incident: Incident) -> str | None:
+    """Why there is nothing whose place it could take: a repair in place has left it aside."""
+    image = incident.filesystem.image
+    if image is None or os.path.lexists(image):
+        return None
+    aside = f"{image}.under-repair-{incident.incident_id}"
+    what = (
+        f"rename {aside} to it first, and start nothing" if os.path.lexists(aside) else "it is gone"
+    )
+    return f"{image} is not there: {what}"
 
 
 def _uuid(incident: Incident) -> str | None:

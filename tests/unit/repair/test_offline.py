@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -52,6 +56,10 @@ class Hold:
     in_place: bool | None = None
     written = False
     hangs = False
+    unwritten: str | None = None
+
+    async def sync(self) -> str | None:
+        return self.unwritten
 
     async def untouched(self) -> bool:
         return not self.written
@@ -124,6 +132,69 @@ async def test_after_a_tool_that_cannot_be_run_nobody_starts_on_what_was_written
         await offline.repair_stopped(Context(), TARGET, None, "/undo", outage)  # type: ignore[arg-type]
     assert hold.in_place is not written
     assert outage.ended is written, "what was not touched the VE gets back"
+
+
+async def test_what_was_proven_and_does_not_reach_the_disk_is_not_started_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hold, outage = held(monkeypatch), Outage()
+    hold.unwritten, hold.written = "Input/output error", True
+
+    async def clean(*_: object, **__: object) -> CheckResult:
+        return CheckResult(returncode=0, output="", duration_s=0.0, clean=True, tool="e2fsck")
+
+    async def not_undone(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(e2fsck, "repair", clean)
+    monkeypatch.setattr(e2fsck, "check", clean)
+    monkeypatch.setattr(offline, "_undone", not_undone)
+    with pytest.raises(StepEnded, match="does not reach the disk: Input/output error") as ended:
+        await offline.repair_stopped(Context(), TARGET, None, "/undo", outage)  # type: ignore[arg-type]
+    assert ended.value.result.next is Next.OPERATOR
+    assert "/vz/ve101.raw.under-repair-x" in ended.value.result.detail
+    assert hold.in_place is False
+    assert outage.ended
+
+
+async def test_what_cannot_be_written_is_let_go_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else the node itself would keep the volume from whoever wants to start its VE."""
+    image = tmp_path / "ve101.raw"
+    image.write_bytes(b"volume")
+    target = replace(TARGET, image=ImageFile.at(str(image)))
+    (tmp_path / "aside").write_bytes(b"")
+    image.rename(tmp_path / "aside")
+    base, loop_fd = (os.open(tmp_path / "aside", os.O_RDWR) for _ in range(2))
+    hold = offline.Hold(target, str(tmp_path / "aside"), base)
+    hold._fd = loop_fd
+
+    def fails(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    async def detached(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(os, "fsync", fails)
+    monkeypatch.setattr(offline, "_detached", detached)
+    assert await hold.release(in_place=True) == str(tmp_path / "aside")
+    for fd in (base, loop_fd):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    assert not image.exists()
+
+
+def test_each_repair_has_an_undo_file_of_its_own(tmp_path: Path) -> None:
+    """e2fsck adds to none, and ends where there is one."""
+    context: Any = Context()
+    context.settings = SimpleNamespace(state_dir=tmp_path)
+    context.incident = builders.incident()
+    first = Path(offline._undo_file(context, TARGET))
+    first.write_bytes(b"of the first repair")
+    second = Path(offline._undo_file(context, TARGET))
+    assert second != first
+    assert second.match("*.e2undo*")
 
 
 async def test_a_tool_that_cannot_be_killed_keeps_the_volume_aside_though_it_was_proven(

@@ -232,6 +232,22 @@ def test_how_old_it_is_is_said_before_anything_is_lost(
     restore.check(context.incident, str(context.snapshot), discard_newer=True)
 
 
+def test_a_volume_that_a_repair_in_place_has_left_aside_gets_its_name_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context = ToSnapshot(tmp_path)
+    monkeypatch.setattr(restore, "_uuid_in", lambda _: UUID)
+    aside = f"{context.image}.under-repair-{context.incident.incident_id}"
+    context.image.rename(aside)
+    with pytest.raises(RefusedError, match="is not there: rename") as refused:
+        restore.check(context.incident, str(context.snapshot), discard_newer=True)
+    assert aside in refused.value.message
+    assert f"once the volume is {context.image} again" in restore.offer(context.incident)
+    Path(aside).unlink()
+    with pytest.raises(RefusedError, match="it is gone"):
+        restore.check(context.incident, str(context.snapshot), discard_newer=True)
+
+
 def test_a_volume_in_no_image_has_no_snapshot(tmp_path: Path) -> None:
     incident = builders.incident(filesystem=builders.filesystem(image=None))
     with pytest.raises(RefusedError, match="no image file") as refused:

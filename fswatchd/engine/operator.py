@@ -211,12 +211,11 @@ class Operator:
         snapshot at this path holds."""
         await self._inventory.refresh()
         incident = await self.find(text)
-        if incident.state in {State.ACTING}:
-            raise ConflictError(
-                f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
-            )
+        _refuse_while_acting(incident)
         if to is not None:
             await asyncio.to_thread(restore.check, incident, to, discard_newer=discard_newer)
+            incident = self._book.get(incident.incident_id) or incident  # it may have gone on
+            _refuse_while_acting(incident)
         else:
             rollback.check(incident, self._inventory.view, discard_newer=discard_newer)
         self._refuse_while_acting_on_its_ves(incident)
@@ -379,6 +378,13 @@ class Operator:
         if last.guard == "flap" and not last.passed and not last.waits:
             hint = "fswatch repair --force does it all the same"
             raise RefusedError(f"not repaired: {last.text}", hint=hint, code="FSW-REFUSED-REPAIR")
+
+
+def _refuse_while_acting(incident: Incident) -> None:
+    if incident.state is State.ACTING:
+        raise ConflictError(
+            f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
+        )
 
 
 def _refuse_another_question(incident: Incident, asked_by: str | None) -> None:

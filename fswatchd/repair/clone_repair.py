@@ -46,7 +46,7 @@ from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
 from fswatchd.repair.scope import Target
 from fswatchd.repair.storage import Storage
-from fswatchd.repair.swap import HalfSwappedError, SwapError, damaged_path
+from fswatchd.repair.swap import HalfSwappedError, StaleError, SwapError, damaged_path
 from fswatchd.repair.tools import Tools
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.rules.model import FsckStep
@@ -341,8 +341,8 @@ class CloneRepair:
                     raise first_look.whole_as_it_stands(self._context)
                 await self._context.journal(fresh=True)
             # Somebody may have started the VE, and stopped it again: then the clone lacks that.
-            if image.is_unchanged(RepairJournal.read(self._context.record.journal).stamp):
-                await self._swap(target)
+            stamp = RepairJournal.read(self._context.record.journal).stamp
+            if stamp is not None and await self._swap(target, stamp):
                 return await self.start(target)
             self._context.note("the image has changed since it was cloned: the clone is stale")
             fresh = False
@@ -406,13 +406,16 @@ class CloneRepair:
             raise await first_look.not_curable(self._context, self._tools, proof.summary())
         await self._beside.sync(made)
 
-    async def _swap(self, target: Target) -> None:
+    async def _swap(self, target: Target, stamp: Stamp) -> bool:
+        """Exchange the two; False where the image is not what was cloned any more."""
         image, made = scope.require_volume(target), self._require_clone()
         lies_in = self._in(target)
         kept = await lies_in.free_name(damaged_path(image, self._incident_id))
         await self._context.journal(swapping=True, keeping=kept)
         try:
-            await lies_in.exchange(made, kept)
+            await lies_in.exchange(made, kept, stamp)
+        except StaleError:
+            return False
         except SwapError as error:
             text = f"{error}; the original is untouched"
             raise refuse("not exchanged", text, Next.OPERATOR) from None
@@ -424,6 +427,7 @@ class CloneRepair:
         self._clone = None  # it is the VE's image from here on, nothing of ours to delete
         self._let_go()
         await self.keep_original(target)
+        return True
 
     async def keep_original(self, target: Target) -> None:
         """After the exchange: give the original the name under which it is kept."""

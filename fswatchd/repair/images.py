@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from fswatchd.repair import clone, swap
+from fswatchd.repair.logical_volume import Stamp
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionSettings, StepEnded
@@ -100,13 +101,13 @@ class Images:
         """See Storage."""
         await asyncio.to_thread(os.unlink, self._image.path)
 
-    async def exchange(self, made: Volume, kept: str) -> None:
+    async def exchange(self, made: Volume, kept: str, stamp: Stamp | None = None) -> None:
         """See Storage: the volume is where the clone was.
 
         Cancelled, it comes to its end first: until then what has the clone's name may become the
         only original while somebody deletes the clone.
         """
-        await swap.to_the_end(asyncio.to_thread(swap.exchange, self._image, _file(made)))
+        await swap.to_the_end(asyncio.to_thread(swap.exchange, self._image, _file(made), stamp))
 
     async def keep(self, beside: str, kept: str) -> str:
         """See Storage."""

@@ -25,9 +25,9 @@ from fswatchd.devno import Devno
 from fswatchd.kernel import block, dm
 from fswatchd.repair import logical_volume, lvm, scratch
 from fswatchd.repair.clone import NotShareableError
-from fswatchd.repair.logical_volume import LogicalVolume
+from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.progress import OnProgress
-from fswatchd.repair.swap import HalfSwappedError, SwapError, to_the_end
+from fswatchd.repair.swap import HalfSwappedError, StaleError, SwapError, to_the_end
 from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
@@ -251,20 +251,22 @@ class LvmStorage:
         if row is not None and row.is_(self._volume):
             raise OSError(errno.EBUSY, "somebody has made snapshots of it", self._volume.path)
 
-    async def exchange(self, made: Volume, kept: str) -> None:
+    async def exchange(self, made: Volume, kept: str, stamp: Stamp | None = None) -> None:
         """See Storage: the volume is at `kept` afterwards.
 
         Cancelled, it comes to its end first: between the renames the name leads nowhere.
         """
-        await to_the_end(self._exchange(made, kept))
+        await to_the_end(self._exchange(made, kept, stamp))
 
-    async def _exchange(self, made: Volume, kept: str) -> None:
+    async def _exchange(self, made: Volume, kept: str, stamp: Stamp | None) -> None:
         volume, other = self._volume, _logical(made)
         try:
             is_clone = await self._untag(other)
             with _nobody_else(volume, other):
                 if is_clone:
                     await self._require_fit(other)
+                if stamp is not None and not volume.is_unchanged(stamp):
+                    raise StaleError(f"{volume.path} was written to since it was cloned")
                 await lvm.rename(volume.path, kept)
                 try:
                     await lvm.rename(other.path, volume.path)

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 from fswatchd.repair.images import Images
-from fswatchd.repair.logical_volume import LogicalVolume
+from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.lvm_storage import LvmStorage
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.volume import Volume
@@ -89,10 +89,11 @@ class Storage(Protocol):
     async def delete(self) -> None:
         """Delete the volume itself, which was kept; the caller has proven that it is that."""
 
-    async def exchange(self, made: Volume, kept: str) -> None:
+    async def exchange(self, made: Volume, kept: str, stamp: Stamp | None = None) -> None:
         """Give the clone the volume's name; raises SwapError where nothing was changed.
 
-        Raises HalfSwappedError where it was cut off with names changed.
+        That is StaleError where the volume has another `stamp` by then. Raises HalfSwappedError
+        where it was cut off with names changed.
         The volume is at `kept` afterwards, or where the clone was: see `keep`.
         """
 

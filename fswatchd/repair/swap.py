@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from fswatchd.kernel.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
+from fswatchd.repair.logical_volume import Stamp
 from fswatchd.repair.volume import ImageFile, Volume
 
 _NAMES_TRIED = 1000
@@ -23,6 +24,10 @@ class SwapError(Exception):
     """The exchange was not made, and nothing was changed."""
 
 
+class StaleError(SwapError):
+    """It was not made because the volume was written to since the clone was."""
+
+
 class HalfSwappedError(Exception):
     """Names were changed, and not as they should be: who has which is in the text.
 
@@ -30,12 +35,16 @@ class HalfSwappedError(Exception):
     """
 
 
-def exchange(image: ImageFile, clone: ImageFile) -> None:
+def exchange(image: ImageFile, clone: ImageFile, stamp: Stamp | None = None) -> None:
     """Give the clone the image's name, and the image the clone's.
 
-    Raises SwapError when either is not the file it should be, when anything anywhere has one of
-    them open for writing or attached (it would go on writing to a file that has lost its name), or
-    when the filesystem cannot exchange names. Blocks while what uses them is on its way out.
+    With the `stamp` of the image that was cloned it has to have that still: whoever uses it for a
+    moment, and is waited for, may have written to it.
+
+    Raises StaleError then. Raises SwapError when either is not the file it should be, when anything
+    anywhere has one of them open for writing or attached (it would go on writing to a file that has
+    lost its name), or when the filesystem cannot exchange names. Blocks while what uses them is on
+    its way out.
     """
     if image.directory != clone.directory:
         raise SwapError(f"{clone.path} is not in the directory of {image.path}")
@@ -46,6 +55,8 @@ def exchange(image: ImageFile, clone: ImageFile) -> None:
                 raise SwapError(f"{file.path} is another file now")
             if holder := file.held_by(_GOING_S):
                 raise SwapError(holder)
+        if stamp is not None and not image.is_unchanged(stamp):
+            raise StaleError(f"{image.path} was written to since it was cloned")
         try:
             renameat2(directory, image.name, clone.name, RENAME_EXCHANGE)
         except OSError as error:

@@ -81,6 +81,25 @@ def test_nothing_is_exchanged_while_somebody_writes_to_it(
     assert Path(image.path).read_bytes() == b"the clone"
 
 
+def test_what_was_written_while_it_was_waited_for_is_not_put_aside(
+    monkeypatch: pytest.MonkeyPatch, image: ImageFile, clone: ImageFile
+) -> None:
+    """Somebody has looked in once more, after the last look at what had changed."""
+    stamp, real = image.stamp(), ImageFile.held_by
+
+    def waits(file: ImageFile, patience_s: float = 0.0) -> str | None:
+        Path(image.path).write_bytes(b"and acknowledged")
+        return real(file, patience_s)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile, "held_by", waits)
+        with pytest.raises(swap.StaleError):
+            swap.exchange(image, clone, stamp)
+    assert Path(image.path).read_bytes() == b"and acknowledged"
+    swap.exchange(image, clone, image.stamp())
+    assert Path(image.path).read_bytes() == b"the clone"
+
+
 async def test_in_place_nothing_is_done_while_somebody_writes_to_it(
     monkeypatch: pytest.MonkeyPatch, image: ImageFile
 ) -> None:

@@ -33,7 +33,7 @@ from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import Outage
 from fswatchd.repair.scope import Target
-from fswatchd.repair.swap import SwapError
+from fswatchd.repair.swap import StaleError, SwapError
 from fswatchd.rules.model import FsckStep
 from fswatchd.steps import ActionSettings, Next, StepEnded, StepResult
 from tests.unit import builders
@@ -358,6 +358,20 @@ async def test_an_exchange_gives_each_the_other_place(node: LvmNode) -> None:
     assert made.is_at("/dev/vg/thin")
     assert before.is_at(f"/dev/vg/{DAMAGED}")
     assert node.volumes["thin"].tags == ["pve-vm-101"]
+
+
+async def test_what_was_written_to_since_is_not_exchanged(
+    monkeypatch: pytest.MonkeyPatch, node: LvmNode
+) -> None:
+    before, made = volume(node), await cloned(node)
+    names, stamp = node.names(), before.stamp()
+    with monkeypatch.context() as patch:
+        patch.setattr(LogicalVolume, "is_unchanged", lambda *_: False)
+        with pytest.raises(StaleError):
+            await storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}", stamp)
+    assert node.names() == names
+    await storage.of(before, SETTINGS).exchange(made, f"/dev/vg/{DAMAGED}", stamp)
+    assert made.is_at("/dev/vg/thin")
 
 
 @pytest.mark.parametrize("who", ["thin", CLONE])

@@ -66,8 +66,12 @@ class Repair(CloneRepair):
     async def _cure(self) -> None:
         self._meanwhile(len(self.clones))
 
-    async def _swap(self, target: Target) -> None:
+    async def _swap(self, target: Target, stamp: Any) -> bool:
+        assert target.image is not None
+        if not target.image.is_unchanged(stamp):
+            return False
         self.swapped = self.clones[-1]
+        return True
 
     async def start(self, target: Target) -> Any:
         return "started"

@@ -265,3 +265,24 @@ async def test_for_the_way_back_both_volumes_are_known(
     assert original.is_at(undo["original"])
     # What tells whose it is later, where the VE does not declare it.
     assert undo["ve_volumes"] == (None if declared else [])
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_what_lies_on_something_that_is_mounted_later_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, image: ImageFile, *, comes: bool
+) -> None:
+    """Else the plan would end as if the volume were gone, a minute before it can be seen."""
+    away = Path(image.path).rename(image.path + ".away")
+    waits: list[str] = []
+
+    class Waiting(Context):
+        def progress(self, _: object, text: str) -> None:
+            waits.append(text)
+            if comes and len(waits) == 3:
+                away.rename(image.path)
+
+    monkeypatch.setattr(resume, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(resume, "_PATIENCE_S", 60.0 if comes else 0.01)
+    await resume._seen(Waiting(), image, image.path + ".damaged-x")  # type: ignore[arg-type]
+    assert set(waits) == {f"waiting to see {image.path}"}
+    assert image.is_at(image.path) is comes

@@ -108,7 +108,7 @@ def _look_at_thin(machine: Machine) -> str:
 
 
 def _repair_thin(machine: Machine) -> str:
-    how = _repair_volume(machine, "thin", "pool_lv=pool")
+    how = _repair_volume(machine, "thin", "lv_name=~^thin")
     machine.run(
         "lvs --reportformat json -a -o vg_name,vg_uuid,vg_attr,lv_name,lv_uuid,lv_attr,"
         "segtype,pool_lv,lv_tags vg; dmsetup status; dmsetup ls --tree"

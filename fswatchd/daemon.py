@@ -425,7 +425,8 @@ class Daemon:
             self._config,
             self._listening.statuses(),
             self.inventory,
-            list(self._config.channel),
+            self.rules,
+            self.outbox.failures,
         )
         return [finding.document() for finding in findings]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from fswatchd import process
@@ -168,15 +169,27 @@ def rivals() -> list[Finding]:
     return findings
 
 
-def channels(names: list[str]) -> list[Finding]:
-    """Whether anybody is told."""
-    if names:
-        return [ok("FSW-DOCTOR-CHANNELS", "channels", ", ".join(names))]
+def channels(names: list[str], failing: Mapping[str, str]) -> list[Finding]:
+    """Whether anybody is told, and whom nothing reaches now."""
+    if not names:
+        return [
+            warning(
+                "FSW-DOCTOR-CHANNELS",
+                "channels",
+                "nobody would be told: there is no notification channel",
+                "add a [channel.NAME] table to fswatchd.toml",
+            )
+        ]
     return [
-        warning(
-            "FSW-DOCTOR-CHANNELS",
-            "channels",
-            "nobody would be told: there is no notification channel",
-            "add a [channel.NAME] table to fswatchd.toml",
-        )
+        ok("FSW-DOCTOR-CHANNELS", "channels", ", ".join(names)),
+        *(
+            warning(
+                "FSW-DOCTOR-CHANNEL",
+                f"channel {name}",
+                f"the last try has failed: {failing[name]}",
+                f"fswatch notify test {name}; what waits for it is tried again by itself",
+            )
+            for name in names
+            if name in failing
+        ),
     ]

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from fswatchd.config import RepairTable
-from fswatchd.doctor import filesystems, images, node
+from fswatchd import doctor
+from fswatchd.config import ChannelTable, Config, RepairTable
+from fswatchd.doctor import filesystems, images, node, rules
 from fswatchd.doctor.node import source as _source
 from fswatchd.doctor.ves import examine as _ves
 from fswatchd.events import SourceState, VeState
 from fswatchd.inventory.model import Commands, Ve, VeId, Volume
 from fswatchd.inventory.view import NodeView
+from fswatchd.rules import files
+from fswatchd.rules.model import RuleSet, assemble
 from fswatchd.sources import SourceStatus
 from tests.unit.inventory.test_lookup import NODE, superblock
 
@@ -187,3 +190,91 @@ async def test_a_disk_that_does_not_answer_holds_up_no_doctor(monkeypatch) -> No
     finally:
         answered.set()
     assert (only.name, only.level) == ("images", "warning")
+
+
+def rule_set(*to: str, name: str = "tell") -> RuleSet:
+    text = f'[[rule]]\nname = "{name}"\n[[rule.step]]\ndo = "notify"\nto = {list(to)}\n'
+    found, problems = assemble([("a.toml", text.replace("'", '"'))])
+    assert not problems
+    return found
+
+
+def test_a_node_without_rules_does_nothing_and_tells_nobody() -> None:
+    _, mistakes = assemble([("a.toml", "[[rule]]")])
+    for problems, remedy in (([], "fswatchd.toml"), (mistakes, "fswatch rules check")):
+        (only,) = rules.examine(RuleSet(), problems)
+        assert (only.code, only.level) == ("FSW-RULE-NONE", "critical")
+        assert remedy in only.remedy
+
+
+def test_rules_of_before_are_told_as_such() -> None:
+    _, mistakes = assemble([("a.toml", "[[rule]]")])
+    (only,) = rules.examine(rule_set("*"), mistakes)
+    assert (only.code, only.level) == ("FSW-RULE-LAST-GOOD", "warning")
+    assert only.remedy
+    (only,) = rules.examine(rule_set("*"), [])
+    assert (only.level, only.text) == ("ok", "1 in force")
+
+
+@pytest.mark.parametrize(
+    ("to", "wrong"),
+    [
+        (["pager"], "pager"),
+        (["ops", "night-*"], "night-*"),
+        (["pager", "chat"], "pager, chat"),
+        (["ops"], None),
+        (["*"], None),
+        (["o?s", "mail"], None),
+        (["drill"], None),
+    ],
+)
+def test_a_rule_that_tells_a_channel_that_is_not_there(to: list[str], wrong: str | None) -> None:
+    found = rules.unheard(rule_set(*to), ["ops", "mail"])
+    assert [one.level for one in found] == (["warning"] if wrong else [])
+    if wrong:
+        assert found[0].name == "rule tell"
+        assert f"tell {wrong}, and" in found[0].text
+        assert "ops, mail" in found[0].remedy
+    assert not rules.unheard(rule_set(*to), []), "that there is none at all is told once"
+
+
+def test_the_shipped_rules_tell_whoever_is_there() -> None:
+    shipped, problems = files.load([files.embedded_rules()])
+    assert shipped.rules
+    assert [one.level for one in rules.examine(shipped, problems)] == ["ok"]
+    assert not rules.unheard(shipped, ["ops"])
+
+
+def test_a_channel_that_fails_now_is_named() -> None:
+    failing = {"mail": "HTTP 500", "drill:declared:x": "gone"}
+    found = node.channels(["ops", "mail"], failing)
+    assert [(one.name, one.level) for one in found] == [
+        ("channels", "ok"),
+        ("channel mail", "warning"),
+    ]
+    assert "HTTP 500" in found[1].text
+    assert "fswatch notify test mail" in found[1].remedy
+    assert [one.level for one in node.channels(["ops", "mail"], {})] == ["ok"]
+    assert [one.level for one in node.channels([], {})] == ["warning"]
+
+
+async def test_all_of_it_is_asked(monkeypatch) -> None:
+    """That doctor is given the rules and the channels, and not only could be."""
+    monkeypatch.setattr(node, "tools", _nothing)
+    monkeypatch.setattr(images, "examine", _nothing)
+    ops = ChannelTable(kind="webhook", url="http://192.0.2.1/")
+    keeper: Any = SimpleNamespace(current=rule_set("pager"), problems=[])
+    seen: Any = SimpleNamespace(
+        view=NodeView(),
+        problems={},
+        scanner=SimpleNamespace(name="mountinfo"),
+        unreached=list,
+    )
+    found = await doctor.examine(
+        Config(channel={"ops": ops}), [], seen, keeper, {"ops": "HTTP 500"}
+    )
+    assert {"FSW-DOCTOR-TO", "FSW-DOCTOR-CHANNEL", "FSW-DOCTOR-RULES"} <= {o.code for o in found}
+
+
+async def _nothing(*_: object) -> list[Any]:
+    return []

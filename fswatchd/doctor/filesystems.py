@@ -52,7 +52,8 @@ def _panics(superblock: Superblock, option: str, remedy: str) -> Finding:
 
 def _on_error(inventory: Inventory, superblock: Superblock, errors: str | None) -> list[Finding]:
     name = f"filesystem {superblock.device}"
-    owners = inventory.view.affected(superblock.devno)
+    # Not those through the stack: they write to filesystems of their own.
+    owners = inventory.view.users[superblock.devno].ves
     if errors == "panic":
         remedy = f"tune2fs -e remount-ro /dev/{superblock.device}, and remount it"
         return [_panics(superblock, "errors=panic", remedy)]

@@ -14,12 +14,12 @@ from fswatchd.doctor import filesystems, images, node, rules
 from fswatchd.doctor.node import source as _source
 from fswatchd.doctor.ves import examine as _ves
 from fswatchd.events import SourceState, VeState
-from fswatchd.inventory.model import Commands, Ve, VeId, Volume
-from fswatchd.inventory.view import NodeView
+from fswatchd.inventory.model import Backing, BlockDevice, Commands, Ve, VeId, Volume
+from fswatchd.inventory.view import NodeView, Users
 from fswatchd.rules import files
 from fswatchd.rules.model import RuleSet, assemble
 from fswatchd.sources import SourceStatus
-from tests.unit.inventory.test_lookup import NODE, superblock
+from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,30 @@ def test_switches_that_take_the_node_down(tmp_path) -> None:
     ],
 )
 def test_what_an_error_does_to_a_mounted_filesystem(option, owner, level) -> None:
-    view = SimpleNamespace(affected=lambda _: (owner,) if owner else ())
-    superblock: Any = SimpleNamespace(device="loop7", devno=None)
-    node_inventory: Any = SimpleNamespace(view=view)
-    found = filesystems._on_error(node_inventory, superblock, option)
+    mounted = superblock(7, (NODE, "/srv"))
+    users = {mounted.devno: Users(ves=(VeId(owner),) if owner else ())}
+    seen: Any = SimpleNamespace(view=SimpleNamespace(users=users))
+    found = filesystems._on_error(seen, mounted, option)
     assert [one.level for one in found] == ([level] if level else [])
+
+
+def test_who_only_rests_on_a_filesystem_is_not_named_as_who_writes_to_it() -> None:
+    """Images of VEs lie on a filesystem of the node, which is its admin's choice."""
+    below, above = superblock(1, (NODE, "/")), superblock(2, (INSIDE, "/"))
+    backing = Backing(kind="loop", image="/a.img", image_inode=12, image_devno=below.devno)
+    device = BlockDevice(devno=above.devno, name=above.device, kind="loop", backing=backing)
+    view = NodeView(
+        superblocks={one.devno: one for one in (below, above)},
+        devices={above.devno: device},
+        owners={NODE: "the node", INSIDE: "lxc:ve101"},
+        ves={VeId("lxc:ve101"): replace(ve("sh"), ve_id=VeId("lxc:ve101"))},
+        node_namespace=NODE,
+    )
+    assert view.affected(below.devno) == ("lxc:ve101",)
+    seen: Any = SimpleNamespace(view=view)
+    assert not filesystems._on_error(seen, below, "continue")
+    (only,) = filesystems._on_error(seen, above, "continue")
+    assert "errors=continue: lxc:ve101 goes on" in only.text
 
 
 def test_the_errors_option_is_the_one_that_holds(tmp_path) -> None:

@@ -92,6 +92,7 @@ class Outbox:
         self._channels.pop(name, None)
         self._waiting.pop(name, None)
         self._wakes.pop(name, None)
+        self.failures.pop(name, None)
         self._forget_failing(name)
         worker = self._workers.pop(name, None)
         if worker is not None:

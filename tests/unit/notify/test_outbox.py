@@ -112,6 +112,19 @@ async def test_nor_does_a_restart_after_the_step(
     await become(store, waiting=1)
 
 
+async def test_a_channel_that_is_gone_fails_no_more(
+    store: Store, receiver: Receiver, clocks: Clocks
+) -> None:
+    """The receiver of a drill ends with it."""
+    sending = await begun(store)
+    sending.send("ops", "opened", "i", "s", {})
+    await receiver.asked_again()
+    assert sending.failures == {"ops": "no route"}
+    sending.remove_channel("ops")
+    assert sending.failures == {}
+    await sending.stop()
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_what_nobody_takes_is_given_up_in_time(
     store: Store, receiver: Receiver, clocks: Clocks, *, restarted: bool

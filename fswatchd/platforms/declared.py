@@ -35,6 +35,7 @@ _INIT_TIMEOUT_S = 2.0
 # A file's time comes from the last timer interrupt, up to 10 ms ago (CONFIG_HZ=100).
 _FILE_TIME_LAG_S = 0.02
 _IN_A_ROW = 16
+_NAMED_IN = "`ves` in fswatchd.toml names the directories"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,62}$")]
 Argv = Annotated[list[str], Field(min_length=1)]
@@ -152,11 +153,16 @@ class DeclaredPlatform:
         return known[1]
 
     async def list_ves(self) -> list[Ve]:
-        """See Platform. Files that are wrong are reported after the VEs of the others."""
+        """See Platform. What is wrong with files is reported after the VEs of the others."""
         found: dict[str, Ve] = {}
         problems: list[str] = []
         for directory in self._directories:
-            for path in _files(directory):
+            try:
+                paths = _files(directory)
+            except ConfigError as error:
+                problems.append(str(error))
+                continue
+            for path in paths:
                 try:
                     for declared in self._load(path):
                         found[declared.name] = await build(declared, self.name)
@@ -165,16 +171,24 @@ class DeclaredPlatform:
                 except (ConfigError, OSError) as error:
                     problems.append(str(error))
         if problems:
-            known = "the VEs of the other files are known"
+            known = "it is read again by itself; the VEs of the other files are known"
             raise PlatformError("\n".join(problems), hint=known, partial=list(found.values()))
         return list(found.values())
 
 
 def _files(directory: Path) -> list[str]:
+    """Its files, in the order in which they are read; raises ConfigError.
+
+    A directory need not exist (doctor tells of one that was named). One that cannot be listed is
+    not empty: its VEs are not known.
+    """
     try:
         names = os.listdir(directory)
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        text = f"{directory}: cannot be listed: {error.strerror}"
+        raise ConfigError(text, hint=_NAMED_IN) from None
     return sorted(f"{directory}/{name}" for name in names if name.endswith(".toml"))
 
 

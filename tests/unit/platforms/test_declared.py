@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from fswatchd.errors import ConfigError
 from fswatchd.events import VeState
 from fswatchd.inventory.merge import merged
 from fswatchd.inventory.model import Commands, Lock, Ve, VeId, Volume
+from fswatchd.inventory.platform import PlatformError
 from fswatchd.platforms import declared
 
 WHOLE = """
@@ -86,3 +89,22 @@ async def test_what_is_declared_completes_what_a_driver_has_found(path: Path) ->
     assert (ve.ve_id, ve.commands.start) == ("lxc:ve101", ("lxc-start",))
     assert ve.commands.freeze[0] == "virsh"
     assert ve.lock == Lock(file="/run/lock/ve101.lck")
+
+
+async def test_a_directory_need_not_exist_and_is_none_where_it_is_no_directory(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "ve.d"
+    assert await declared.DeclaredPlatform([place]).list_ves() == []
+    place.write_text("")
+    with pytest.raises(PlatformError, match="cannot be listed: Not a directory"):
+        await declared.DeclaredPlatform([place]).list_ves()
+
+
+async def test_a_directory_that_cannot_be_read_is_not_an_empty_one(path: Path, monkeypatch) -> None:
+    def refuse(where: str | Path) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(where))
+
+    monkeypatch.setattr(declared.os, "listdir", refuse)
+    with pytest.raises(PlatformError, match="cannot be listed: Input/output error"):
+        await declared.DeclaredPlatform([path.parent]).list_ves()

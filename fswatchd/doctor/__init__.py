@@ -33,7 +33,7 @@ async def examine(
         *node.rivals(),
         *filesystems.examine(inventory),
         *await images.examine(inventory, config.repair),
-        *ves.examine(inventory),
+        *ves.examine(inventory, config.daemon.ves),
         *rules.examine(keeper.current, keeper.problems),
         *node.channels(channels, failing),
         *rules.unheard(keeper.current, channels),

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from fswatchd import process
+from fswatchd.config import DaemonTable
 from fswatchd.doctor.finding import Finding, ok, warning
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Ve
 
+_AGAIN = "see to what it names: it is asked again by itself"
 
-def examine(inventory: Inventory) -> list[Finding]:
-    """What is known, and what is missing before a VE could be repaired."""
+
+def examine(inventory: Inventory, declared: Sequence[Path]) -> list[Finding]:
+    """What is known, and what is missing before a VE could be repaired; `declared` are the
+    directories of VEs that are declared by hand."""
     findings = []
     platforms: dict[str, int] = {}
     known = inventory.view.ves.values()
@@ -33,7 +38,13 @@ def examine(inventory: Inventory) -> list[Finding]:
         text = f"{program} is not found: VEs that need it cannot be started or stopped"
         findings.append(warning("FSW-DOCTOR-TOOL", f"tool {program}", text))
     for name, problem in inventory.problems.items():
-        findings.append(warning("FSW-DOCTOR-PLATFORM", f"platform {name}", problem))
+        for text, remedy in _mistakes(problem):
+            findings.append(warning("FSW-DOCTOR-PLATFORM", f"platform {name}", text, remedy))
+    for directory in declared:
+        if not directory.exists() and directory not in DaemonTable().ves:
+            text = f"{directory}: there is no such directory, so no VE is declared in it"
+            remedy = "make it, or correct `ves` in fswatchd.toml"
+            findings.append(warning("FSW-DOCTOR-PLATFORM", "platform declared", text, remedy))
     counts = ", ".join(f"{count} {name}" for name, count in sorted(platforms.items()))
     if counts:
         findings.append(ok("FSW-DOCTOR-VES", "ves", counts))
@@ -51,6 +62,17 @@ def examine(inventory: Inventory) -> list[Finding]:
 
 def _could_be_repaired(ve: Ve) -> bool:
     return not ve.unrepairable and any(volume.format == "raw" for volume in ve.volumes)
+
+
+def _mistakes(problem: str) -> list[tuple[str, str]]:
+    """What a platform has told, one after the other: a line each, with its hint indented below."""
+    found: list[tuple[str, list[str]]] = []
+    for line in problem.splitlines():
+        if line.startswith("  ") and found:
+            found[-1][1].append(line.strip())
+        else:
+            found.append((line, []))
+    return [(text, "; ".join(hints) or _AGAIN) for text, hints in found]
 
 
 def _formats(ves: Iterable[Ve]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fswatchd import doctor
-from fswatchd.config import ChannelTable, Config, RepairTable
+from fswatchd.config import ChannelTable, Config, DaemonTable, RepairTable
 from fswatchd.doctor import filesystems, images, node, rules
 from fswatchd.doctor.node import source as _source
 from fswatchd.doctor.ves import examine as _ves
@@ -80,23 +80,51 @@ def ve(program: str, *volumes: Volume) -> Ve:
 
 
 def test_volumes_that_only_their_platform_can_open_are_named_and_not_complained_about() -> None:
-    found = _ves(inventory(ve("sh", Volume(image="/a", format="ploop"), Volume(device="/dev/x"))))
+    found = _ves(
+        inventory(ve("sh", Volume(image="/a", format="ploop"), Volume(device="/dev/x"))), []
+    )
     assert [(one.name, one.level) for one in found] == [
         ("openvz:101", "warning"),
         ("volumes", "ok"),
         ("ves", "ok"),
     ]
     assert "1 in the format ploop of openvz" in found[1].text
-    (only, _) = _ves(inventory(ve("sh", Volume(image="/a", format="ploop"))))
+    (only, _) = _ves(inventory(ve("sh", Volume(image="/a", format="ploop"))), [])
     assert only.name == "volumes"
 
 
 def test_a_platform_whose_program_is_missing() -> None:
-    found = _ves(inventory(ve("vzctl-is-not-here")))
+    found = _ves(inventory(ve("vzctl-is-not-here")), [])
     assert [(one.name, one.level) for one in found] == [
         ("tool vzctl-is-not-here", "warning"),
         ("ves", "ok"),
     ]
+
+
+def test_a_directory_of_declared_ves_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """But for the default one."""
+    default, gone = DaemonTable().ves, tmp_path / "gone"
+    found = [one.text for one in _ves(inventory(), [*default, tmp_path, gone])]
+    assert [text for text in found if "no such directory" in text] == [
+        f"{gone}: there is no such directory, so no VE is declared in it"
+    ]
+
+
+def test_each_mistake_that_a_platform_tells_is_a_finding_with_a_remedy() -> None:
+    told = "a.toml is owned by user 7\n  chown root:root\nb.toml: ve.1.x: unknown key\nc.toml: no"
+    node_inventory = inventory(ve("sh"))
+    node_inventory.problems["declared"] = f"{told}\n  the others are known"
+    found = [one for one in _ves(node_inventory, []) if one.code == "FSW-DOCTOR-PLATFORM"]
+    assert [(one.name, one.level) for one in found] == [("platform declared", "warning")] * 3
+    assert [(one.text, one.remedy) for one in found] == [
+        ("a.toml is owned by user 7", "chown root:root"),
+        ("b.toml: ve.1.x: unknown key", "see to what it names: it is asked again by itself"),
+        ("c.toml: no", "the others are known"),
+    ]
+    node_inventory.problems["declared"] = "one\n  hint"
+    assert [one.text for one in _ves(node_inventory, []) if one.level == "warning"] == ["one"]
+    node_inventory.problems.clear()
+    assert [one.level for one in _ves(node_inventory, [])] == ["ok"]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fswatchd.cli import events as events_command
-from fswatchd.cli import follow, render
+from fswatchd.cli import follow, health, render
 from fswatchd.client import Client, quoted
 from fswatchd.events import printable
 from fswatchd.exitcode import Exit
 
-_DEAF = {"blind", "deaf"}
 _VES_SHOWN = 8
 _FILES_SHOWN = 20
 
@@ -27,35 +26,10 @@ def status(arguments: argparse.Namespace, client: Client) -> int:
     if arguments.json:
         _print_json(document)
     else:
-        _show_status(document)
+        _show_status(document, arguments.ve)
         for one in document["incidents"] if arguments.ve else ():
             print(f"{one['id']}: {one['summary']}")
-    return status_code(document)
-
-
-def _is_without_rules(document: dict[str, Any]) -> bool:
-    """Then nothing is done, and nobody told."""
-    rules = document.get("rules", {})
-    return bool(rules.get("problems")) and rules.get("read") is None
-
-
-def status_code(document: dict[str, Any]) -> Exit:
-    """0 fine, 1 an incident is open or waits, 2 a person or a source is missing."""
-    ours = [one for one in document["incidents"] if not one.get("hands_off")]
-    states = {incident["state"] for incident in ours}
-    if document.get("distrust") or _is_without_rules(document):
-        return Exit.CRITICAL
-    if any(entry.get("problem") for entry in document.get("frozen", ())):
-        return Exit.CRITICAL
-    if "needs-operator" in states or any(map(_hears_too_little, document["sources"])):
-        return Exit.CRITICAL
-    return Exit.WARNING if states else Exit.OK
-
-
-def _hears_too_little(source: dict[str, Any]) -> bool:
-    if source["state"] in _DEAF:
-        return True
-    return bool(source.get("demanded")) and source["state"] == "unavailable"
+    return health.status_code(document)
 
 
 def incidents(arguments: argparse.Namespace, client: Client) -> int:
@@ -315,8 +289,11 @@ def _show_frozen(entry: dict[str, Any]) -> None:
         print(f"  not frozen: {one['device']}: {printable(one['why'])}")
 
 
-def _show_status(document: dict[str, Any]) -> None:
-    print(f"{document['node']}: mode {document['mode']}, since {render.clock(document['since'])}")
+def _show_status(document: dict[str, Any], ve: str | None) -> None:
+    # The first line is all that a monitor shows.
+    wrong = health.problems(document, ve)
+    first = f"{document['node']}: mode {document['mode']}, since {render.clock(document['since'])}"
+    print(f"{first}: {wrong}" if wrong else first)
     if document["distrust"]:
         usual = document["configured_mode"]
         print(f"the daemon does not trust itself: it only observes, not {usual} [FSW-DISTRUST]")

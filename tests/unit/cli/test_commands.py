@@ -5,42 +5,7 @@ import json
 import pytest
 
 from fswatchd.cli import policy_commands
-from fswatchd.cli.commands import status_code
 from fswatchd.cli.main import main, parser
-from fswatchd.exitcode import Exit
-
-
-def document(*states: str, source: str = "ok") -> dict:
-    return {"incidents": [{"state": s} for s in states], "sources": [{"state": source}]}
-
-
-def demanded(state: str) -> dict:
-    return {"state": state, "demanded": True}
-
-
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [
-        (document(), Exit.OK),
-        (document("open"), Exit.WARNING),
-        (document("waiting", "acting"), Exit.WARNING),
-        ({"incidents": [{"state": "needs-operator", "hands_off": True}], "sources": []}, Exit.OK),
-        (document("open", "needs-operator"), Exit.CRITICAL),
-        (document(source="blind"), Exit.CRITICAL),
-        (document(source="deaf"), Exit.CRITICAL),
-        (document(source="unavailable"), Exit.OK),
-        ({"incidents": [], "sources": [demanded("unavailable")]}, Exit.CRITICAL),
-        ({"incidents": [], "sources": [demanded("ok")]}, Exit.OK),
-        (document(source="off"), Exit.OK),
-        (document() | {"frozen": [{"problem": "it is not thawed"}]}, Exit.CRITICAL),
-        (document() | {"frozen": [{"problem": None}]}, Exit.OK),
-        (document() | {"rules": {"problems": ["x"], "read": None}}, Exit.CRITICAL),
-        (document() | {"rules": {"problems": ["x"], "read": "2026-11-21T00:00:00Z"}}, Exit.OK),
-        (document() | {"rules": {"problems": [], "read": None}}, Exit.OK),
-    ],
-)
-def test_the_status_is_a_monitoring_check(status: dict, code: Exit) -> None:
-    assert status_code(status) == code
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["status", "--nonsense"], ["rules"], ["why"]])

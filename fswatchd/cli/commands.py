@@ -56,6 +56,8 @@ def incident(arguments: argparse.Namespace, client: Client) -> int:
     if document["stack_lines"]:
         print("From there down to the disk:")
         print("\n".join(f"  {line}" for line in document["stack_lines"]))
+    if document["acknowledged_by"]:
+        print(f"Acknowledged by {printable(document['acknowledged_by'])}")
     if document["consequences"]:
         print(f"Came of it: {_some(document['consequences'])}")
     render.table(
@@ -205,7 +207,22 @@ def deny(arguments: argparse.Namespace, client: Client) -> int:
 
 def acknowledge(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch ack ID`"""
-    return _decide(arguments, client, "ack", recovered=arguments.recovered)
+    document = _answer(arguments, client, "ack", recovered=arguments.recovered)
+    if arguments.json:
+        _print_json(document)
+    else:
+        came_of_it = _came_of_ack(document, recovered=arguments.recovered)
+        print(f"{document['id']}: {_state(document)}: {came_of_it}")
+    return Exit.OK
+
+
+def _came_of_ack(document: dict[str, Any], *, recovered: bool) -> str:
+    if document["state"] == "closed":
+        well = document["outcome"] == "recovered"
+        return "it is well again" if well else "rules may act again where it held them back"
+    if recovered:
+        return "what its device has reported counts no more, and it is decided about anew"
+    return f"noted that {printable(str(document['acknowledged_by']))} has seen it, no more"
 
 
 def doctor(arguments: argparse.Namespace, client: Client) -> int:
@@ -257,11 +274,15 @@ def _follow(arguments: argparse.Namespace, client: Client, document: dict[str, A
     return follow.exit_code(document)
 
 
-def _decide(arguments: argparse.Namespace, client: Client, verb: str, **more: bool) -> int:
-    path = f"/v1/incidents/{quoted(arguments.id)}/{verb}"
-    document = client.post(path, {"reason": arguments.reason, **more})
+def _decide(arguments: argparse.Namespace, client: Client, verb: str) -> int:
+    document = _answer(arguments, client, verb)
     _print_json(document) if arguments.json else print(f"{document['id']}: {document['state']}")
     return Exit.OK
+
+
+def _answer(arguments: argparse.Namespace, client: Client, verb: str, **more: bool) -> Any:
+    path = f"/v1/incidents/{quoted(arguments.id)}/{verb}"
+    return client.post(path, {"reason": arguments.reason, **more})
 
 
 def _source_detail(source: dict[str, Any]) -> str:

@@ -93,7 +93,11 @@ def parser() -> argparse.ArgumentParser:
     for name, serve, text in (
         ("approve", commands.approve, "permit what an incident waits for"),
         ("deny", commands.deny, "forbid what an incident waits for"),
-        ("ack", commands.acknowledge, "somebody has seen the incident"),
+        (
+            "ack",
+            commands.acknowledge,
+            "somebody has seen the incident; ends a storm, and what needs an operator",
+        ),
     ):
         answer = add(name, serve, text)
         answer.add_argument("id", metavar="ID")

@@ -6,6 +6,7 @@ import pytest
 
 from fswatchd.cli import policy_commands
 from fswatchd.cli.main import main, parser
+from fswatchd.client import Client
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["status", "--nonsense"], ["rules"], ["why"]])
@@ -125,3 +126,55 @@ def test_the_cli_does_not_load_the_daemons_libraries() -> None:
         assert name in before
     source = sys.modules["fswatchd.cli.commands"].__dict__
     assert "aiohttp" not in source
+
+
+INCIDENT = {
+    "id": "20261121-abcde", "state": "open", "outcome": None, "muted": None, "class": "corruption",
+    "confirmed": True, "severity": "critical", "ves": ["lxc:a"], "filesystem": {"device": "loop3"},
+    "sources": ["kmsg"], "opened": None, "cause": None, "consequences": [], "part_of": None,
+    "summary": "It is damaged.", "stack_lines": [], "steps": [], "acknowledged_by": "root",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "became", "said"),
+    [
+        ([], {}, "open: noted that root has seen it, no more"),
+        (
+            [],
+            {"state": "closed", "outcome": "dismissed"},
+            "closed, dismissed: rules may act again where it held them back",
+        ),
+        (
+            ["--recovered"],
+            {"state": "closed", "outcome": "recovered"},
+            "closed, recovered: it is well again",
+        ),
+        (
+            ["--recovered"],
+            {},
+            "open: what its device has reported counts no more, and it is decided about anew",
+        ),
+    ],
+)
+def test_ack_says_what_came_of_it(argv, became: dict, said: str, monkeypatch, capsys) -> None:
+    asked = []
+
+    def post(_: object, path: str, body: dict) -> dict:
+        asked.append((path, body))
+        return INCIDENT | became
+
+    monkeypatch.setattr(Client, "post", post)
+    assert main(["ack", "abcde", "--reason", "seen", *argv]) == 0
+    assert capsys.readouterr().out == f"20261121-abcde: {said}\n"
+    body = {"reason": "seen", "recovered": bool(argv)}
+    assert asked == [("/v1/incidents/abcde/ack", body)]
+    assert main(["approve", "abcde"]) == 0
+    assert capsys.readouterr().out.startswith(f"20261121-abcde: {became.get('state', 'open')}\n")
+
+
+@pytest.mark.parametrize("by", ["root", None])
+def test_an_incident_shows_who_has_acknowledged_it(by: str | None, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Client, "get_at_once", lambda *_: INCIDENT | {"acknowledged_by": by})
+    assert main(["incident", "abcde"]) == 0
+    assert ("Acknowledged by root\n" in capsys.readouterr().out) is (by is not None)

@@ -58,8 +58,7 @@ def sentences(found: Incident) -> list[str]:
 
 def _what(found: Incident) -> str:
     if found.domain is Domain.STORM:
-        failed = _count(len(found.ves), "VE has", "VEs have")
-        return f"{failed} failed at once ({names(found.ves)}): nothing is repaired until it ends."
+        return _storm(found)
     filesystem = found.filesystem
     bare = filesystem.device is not None and not names_filesystem(filesystem.fstype)
     what = (_BROKEN_DEVICE if bare else _BROKEN).get(found.klass, "has a fault")
@@ -75,6 +74,14 @@ def _what(found: Incident) -> str:
         verb = "" if found.confirmed else ", as far as log lines tell,"
         return f"{thing} of {names(found.direct_ves)}{verb} {what}."
     return f"{thing} of this node {what}."
+
+
+def _storm(found: Incident) -> str:
+    if found.state is State.CLOSED:
+        failed = _count(len(found.ves), "VE", "VEs")
+        return f"{failed} had failed at once ({names(found.ves)}): nothing was repaired meanwhile."
+    failed = _count(len(found.ves), "VE has", "VEs have")
+    return f"{failed} failed at once ({names(found.ves)}): nothing is repaired until it ends."
 
 
 def _whom(found: Incident) -> list[str]:
@@ -127,7 +134,10 @@ def _next(found: Incident) -> list[str]:
     if found.state is State.CLOSED and found.outcome is not None:
         return [_ENDED[found.outcome]]
     if found.domain is Domain.STORM:
-        return [f"It ends by itself or with fswatch ack {found.incident_id}."]
+        # It is handed to an operator where only he ends it; else the rules say after which time.
+        alone = found.state is not State.NEEDS_OPERATOR
+        or_alone = ", or by itself where resume of [storm] is a time" if alone else ""
+        return [f"It ends with fswatch ack {found.incident_id}{or_alone}."]
     if found.state is State.NEEDS_OPERATOR:
         return ["It needs you: fswatch why says what was tried."]
     if found.state is State.WAITING and found.waiting_for == "approval":

@@ -106,3 +106,34 @@ def test_a_question_says_what_a_yes_would_do() -> None:
     shown = summary.of(replace(asking, preview=seen))
     assert "A repair would do: 204 problems fixed; writers would wait about 1.5 s." in shown
     assert "would do" not in summary.of(replace(asking, state=State.ACTING, preview=seen))
+
+
+def a_storm(state: State, outcome: Outcome | None = None) -> Incident:
+    ves = ("lxc:ve1", "lxc:ve2", "lxc:ve3")
+    return replace(
+        incident(), domain=Domain.STORM, ves=ves, through=ves, state=state, outcome=outcome
+    )
+
+
+def test_a_storm_says_what_ends_it() -> None:
+    found = a_storm(State.NEEDS_OPERATOR)
+    who = "3 VEs have failed at once (lxc:ve1, lxc:ve2, lxc:ve3)"
+    whole = f"{who}: nothing is repaired until it ends."
+    assert summary.sentences(found) == [whole, f"It ends with fswatch ack {found.incident_id}."]
+    found = a_storm(State.OPEN)
+    by_itself = f"ack {found.incident_id}, or by itself where resume of [storm] is a time."
+    assert summary.of(found).endswith(by_itself)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ended"),
+    [
+        (Outcome.RECOVERED, "It is well again without a repair."),
+        (Outcome.DISMISSED, "It was closed without a repair."),
+    ],
+)
+def test_a_storm_that_is_over_is_told_as_such(outcome: Outcome, ended: str) -> None:
+    assert summary.sentences(a_storm(State.CLOSED, outcome)) == [
+        "3 VEs had failed at once (lxc:ve1, lxc:ve2, lxc:ve3): nothing was repaired meanwhile.",
+        ended,
+    ]

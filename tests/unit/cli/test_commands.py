@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fswatchd import client
 from fswatchd.cli import policy_commands
 from fswatchd.cli.main import main, parser
 from fswatchd.client import Client
@@ -126,6 +127,42 @@ def test_the_cli_does_not_load_the_daemons_libraries() -> None:
         assert name in before
     source = sys.modules["fswatchd.cli.commands"].__dict__
     assert "aiohttp" not in source
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(403, 2), (404, 64), (409, 1), (422, 1), (500, 2)],
+)
+def test_what_the_daemon_refuses_ends_as_fswatch_1_says(
+    answer: int, code: int, monkeypatch, capsys
+) -> None:
+    def post(*_: object) -> None:
+        raise client._refused(answer, b'{"error": "no"}')
+
+    monkeypatch.setattr(Client, "post", post)
+    assert main(["approve", "abcde"]) == code
+    assert "fswatch: no" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_ends_with_130(monkeypatch) -> None:
+    def get(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "get_at_once", get)
+    assert main(["status"]) == 130
+
+
+@pytest.mark.parametrize(("curable", "code"), [(True, 0), (False, 2)])
+def test_a_preview_of_what_no_repair_cures_is_critical(
+    curable: bool, code: int, monkeypatch, capsys
+) -> None:
+    document = {
+        "ve": "lxc:a", "found": "1 error", "would_do": "nothing", "seconds": 1, "output": "",
+        "dropped_files": [], "unnamed_files": [], "named_files": [], "curable": curable,
+    }  # fmt: skip
+    monkeypatch.setattr(Client, "post", lambda *_: document)
+    assert main(["repair", "ve101", "--dry-run"]) == code
+    assert "a repair would do: nothing" in capsys.readouterr().out
 
 
 INCIDENT = {

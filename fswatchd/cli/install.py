@@ -87,7 +87,7 @@ def run(
         return Exit.OK
     for warning in warnings:
         print(f"warning:   {warning}")
-    if not uninstall:
+    if live and not uninstall:
         print("next:      systemctl enable --now fswatchd, then fswatch doctor")
     return Exit.OK
 

@@ -50,7 +50,7 @@ def test_everything_is_put_in_place_once(tmp_path, capsys) -> None:
         "usr/lib/fswatchd/rules.d/10-ext4.toml",
     ):
         assert name in first, name
-    capsys.readouterr()
+    assert "next:" not in capsys.readouterr().out, "there is nothing here to be started"
     assert install(tmp_path) == 0
     assert tree(tmp_path) == first
     said = capsys.readouterr().out
@@ -97,6 +97,15 @@ def test_an_unchanged_file_of_a_former_version_is_updated(tmp_path, monkeypatch,
     assert "ExecStart=/opt/venv/bin/fswatchd\n" in (tmp_path / SERVICE).read_text()
     assert f"updated    {tmp_path / SERVICE}" in capsys.readouterr().out
     assert not [name for name in tree(tmp_path) if "fswatch-of-old" in name]
+
+
+def test_on_the_node_itself_the_next_step_is_told(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("fswatchd.cli.install.os.geteuid", lambda: 0)
+    monkeypatch.setattr("fswatchd.cli.install._write_all", lambda _: iter(()))
+    monkeypatch.setattr("fswatchd.cli.install._tell_systemd", lambda *_, **__: iter(()))
+    assert install(Path("/")) == 0
+    said = capsys.readouterr().out
+    assert said == "next:      systemctl enable --now fswatchd, then fswatch doctor\n"
 
 
 def test_a_configuration_that_was_removed_stays_away(tmp_path) -> None:

@@ -1,8 +1,8 @@
 """What `fswatch status` means for a monitor: its exit code, and in a few words what is wrong.
 
 The exit code is about incidents and about hearing of them. What else does not work is told with it,
-and changes nothing about it: that may be so for months, and an incident must be seen beside it. Only
-what the document of the daemon says; nothing is asked again here.
+and changes nothing about it: that may be so for months, and an incident must be seen beside it.
+Only what the document of the daemon says; nothing is asked again here.
 """
 
 from __future__ import annotations

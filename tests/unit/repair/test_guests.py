@@ -109,6 +109,6 @@ async def test_a_guest_gets_the_time_to_shut_down(
 
 def test_doctor_does_not_want_a_start_command_for_what_is_never_repaired() -> None:
     seen: Any = SimpleNamespace(view=node(guest("web"), guest("db")), problems={})
-    findings = _ves(seen)
+    findings = _ves(seen, [])
     assert {found.level for found in findings} == {"ok"}
     assert any(WHAT in found.text and found.text.startswith("2 ") for found in findings)

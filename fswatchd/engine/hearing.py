@@ -20,6 +20,7 @@ from fswatchd.engine import canary
 from fswatchd.engine.canary import CanaryFilesystem
 from fswatchd.errors import FswatchError
 from fswatchd.events import Lost, SourceState
+from fswatchd.kernel.logclock import log_clock
 from fswatchd.sources import Sink, Source
 from fswatchd.sources.fanotify import FanotifySource
 from fswatchd.sources.state import StateSource
@@ -221,8 +222,10 @@ class Hearing:
         # Of a source that is off or unavailable no answer is demanded; one is heard all the same.
         demanded = {name for name in proven if self._sources[name].status.state in _LISTENING}
         self._round = _Round(token, demanded, now + self._answer)
+        before_ns = time.monotonic_ns()
         try:
             canary.write_record(token)
+            log_clock.wrote(token, before_ns, time.monotonic_ns())
         except OSError as error:
             self.problem = f"cannot write /dev/kmsg: {error.strerror}"
             self._round.silent -= set(OF_THE_LOG)

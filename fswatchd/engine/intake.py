@@ -20,6 +20,7 @@ from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_
 from fswatchd.incidents import Filesystem, Incident, Outcome
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import kmsg
+from fswatchd.kernel.logclock import log_clock
 from fswatchd.repair import scratch
 from fswatchd.sources.quota import limits_after
 from fswatchd.sources.state import StateSource
@@ -88,7 +89,7 @@ class Intake:
             detail = f"before {event.device} was attached as it is now: {event.detail}"
             self._tell(replace(event, detail=detail, past=True))
             return
-        if event.device is not None and scratch.is_ours(event.device, _written_ns(event)):
+        if event.device is not None and scratch.is_ours(event.device, _happened_ns(event)):
             return  # a clone that a repair works on; its findings are the repair's to tell
         found = attribute(event, self._inventory.view)
         devno = found.filesystem.devno
@@ -261,10 +262,10 @@ class Intake:
         if incident is not None and _knows_better(found, incident):
             incident = replace(incident, filesystem=found.filesystem)
             self._book.put(incident)
-        written_us = _written_us(event)
-        if incident is None and devno and written_us is not None:
+        written_ns = _written_ns(event)
+        if incident is None and devno and written_ns is not None:
             # On a busy node the log is read when all is over: that is no new fault.
-            over = self._book.repaired_since(devno, domain, written_us * 1000)
+            over = self._book.repaired_since(devno, domain, written_ns)
             if over is not None:
                 return over
         if incident is None:
@@ -294,8 +295,8 @@ class Intake:
     def _is_from_before(self, event: FsEvent) -> bool:
         """Whether the kernel wrote the line before we were started, so that its device may be
         another one by now."""
-        written_us = _written_us(event)
-        return written_us is not None and written_us * 1000 < self._since_ns
+        written_ns = _written_ns(event)
+        return written_ns is not None and written_ns < self._since_ns
 
     def _is_of_another(self, event: FsEvent) -> bool:
         """Whether the kernel has attached the device to something since it wrote the line.
@@ -392,21 +393,26 @@ def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:
     A repair shuts the damaged filesystem down, and the kernel says so. The next mount often gets
     the same loop device, so a late line would look like a relapse.
     """
-    written_us = _written_us(event)
-    repaired_ns = incident.reached_ns("repaired")
-    return repaired_ns is not None and written_us is not None and written_us * 1000 < repaired_ns
+    written_ns, repaired_ns = _written_ns(event), incident.reached_ns("repaired")
+    return repaired_ns is not None and written_ns is not None and written_ns < repaired_ns
 
 
 def _written_us(event: FsEvent) -> int | None:
-    """When the kernel wrote the line (CLOCK_MONOTONIC), None where the event is none."""
+    """When the kernel wrote the line, by the log's own clock; None where the event is none."""
     written_us, _, _ = (event.record or "").partition(":")
     return int(written_us) if written_us.isdecimal() else None
 
 
-def _written_ns(event: FsEvent) -> int:
-    """The same, or when we heard of it."""
+def _written_ns(event: FsEvent) -> int | None:
+    """The same by CLOCK_MONOTONIC."""
     written_us = _written_us(event)
-    return event.mono_ns if written_us is None else written_us * 1000
+    return None if written_us is None else log_clock.monotonic_ns(written_us)
+
+
+def _happened_ns(event: FsEvent) -> int:
+    """When the kernel wrote the line, or when we heard of it (CLOCK_MONOTONIC)."""
+    written_ns = _written_ns(event)
+    return event.mono_ns if written_ns is None else written_ns
 
 
 def _knows_better(found: Attribution, incident: Incident) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from fswatchd.events import EventClass, printable, usual_severity
+from fswatchd.kernel.logclock import log_clock
 from fswatchd.kernlog.grammar import Grammar
 from fswatchd.sources import Sink, Source
 
@@ -42,6 +43,8 @@ class KernelLineSource(Source):
         """
         if facility != 0:
             if self._canary is not None and text == CANARY + self._canary:
+                if time_us is not None:
+                    log_clock.read(self._canary, time_us)
                 self._sink.canary(self.name, self._canary)
             return False
         found = self._grammar.classify(text)

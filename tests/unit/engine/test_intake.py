@@ -22,6 +22,7 @@ from fswatchd.incidents import Outcome, State
 from fswatchd.inventory.model import VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import proc
+from fswatchd.kernel.logclock import LogClock
 from fswatchd.store.store import Store
 from tests.unit.builders import event, filesystem, incident
 from tests.unit.inventory.test_lookup import INSIDE, superblock, view
@@ -116,10 +117,18 @@ async def test_what_had_joined_does_not_join_twice(path) -> None:
     await again.store.close()
 
 
-@pytest.mark.parametrize(("written_us", "told"), [(4_999_999, 1), (5_000_001, 2)])
+@pytest.mark.parametrize(
+    ("written_us", "behind_ns", "told"),
+    [(4_999_999, 0, 1), (5_000_001, 0, 2), (4_000_001, 10**9, 2), (3_999_999, 10**9, 1)],
+)
 async def test_a_line_from_before_the_repair_that_is_read_late_is_no_relapse(
-    path, written_us: int, told: int
+    path, monkeypatch: pytest.MonkeyPatch, written_us: int, behind_ns: int, told: int
 ) -> None:
+    """By the log's clock, which NTP does not correct: it may be a second behind."""
+    clock = LogClock()
+    clock.wrote("a", behind_ns, behind_ns)
+    clock.read("a", 0)
+    monkeypatch.setattr(intake, "log_clock", clock)
     running = await Running(path).start()
     heard: list[str] = []
     running.intake.subscribe(heard.append)

@@ -242,7 +242,13 @@ def _add_rules(rules: argparse.ArgumentParser, shared: _Parser) -> None:
     replay.add_argument("--mode", choices=NODE_MODES, help="instead of the node's recorded mode")
     replay.set_defaults(serve=policy_commands.rules_replay)
     for command in (listed, test, replay):
-        command.add_argument("--rules", metavar="DIR", help="these instead of those in force")
+        command.add_argument(
+            "--rules",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help="these instead of those in force; several: a later one replaces by file name",
+        )
 
 
 def _add_policy(

@@ -27,14 +27,14 @@ def rules_list(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch rules list`"""
     from fswatchd.cli.rules_tools import run_list
 
-    return run_list(client, _directory(arguments), as_json=arguments.json)
+    return run_list(client, _directories(arguments), as_json=arguments.json)
 
 
 def rules_test(arguments: argparse.Namespace, client: Client) -> int:
     """`fswatch rules test`"""
     from fswatchd.cli.rules_tools import run_test
 
-    return run_test(client, Path(arguments.event), _directory(arguments), as_json=arguments.json)
+    return run_test(client, Path(arguments.event), _directories(arguments), as_json=arguments.json)
 
 
 def rules_replay(arguments: argparse.Namespace, client: Client) -> int:
@@ -43,7 +43,7 @@ def rules_replay(arguments: argparse.Namespace, client: Client) -> int:
 
     return run_replay(
         client,
-        directory=_directory(arguments),
+        tried=_directories(arguments),
         since=arguments.since,
         events_file=Path(arguments.events) if arguments.events else None,
         mode=arguments.mode,
@@ -147,5 +147,6 @@ def _whom(arguments: argparse.Namespace) -> dict[str, str | None]:
     return {"target": arguments.ve, "label": arguments.label}
 
 
-def _directory(arguments: argparse.Namespace) -> Path | None:
-    return Path(arguments.rules) if arguments.rules else None
+def _directories(arguments: argparse.Namespace) -> list[Path]:
+    """Those of rules that are only tried; empty: the rules in force are meant."""
+    return [Path(directory) for directory in arguments.rules]

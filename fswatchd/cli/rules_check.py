@@ -54,12 +54,7 @@ def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet]:
     if not paths:
         rules, wrong = files.load(config.load(None).daemon.rules)
         return wrong, rules
-    problems: list[RuleProblem] = []
-    chosen: list[Path] = []
-    for path in paths:
-        found, wrong = files.chosen([path]) if path.is_dir() else ([path], [])
-        chosen += found
-        problems += wrong
+    chosen, problems = _chosen(paths)
     texts: list[tuple[str, str]] = []
     for file in chosen:
         text = files.read(file, trusted=True)
@@ -72,6 +67,25 @@ def _check(paths: list[Path]) -> tuple[list[RuleProblem], RuleSet]:
             problems.append(replace(refused, message=f"fswatchd refuses it: {refused.message}"))
     rules, mistakes = assemble(texts)
     return problems + mistakes, rules
+
+
+def _chosen(paths: list[Path]) -> tuple[list[Path], list[RuleProblem]]:
+    """The files in the order in which the daemon would read them, and which directories are wrong.
+
+    A later directory replaces files of an earlier one. A file that is named is always looked at,
+    in the place of one of its name.
+    """
+    directories = [path for path in paths if _is_directory(path)]
+    named = [path for path in paths if path not in directories]
+    found, problems = files.chosen(directories)
+    names = {path.name for path in named}
+    found = [path for path in found if path.name not in names]
+    return sorted([*found, *named], key=lambda path: path.name), problems
+
+
+def _is_directory(path: Path) -> bool:
+    """Those that the daemon reads by default need not exist (see `files.chosen`)."""
+    return path.is_dir() or path in config.DaemonTable().rules
 
 
 def _may_be_anybodys(file: Path) -> bool:

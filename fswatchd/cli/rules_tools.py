@@ -40,12 +40,15 @@ _NS = 1_000_000_000
 _NO_DAEMON = "no daemon: rules from files, and nothing is known of the node"
 
 
-def run_list(client: Client, directory: Path | None, *, as_json: bool) -> int:
-    """Every rule in the order in which they are tried, and how often it was used."""
-    document = None if directory else _from_daemon(client, "/v1/rules")
+def run_list(client: Client, directories: list[Path], *, as_json: bool) -> int:
+    """Every rule in the order in which they are tried, and how often it was used.
+
+    Of `directories`, or where there are none those in force; so in all of these commands.
+    """
+    document = None if directories else _from_daemon(client, "/v1/rules")
     if document is None:
         settings = config.load(None).daemon
-        rules = _load([directory] if directory else settings.rules)
+        rules = _load(directories or settings.rules)
         unknown = {"hits": None, "acted": None, "last_used": None}
         entries = [{**entry, **unknown} for entry in views.rules(rules)]
         document = {"state": "files", "mode": settings.mode, "rules": entries}
@@ -55,7 +58,7 @@ def run_list(client: Client, directory: Path | None, *, as_json: bool) -> int:
         print(json.dumps(document))
         return Exit.OK
     if document["state"] == "files":
-        print(f"{_NO_DAEMON}: no counts" if directory is None else "from files: no counts")
+        print("from files: no counts" if directories else f"{_NO_DAEMON}: no counts")
     code = "FSW-RULE-LAST-GOOD" if document.get("read") else "FSW-RULE-NONE"
     for problem in document.get("problems", ()):
         print(f"not in force [{code}]: {problem}")
@@ -80,7 +83,7 @@ def run_list(client: Client, directory: Path | None, *, as_json: bool) -> int:
     return Exit.OK
 
 
-def run_test(client: Client, file: Path, directory: Path | None, *, as_json: bool) -> int:
+def run_test(client: Client, file: Path, directories: list[Path], *, as_json: bool) -> int:
     """What would be decided about the event in `file`; nothing is done."""
     try:
         text = file.read_text(encoding="utf-8")
@@ -89,13 +92,13 @@ def run_test(client: Client, file: Path, directory: Path | None, *, as_json: boo
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: not UTF-8", code="FSW-EVENT-FILE") from None
     hypothesis = eventdoc.parse(text, str(file))
-    files = None if directory is None else _texts([directory])
+    files = _texts(directories) if directories else None
     document = _asked(client, {"event": json.loads(text), "rules": files})
     if document is None:
         settings = config.load(None).daemon
-        rules = _load([directory] if directory else settings.rules)
+        rules = _load(directories or settings.rules)
         document = _alone(hypothesis, rules, settings)
-    document["rules"] = str(directory) if directory else "in force"
+    document["rules"] = ", ".join(map(str, directories)) or "in force"
     if as_json:
         print(json.dumps(document))
     else:
@@ -110,7 +113,7 @@ def _seconds_of_day(time_ns: int) -> int:
 def run_replay(
     client: Client,
     *,
-    directory: Path | None,
+    tried: list[Path],
     since: str,
     events_file: Path | None,
     mode: Any,
@@ -118,7 +121,7 @@ def run_replay(
 ) -> int:
     """What the rules would have decided about the recorded events, beside what was decided."""
     span_s = parse_duration(since)
-    tried = _load([directory]) if directory is not None else None
+    rules = _load(tried) if tried else None  # before the daemon is asked for all it has recorded
     settings = config.load(None).daemon
     in_force = _from_daemon(client, "/v1/rules")
     if events_file is None:
@@ -128,11 +131,11 @@ def run_replay(
     else:
         recorded = list(_lines(events_file))
     told = client.get("/v1/decisions")["decisions"] if in_force else []
-    if directory is not None:
-        directories = [directory]
-    else:
+    directories = tried
+    if not directories:
         directories = [Path(d) for d in in_force["directories"]] if in_force else settings.rules
-    rules = tried if tried is not None else _load(directories)
+    if rules is None:
+        rules = _load(directories)
     chosen = _since(recorded, span_s)
     usual = in_force["mode"] if in_force else settings.mode
     past = replay.replay(rules, chosen, told, mode, usual, _seconds_of_day)

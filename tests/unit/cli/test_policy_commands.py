@@ -211,6 +211,73 @@ def test_for_root_a_file_that_the_daemon_refuses_is_an_error(rules, capsys, monk
     assert (code, found["errors"], found["warnings"]) == (0, [], [])
 
 
+MINE = '[[rule]]\nname = "mine"\nmatch.fstype = "xfs"\n[[rule.step]]\ndo = "fsck"\n'
+
+
+@pytest.fixture
+def tried(rules, tmp_path) -> Path:
+    """A directory whose only file has the name, and the rules, of one that is in force."""
+    directory = tmp_path / "try"
+    directory.mkdir()
+    (directory / "50-night.toml").write_text(NIGHT + MINE)
+    return directory
+
+
+def test_directories_are_checked_together_as_the_daemon_reads_them(rules, tried, capsys) -> None:
+    code, found = run(capsys, "rules", "check", rules, tried)
+    assert (code, found["errors"], found["rules"]) == (0, [], 3)
+    # In this order the files of the first are the ones that are replaced.
+    code, found = run(capsys, "rules", "check", tried, rules)
+    assert (code, found["errors"], found["rules"]) == (0, [], 2)
+    (tried / "50-night.toml").rename(tried / "60-night.toml")
+    code, found = run(capsys, "rules", "check", rules, tried)
+    assert [(one["rule"], one["key"]) for one in found["errors"]] == [
+        ("gold", "name"),
+        ("ask", "name"),
+    ]
+
+
+def test_a_file_that_is_named_is_checked_in_the_place_of_one_of_its_name(
+    rules, tried, capsys
+) -> None:
+    file = tried / "50-night.toml"
+    for paths in ((file,), (rules, file), (file, rules)):
+        code, found = run(capsys, "rules", "check", *paths)
+        assert (code, found["errors"], found["rules"]) == (0, [], 3)
+    (tried / "60-more.toml").write_text(MINE)
+    code, found = run(capsys, "rules", "check", tried / "60-more.toml", file)
+    (problem,) = found["errors"]
+    # They are read in name order, however they are given.
+    assert (code, problem["file"], problem["key"]) == (65, str(tried / "60-more.toml"), "name")
+    code, found = run(capsys, "rules", "check", rules, tried / "nowhere.toml")
+    assert (code, [one["code"] for one in found["errors"]]) == (65, ["FSW-RULE-FILE"])
+
+
+def test_what_will_be_in_force_is_checked_by_the_directories_that_the_daemon_reads(
+    tried, capsys
+) -> None:
+    """Also where the shipped rules are still inside the program, and no rules are in /etc."""
+    default = config.DaemonTable().rules
+    code, found = run(capsys, "rules", "check", *default, tried)
+    _, alone = run(capsys, "rules", "check", *default)
+    assert (code, found["errors"], found["rules"]) == (0, [], alone["rules"] + 3)
+
+
+def test_rules_of_several_directories_are_tried_together(rules, tried, tmp_path, capsys) -> None:
+    both = ("--rules", rules, "--rules", tried)
+    _, found = run(capsys, "rules", "list", *both)
+    listed = [(rule["name"], rule["file"]) for rule in found["rules"]]
+    assert listed == [(name, str(tried / "50-night.toml")) for name in ("gold", "ask", "mine")]
+    (rules / "10-xfs.toml").write_text(MINE.replace("mine", "first"))
+    event_file = tmp_path / "event.json"
+    event_file.write_text('{"class": "corruption", "fstype": "xfs", "ves": ["lxc:a"]}')
+    _, found = run(capsys, "rules", "test", "--event", event_file, *both)
+    assert (found["decision"]["rule"], found["rules"]) == ("first", f"{rules}, {tried}")
+    argv = ("rules", "replay", "--events", recorded(tmp_path), "--mode", "auto", *both)
+    _, found = run(capsys, *argv)
+    assert found["rules"] == [str(rules), str(tried)]
+
+
 def test_a_code_is_explained(capsys) -> None:
     code, found = run(capsys, "explain", "fsw-guard-scope")
     assert (code, found["code"]) == (0, "FSW-GUARD-SCOPE")

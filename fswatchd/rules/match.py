@@ -22,6 +22,23 @@ REGEX = "re:"
 DAY_S = 86400
 CLASSES = tuple(klass.value for klass in EventClass)
 CAUSES = ("device", "filesystem", "space", "ve", "none")
+# Of the drivers (`platforms.every`), and of what none of them knows (`platforms.scope`).
+PLATFORMS = (
+    "proxmox",
+    "openvz",
+    "incus",
+    "lxd",
+    "nspawn",
+    "podman",
+    "docker",
+    "cri",
+    "lxc",
+    "libvirt",
+    "uml",
+    "declared",
+    "drill",
+    "scope",
+)
 # Deeper groups than this say nothing that a person could read.
 MAX_DEPTH = 8
 
@@ -102,6 +119,14 @@ def _classes(value: object) -> object:
 
 def _causes(value: object) -> object:
     return _known(value, CAUSES, "cause")
+
+
+def _platforms(value: object) -> object:
+    patterns = _patterns(value)
+    if isinstance(patterns, list):
+        named = [one for one in patterns if not str(one).startswith(REGEX)]
+        _known(named, PLATFORMS, "platform")
+    return patterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +232,7 @@ Patterns = Annotated[list[str], BeforeValidator(one_or_many), Field(min_length=1
 NamePatterns = Annotated[list[str], BeforeValidator(_patterns), Field(min_length=1)]
 ClassPatterns = Annotated[list[str], BeforeValidator(_classes), Field(min_length=1)]
 CausePatterns = Annotated[list[str], BeforeValidator(_causes), Field(min_length=1)]
+PlatformPatterns = Annotated[list[str], BeforeValidator(_platforms), Field(min_length=1)]
 
 
 def _every() -> list[str]:
@@ -235,7 +261,7 @@ class Match(BaseModel):
     )
     fstype: NamePatterns = Field(default_factory=_every)
     ve: NamePatterns = Field(default_factory=_every)
-    platform: NamePatterns = Field(default_factory=_every)
+    platform: PlatformPatterns = Field(default_factory=_every)
     node: NamePatterns = Field(default_factory=_every)
     label: dict[str, NamePatterns] = Field(default_factory=dict)
     role: Literal["rootfs", "data"] | None = None

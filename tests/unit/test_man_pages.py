@@ -83,6 +83,11 @@ def test_values_of_rules_are_documented() -> None:
     assert not [word for word in (*modes, *match.CAUSES, *problems) if word not in text]
 
 
+def test_platforms_are_documented() -> None:
+    paragraph = page("fswatchd.rules.5").split(".B platform\n")[1].split(".TP\n")[0]
+    assert set(match.PLATFORMS) <= set(re.findall(r"\w+", paragraph))
+
+
 def test_steps_are_documented() -> None:
     text = page("fswatchd.rules.5")
     assert not [step for step in model._STEP_MODELS if step not in text]

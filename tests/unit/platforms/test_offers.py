@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from fswatchd.inventory.model import Ve, Volume
-from fswatchd.platforms import cri, declared, libvirt, nspawn, openvz, proxmox, uml
+from fswatchd.platforms import cri, declared, libvirt, nspawn, openvz, proxmox, scope, uml
 from fswatchd.platforms.engines import Container, docker, podman
 from fswatchd.platforms.every import EveryPlatform
 from fswatchd.platforms.incus import IncusPlatform, Instance
 from fswatchd.platforms.kinds import Kind, Looked
 from fswatchd.platforms.lxc import LxcPlatform
 from fswatchd.platforms.lxc_config import Config
+from fswatchd.rules import match
 from tests.unit.platforms import test_libvirt, test_openvz, test_proxmox_vm
 from tests.unit.platforms.test_declared import WHOLE
 
@@ -98,6 +99,11 @@ def test_a_driver_offers_what_it_says(platform: str, ves: dict[str, Ve]) -> None
     assert (ve.lock is not None) is (lock == "taken")
     if platform not in {"lxc", "declared"}:  # here nothing is configured
         assert bool(ve.volumes) is (volumes == "yes")
+
+
+def test_rules_may_name_every_platform_and_no_other() -> None:
+    drivers = {driver.name for driver in EveryPlatform([]).drivers}
+    assert set(match.PLATFORMS) == drivers | {scope.PLATFORM}
 
 
 @pytest.mark.parametrize("driver", EveryPlatform([]).drivers, ids=lambda driver: driver.name)

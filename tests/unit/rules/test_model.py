@@ -72,6 +72,10 @@ def test_hints_name_what_was_probably_meant() -> None:
         ("match.label.tier = 3", "match.label.tier"),
         ('match.role = "root"', "match.role"),
         ('match.cause = "disk"', "match.cause"),
+        ('match.platform = "dockr"', "match.platform"),
+        ('match.platform = ["lxc", "kube*"]', "match.platform"),
+        ('match.platform = "re:(lxc"', "match.platform"),
+        ('match.not = { platform = "dockr" }', "match.not[1].platform"),
         ("match.ves = 3", "match.ves"),
         ('match.ves = "many"', "match.ves"),
         ('match.during = "2am"', "match.during"),
@@ -101,6 +105,15 @@ def test_wrong_values_are_refused(line: str, key: str) -> None:
     (found,) = problems(text)
     assert found.key == key
     assert found.hint
+
+
+def test_a_platform_that_is_not_known_is_told_which_one_may_be_meant() -> None:
+    text = '[[rule]]\nname = "r"\nmatch.not = {{ platform = {} }}\n[[rule.step]]\ndo = "fsck"\n'
+    (found,) = problems(text.format('["lxc", "dockr"]'))
+    assert "'dockr'" in found.message
+    assert found.hint == 'did you mean "docker"?'
+    for right in ('"*"', '"podman"', '["lx?", "re:pod.*|docker"]', '["scope", "cri"]'):
+        assert problems(text.format(right)) == []
 
 
 @pytest.mark.parametrize(

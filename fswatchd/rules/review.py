@@ -1,9 +1,10 @@
 """What is not wrong with rules, and yet not what somebody can have meant. Pure.
 
-A rule that is never used, because an earlier one matches all that it matches; and a rule that acts
-in spite of an earlier one which was to keep things narrower. Only what is certain for the first,
-and what is possible for the second: a pattern is compared with a pattern, not with the VEs there
-are. Conditions that are not compared here count as narrowing.
+A rule that is never used, because no incident is what it asks for, or because an earlier one
+matches all that it matches; and a rule that acts in spite of an earlier one which was to keep
+things narrower. Only what is certain for the first, and what is possible for the second: a pattern
+is compared with a pattern, not with the VEs there are. Conditions that are not compared here count
+as narrowing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from fswatchd.events import EventClass
 from fswatchd.rules.match import REGEX, Match, SeverityRange
-from fswatchd.rules.model import NotifyStep, Rule, RuleSet
+from fswatchd.rules.model import FsckStep, NotifyStep, Rule, RuleSet
 from fswatchd.rules.modes import MODES
 from fswatchd.rules.problem import RuleProblem
 
@@ -27,6 +28,9 @@ def warnings(rules: RuleSet) -> list[RuleProblem]:
     found: list[RuleProblem] = []
     origin = dict(rules.origin)
     for index, rule in enumerate(rules.rules):
+        if why := _why_never(rule):
+            found.append(_never(rule, why, origin))
+            continue
         if rule.mode == "shadow":
             continue  # it only watches, beside whatever decides
         for earlier in rules.rules[:index]:
@@ -135,6 +139,24 @@ def _prefix(pattern: str) -> str:
     return pattern[: min(ends, default=len(pattern))]
 
 
+def _why_never(rule: Rule) -> str:
+    """Why no incident can be what it asks for; empty where one may."""
+    asked = _classes(rule.match.klass)
+    if not asked & _classes_of_incidents(rule):
+        return f"no incident is of the class {' or '.join(sorted(asked))}"
+    if any(covers(one, rule.match) for one in rule.match.none_of or ()):
+        return "`not` excludes all that it matches"
+    return ""
+
+
+def _classes_of_incidents(rule: Rule) -> set[str]:
+    found = {klass.value for klass in EventClass if klass.is_problem}
+    if any(isinstance(step, FsckStep) for step in rule.step):
+        # What a person wants repaired where nothing was heard. Other rules are not asked about it.
+        found.add(EventClass.NONE.value)
+    return found
+
+
 def _narrower(earlier: Rule, rule: Rule) -> bool:
     """Whether the earlier one carries on, and may do less: then `rule` decides where both match."""
     if "shadow" in (earlier.mode, rule.mode) or not earlier.carry_on:
@@ -144,6 +166,17 @@ def _narrower(earlier: Rule, rule: Rule) -> bool:
     if any(not isinstance(step, NotifyStep) for step in earlier.step):
         return False  # the first one with steps that act decides
     return _WIDTH[earlier.mode] < _WIDTH[rule.mode]
+
+
+def _never(rule: Rule, why: str, origin: dict[str, str]) -> RuleProblem:
+    return RuleProblem(
+        file=origin.get(rule.name, ""),
+        rule=rule.name,
+        key="match",
+        message=f"never used: {why}",
+        hint="take that out of the match, or the rule away",
+        code="FSW-RULE-NEVER",
+    )
 
 
 def _unreachable(rule: Rule, earlier: Rule, origin: dict[str, str]) -> RuleProblem:

@@ -56,6 +56,41 @@ def test_a_rule_that_matches_something_of_its_own_is_no_warning(earlier: str, la
 TELL = 'do = "notify"'
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'match.class = "corrected"',
+        'match.class = ["recovered", "reminder", "lost"]',
+        "match.not = {}",
+        'match.fstype = "ext4"\nmatch.not = { fstype = "ext*" }',
+        'match.ve = "web-1"\nmatch.not = [{ fstype = "xfs" }, { ve = "web-*" }]',
+    ],
+)
+def test_a_rule_that_no_incident_can_match_is_never_used(keys: str) -> None:
+    """Once: it is not also unreachable, nor is one after it because of it."""
+    found = rule("a", 'match.class = "space"'), rule("b", keys), rule("c")
+    assert codes(*found) == [("b", "FSW-RULE-NEVER")]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'match.class = ["corrected", "corruption"]',
+        'match.class = "*"',
+        'match.fstype = "ext*"\nmatch.not = { fstype = "ext4" }',
+        'match.not = [{ ve = "web-*", fstype = "ext4" }]\nmatch.ve = "web-1"',
+        'match.all = [{ not = { ve = "web-*" } }]',
+    ],
+)
+def test_a_rule_that_something_is_left_to_is_no_warning(keys: str) -> None:
+    assert codes(rule("a", keys)) == []
+
+
+def test_the_class_none_is_that_of_a_repair_which_somebody_asks_for() -> None:
+    assert codes(rule("a", 'match.class = "none"')) == []
+    assert codes(rule("a", 'match.class = "none"', TELL)) == [("a", "FSW-RULE-NEVER")]
+
+
 def test_a_rule_that_acts_where_an_earlier_one_wanted_less_is_warned_about() -> None:
     careful = rule("careful", 'match.ve = "db-*"\nmode = "observe"\ncontinue = true', TELL)
     assert codes(careful, rule("repair", 'mode = "auto"')) == [("repair", "FSW-RULE-WIDENS")]

@@ -51,8 +51,7 @@ healthy = "5s"
 [[rule.step]]
 do = "fsck"
 strategy = "{strategy}"
-max_write_pause = "10m"
-on_failure = "quarantine"
+{of_clone}on_failure = "quarantine"
 [[rule.step]]
 do = "notify"
 to = ["*"]
@@ -133,7 +132,8 @@ def set_mode(machine: Machine, mode: str) -> None:
 
 def rule(mode: str, *, strategy: str = "clone", ves: str = '["*"]', fstype: str = "ext4") -> str:
     """The text of a rule that repairs."""
-    return _RULE.format(mode=mode, strategy=strategy, ves=ves, fstype=fstype)
+    of_clone = 'max_write_pause = "10m"\n' if strategy == "clone" else ""
+    return _RULE.format(mode=mode, strategy=strategy, ves=ves, fstype=fstype, of_clone=of_clone)
 
 
 def put_rule(

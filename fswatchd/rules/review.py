@@ -1,10 +1,10 @@
 """What is not wrong with rules, and yet not what somebody can have meant. Pure.
 
-A rule that is never used, because no incident is what it asks for, or because an earlier one
-matches all that it matches; and a rule that acts in spite of an earlier one which was to keep
-things narrower. Only what is certain for the first, and what is possible for the second: a pattern
-is compared with a pattern, not with the VEs there are. Conditions that are not compared here count
-as narrowing.
+An option that its step has no use for. A rule that is never used, because no incident is what it
+asks for, or because an earlier one matches all that it matches; and a rule that acts in spite of an
+earlier one which was to keep things narrower. Only what is certain for the first, and what is
+possible for the second: a pattern is compared with a pattern, not with the VEs there are.
+Conditions that are not compared here count as narrowing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fswatchd.rules.modes import MODES
 from fswatchd.rules.problem import RuleProblem
 
 _SPECIAL = "*?["
+_OF_A_CLONE = ("max_write_pause", "on_long_pause", "salvage_max")
 _WIDTH: dict[str, int] = {mode: width for width, mode in enumerate(MODES)}
 
 
@@ -28,6 +29,7 @@ def warnings(rules: RuleSet) -> list[RuleProblem]:
     found: list[RuleProblem] = []
     origin = dict(rules.origin)
     for index, rule in enumerate(rules.rules):
+        found += _unused_options(rule, origin)
         if why := _why_never(rule):
             found.append(_never(rule, why, origin))
             continue
@@ -177,6 +179,24 @@ def _never(rule: Rule, why: str, origin: dict[str, str]) -> RuleProblem:
         hint="take that out of the match, or the rule away",
         code="FSW-RULE-NEVER",
     )
+
+
+def _unused_options(rule: Rule, origin: dict[str, str]) -> list[RuleProblem]:
+    """What a step is told and never asks for: somebody may rely on it."""
+    return [
+        RuleProblem(
+            file=origin.get(rule.name, ""),
+            rule=rule.name,
+            key=f"step[{number}].{name}",
+            message=f"{step.strategy} has no use for it: only clone has",
+            hint='take it away, or write strategy = "clone"',
+            code="FSW-RULE-UNUSED-OPTION",
+        )
+        for number, step in enumerate(rule.step, 1)
+        if isinstance(step, FsckStep) and step.strategy != "clone"
+        for name in _OF_A_CLONE
+        if name in step.model_fields_set
+    ]
 
 
 def _unreachable(rule: Rule, earlier: Rule, origin: dict[str, str]) -> RuleProblem:

@@ -31,6 +31,8 @@ to = ["ops"]
 def repair(strategy: str = "clone", **replaced: str) -> str:
     """The usual rule; `replaced` exchanges values of keys, in TOML."""
     text = REPAIR.replace("STRATEGY", strategy)
+    if strategy != "clone":
+        text = text.replace('max_write_pause = "60s"\n', "")
     for key, value in replaced.items():
         lines = [
             f"{key} = {value}" if line.split(" =")[0] == key else line for line in text.splitlines()

@@ -15,8 +15,9 @@ def test_the_readme_has_the_commands_that_scenarios_execute() -> None:
     assert doctor.split() == ["fswatch", "doctor"]
 
 
-def test_the_rule_of_the_scenarios_is_right() -> None:
-    text = node.rule("auto", strategy="offline", ves='["lxc:plain"]')
+@pytest.mark.parametrize("strategy", ["clone", "offline", "online"])
+def test_the_rule_of_the_scenarios_is_right(strategy: str) -> None:
+    text = node.rule("auto", strategy=strategy, ves='["lxc:plain"]')
     _, problems = model.parse_file("10-ext4.toml", text)
     assert not problems
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fswatchd.rules.review import warnings
+from tests.system import rules as system_rules
 from tests.unit.builders import rules
 
 
@@ -99,6 +100,27 @@ def test_a_rule_that_acts_where_an_earlier_one_wanted_less_is_warned_about() -> 
     assert codes(careful, rule("tell", 'mode = "auto"', TELL)) == []
     stops = rule("careful", 'match.ve = "db-*"\nmode = "observe"', TELL)
     assert codes(stops, rule("repair", 'mode = "auto"')) == []
+
+
+def test_options_that_only_a_clone_has_are_no_use_elsewhere() -> None:
+    options = 'max_write_pause = "1s"\non_long_pause = "ask"\nsalvage_max = "1G"'
+    step = 'do = "fsck"\nstrategy = "{}"\n' + options
+    assert codes(rule("a", step=step.format("clone"))) == []
+    for strategy in ("offline", "online"):
+        found = warnings(rules(rule("a", step=step.format(strategy))))
+        assert [one.key for one in found] == [
+            "step[1].max_write_pause",
+            "step[1].on_long_pause",
+            "step[1].salvage_max",
+        ]
+        assert {one.code for one in found} == {"FSW-RULE-UNUSED-OPTION"}
+    kept = 'do = "fsck"\nstrategy = "offline"\nkeep_original = "1d"'
+    assert codes(rule("a", step=kept)) == []
+
+
+@pytest.mark.parametrize("strategy", ["clone", "offline", "online"])
+def test_the_rule_of_the_system_tests_has_no_warnings(strategy: str) -> None:
+    assert warnings(rules(system_rules.repair(strategy))) == []
 
 
 def test_the_shipped_rules_have_no_warnings() -> None:

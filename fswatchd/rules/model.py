@@ -48,6 +48,12 @@ def _duration(value: object) -> object:
     return parse_duration(value)
 
 
+def _some_time(value: float) -> float:
+    if value <= 0:
+        raise ValueError('expected more than no time; write it like "10m"')
+    return value
+
+
 def _threshold(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError('expected a threshold in quotes, like "3 in 10m"')
@@ -127,7 +133,7 @@ class Storm(_Table):
 
 class _Step(_Table):
     on_failure: Literal["quarantine", "continue", "rollback"] = "quarantine"
-    timeout: Duration | None = None
+    timeout: Annotated[Duration, AfterValidator(_some_time)] | None = None
 
 
 class NotifyStep(_Step):

@@ -128,6 +128,8 @@ def test_a_platform_that_is_not_known_is_told_which_one_may_be_meant() -> None:
         ('do = "fsck"\nstrategy = "offline"\nmax_lost_files = 0', "step[1]"),
         ('do = "fsck"\nmax_changes = -1', "step[1].max_changes"),
         ('do = "exec"\nrun = ["relative"]', "step[1].run"),
+        ('do = "exec"\nrun = ["/bin/true"]\ntimeout = "0s"', "step[1].timeout"),
+        ('do = "fsck"\ntimeout = "0m"', "step[1].timeout"),
     ],
 )
 def test_wrong_steps_are_refused(step: str, key: str) -> None:

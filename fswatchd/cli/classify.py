@@ -31,7 +31,7 @@ def run(path: str | None, *, problems_only: bool, as_json: bool) -> int:
         with open(path, "rb") as file:
             _classify(file, problems_only=problems_only, as_json=as_json)
     except OSError as error:
-        raise FswatchError(f"{path}: {error.strerror}") from None
+        raise FswatchError(f"{path}: {error.strerror}", code="FSW-FILE") from None
     return Exit.OK
 
 

@@ -8,6 +8,7 @@ from fswatchd import client
 from fswatchd.cli import policy_commands
 from fswatchd.cli.main import main, parser
 from fswatchd.client import Client
+from fswatchd.exitcode import Exit
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["status", "--nonsense"], ["rules"], ["why"]])
@@ -215,3 +216,15 @@ def test_an_incident_shows_who_has_acknowledged_it(by: str | None, monkeypatch, 
     monkeypatch.setattr(Client, "get_at_once", lambda *_: INCIDENT | {"acknowledged_by": by})
     assert main(["incident", "abcde"]) == 0
     assert ("Acknowledged by root\n" in capsys.readouterr().out) is (by is not None)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_a_log_that_cannot_be_read_is_a_wrong_file(name: str, tmp_path, capsys) -> None:
+    assert main(["classify", str(tmp_path / name), "--json"]) == Exit.DATA
+    assert json.loads(capsys.readouterr().out)["code"] == "FSW-FILE"
+
+
+def test_a_log_of_nothing_is_none(tmp_path, capsys) -> None:
+    (tmp_path / "log").write_text("")
+    assert main(["classify", str(tmp_path / "log")]) == Exit.OK
+    assert capsys.readouterr().out == ""

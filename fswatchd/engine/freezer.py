@@ -21,7 +21,7 @@ from fswatchd.engine.arming import Arming
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.left_frozen import KEY, LeftFrozen
 from fswatchd.engine.operations import Operations
-from fswatchd.errors import ConfigError, ConflictError, RefusedError
+from fswatchd.errors import ConflictError, RefusedError
 from fswatchd.events import Domain, VeState
 from fswatchd.incidents import Filesystem, State
 from fswatchd.inventory import lookup
@@ -127,10 +127,13 @@ class Freezer:
     # --- requests -------------------------------------------------------------------------------
 
     async def freeze(self, text: str, by: str, reason: str, for_s: float) -> dict[str, Any]:
-        """Freeze a VE for `for_s` at the most; returns what `status` shows of it."""
+        """Freeze a VE for `for_s` at the most; returns what `status` shows of it.
+
+        Raises ValueError for a time that is too long or none.
+        """
         if not 0 < for_s <= _LONGEST_S:
             longest = show_duration(_LONGEST_S)
-            raise ConfigError(f"a VE can be frozen for more than nothing and {longest} at the most")
+            raise ValueError(f"a VE can be frozen for more than nothing and {longest} at the most")
         ve = lookup.find_ve(self._inventory.view, text)
         busy = self._busy.get(ve.ve_id) or self._left.busy(ve.ve_id)
         if busy is not None:

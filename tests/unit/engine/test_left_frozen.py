@@ -179,6 +179,17 @@ async def test_a_guest_that_its_platform_shows_as_paused_is_still_frozen(node: N
     assert [one["ve"] for one in node.left.current()] == [VE101]
 
 
+@pytest.mark.parametrize("for_s", [0.0, 5 * 3600.0])
+async def test_a_time_that_cannot_be_is_a_wrong_request_and_no_wrong_file(
+    node: Node, for_s: float
+) -> None:
+    """What the API answers to a ValueError; see `mute`."""
+    nobody = cast("Any", None)
+    freezer = Freezer(node.store, nobody, cast("Any", node), nobody, nobody, nobody)
+    with pytest.raises(ValueError, match="60 min at the most"):
+        await freezer.freeze("ve101", "root", "", for_s)
+
+
 async def test_a_ve_that_was_left_frozen_is_busy_and_cannot_be_frozen_anew(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

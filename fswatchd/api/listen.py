@@ -48,9 +48,10 @@ class RuntimeDirectory:
                 hint="stop it, or give this one a runtime_dir and a state_dir of its own",
             ) from None
         except OSError as error:
-            raise FswatchError(
-                f"cannot use {self.path}: {error.strerror}", hint="fswatchd has to run as root"
-            ) from error
+            hint = "fswatchd has to run as root"
+            if os.geteuid() == 0:
+                hint = "runtime_dir in fswatchd.toml names it; default: /run/fswatchd"
+            raise FswatchError(f"cannot use {self.path}: {error.strerror}", hint=hint) from error
 
     def release(self) -> None:
         """Take our socket away and let go; one that systemd has made stays for the next daemon."""

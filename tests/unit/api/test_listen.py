@@ -37,3 +37,14 @@ def test_a_second_daemon_takes_nothing_away(tmp_path) -> None:
     second.release()
     assert first.socket.exists()
     first.release()
+
+
+@pytest.mark.parametrize(("user", "hint"), [(0, "runtime_dir"), (1000, "run as root")])
+def test_a_directory_that_cannot_be_used_has_the_hint_that_helps(
+    user: int, hint: str, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    with pytest.raises(FswatchError, match="Not a directory") as caught:
+        RuntimeDirectory(tmp_path / "file" / "run").claim()
+    assert hint in caught.value.hint

@@ -15,7 +15,7 @@ from fswatchd.client import DEFAULT_SOCKET, Client, ClientError
 from fswatchd.errors import FswatchError, UnknownTargetError
 from fswatchd.exitcode import Exit
 from fswatchd.rules.modes import NODE_MODES
-from fswatchd.units import parse_duration
+from fswatchd.units import parse_duration, parse_size
 
 Command = Callable[[argparse.Namespace, Client], int]
 
@@ -40,6 +40,14 @@ def _absolute(text: str) -> Path:
 def _duration(text: str) -> str:
     try:
         parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _size(text: str) -> str:
+    try:
+        parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
@@ -203,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
     )
     drill.add_argument("--private", action="store_true", help="with a daemon of its own")
     drill.add_argument("--keep", action="store_true", help="leave everything in place afterwards")
-    drill.add_argument("--size", default="512M", help="size of the scratch VE's image")
+    drill.add_argument("--size", type=_size, default="512M", help="size of the scratch VE's image")
     drill.add_argument("--files", type=int, default=2000, help="files in the scratch VE")
     drill.add_argument(
         "--without",

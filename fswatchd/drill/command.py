@@ -8,7 +8,6 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,6 +25,7 @@ from fswatchd.drill.paths import ScenePaths
 from fswatchd.drill.private import PrivateDaemon
 from fswatchd.drill.receiver import Receiver
 from fswatchd.drill.scene import BYSTANDER, TARGET, DrillError
+from fswatchd.errors import UnknownTargetError
 from fswatchd.exitcode import Exit
 from fswatchd.units import parse_size, show_duration
 
@@ -45,25 +45,23 @@ _OF_A_REPAIR = {"contained", "repaired", "verified"}
 
 
 def run(arguments: argparse.Namespace, client: Client) -> int:
-    """`fswatch drill`: 0 when it passed, 2 when not, 64 for a fault that does not exist."""
+    """`fswatch drill`: 0 when it passed, 2 when not.
+
+    Raises UnknownTargetError for a fault that does not exist, ClientError where root is missing.
+    """
     fault = FAULTS[arguments.fs].get(arguments.fault or USUAL[arguments.fs])
     if fault is None:
-        known = ", ".join(FAULTS[arguments.fs])
-        print(
-            f"fswatch: {arguments.fs} has no fault {arguments.fault!r}; there are: {known}",
-            file=sys.stderr,
+        raise UnknownTargetError(
+            f"{arguments.fs} has no fault {arguments.fault!r}",
+            hint=f"there are: {', '.join(FAULTS[arguments.fs])}",
+            code="FSW-UNKNOWN-FAULT",
         )
-        return Exit.USAGE
     if os.geteuid() != 0:
-        print("fswatch: the drill mounts filesystems and needs root", file=sys.stderr)
-        return Exit.CRITICAL
+        message = "the drill mounts filesystems and needs root"
+        raise ClientError(message, "use sudo", Exit.CRITICAL, "FSW-REFUSED")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)
-    try:
-        drill = Drill(arguments, fault, client)
-    except ValueError as error:
-        print(f"fswatch: --size: {error}", file=sys.stderr)
-        return Exit.USAGE
+    drill = Drill(arguments, fault, client)
     try:
         scene.check_tools(arguments.fs)
         result = drill.run()

@@ -26,11 +26,12 @@ def test_wrong_usage_is_64(argv: list[str], capsys) -> None:
         ["disarm", "--node", "--reason", "x", "--for", "2"],
         ["mute", "abcde", "--for", "1y"],
         ["rules", "replay", "--since", "yesterday"],
+        ["drill", "--size", "large"],
         ["events", "--since", "-5"],
         ["events", "--since", "99999999999999999999"],
     ],
 )
-def test_what_is_no_time_and_no_cursor_is_64_without_a_daemon(argv, tmp_path, capsys) -> None:
+def test_what_is_no_time_size_or_cursor_is_64_without_a_daemon(argv, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--socket", str(tmp_path / "none"), *argv])
     assert caught.value.code == 64
@@ -228,3 +229,13 @@ def test_a_log_of_nothing_is_none(tmp_path, capsys) -> None:
     (tmp_path / "log").write_text("")
     assert main(["classify", str(tmp_path / "log")]) == Exit.OK
     assert capsys.readouterr().out == ""
+
+
+def test_a_drill_that_is_refused_says_so_in_json_too(capsys, monkeypatch) -> None:
+    assert main(["drill", "--fault", "nonsense", "--json"]) == Exit.USAGE
+    said = json.loads(capsys.readouterr().out)
+    assert said["code"] == "FSW-UNKNOWN-FAULT"
+    assert "dir-block" in said["hint"]
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main(["drill", "--json"]) == Exit.CRITICAL
+    assert "root" in json.loads(capsys.readouterr().out)["error"]

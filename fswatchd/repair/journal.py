@@ -50,7 +50,7 @@ class RepairJournal:
             cloning=facts.get("cloning"),
             clone=read_volume(facts.get("clone")),
             stopping=bool(facts.get("stopping")),
-            stamp=_read_stamp(facts.get("stamp")),
+            stamp=read_stamp(facts.get("stamp")),
             fresh=bool(facts.get("fresh")),
             swapping=bool(facts.get("swapping")),
             keeping=facts.get("keeping"),
@@ -62,7 +62,8 @@ class RepairJournal:
         )
 
 
-def _read_stamp(value: object) -> Stamp | None:
+def read_stamp(value: object) -> Stamp | None:
+    """The stamp of a volume as it was written down; None where none was."""
     if not isinstance(value, list | tuple) or len(value) != 3:
         return None
     mtime_ns, ctime_ns, size = (int(part) for part in value)

@@ -17,7 +17,7 @@ from fswatchd.incidents import Incident
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import magic
 from fswatchd.repair import clone, progress, put_back, scope, storage
-from fswatchd.repair.journal import read_file
+from fswatchd.repair.journal import read_file, read_stamp
 from fswatchd.repair.put_back import Goal
 from fswatchd.repair.scope import Target
 from fswatchd.repair.volume import ImageFile
@@ -157,20 +157,13 @@ async def _made_before(context: ActionContext) -> ImageFile | None:
             clone.discard_unfinished(begun)
         return None
     made = made.today(made.path, image.path)
-    if made.is_at(image.path) or made.is_unchanged(_stamp(journal.get("proven"))):
+    if made.is_at(image.path) or made.is_unchanged(read_stamp(journal.get("proven"))):
         return made
     if not journal.get("stopping"):
         clone.discard(made)
         return None
     text = f"the clone of the snapshot is not what it was; {journal['ve']} was stopped for it"
     raise refuse("stale", text, Next.OPERATOR)
-
-
-def _stamp(value: object) -> tuple[int, int, int] | None:
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        return None
-    mtime_ns, ctime_ns, size = (int(part) for part in value)
-    return mtime_ns, ctime_ns, size
 
 
 async def _make(context: ActionContext, path: str) -> ImageFile:

@@ -9,7 +9,8 @@ _TOML = "mostly a quote, a comma or a bracket is missing there or just before"
 _PLACE = re.compile(r"\[\d+\]")
 # What a message ends with when it says itself what to write.
 _TOLD = re.compile(r"; ((?:write it like|did you mean|write) .*)", re.DOTALL)
-# A value that is right, by the last part of the key.
+# A value that is right, by the last part of the key; with the table before it where several tables
+# have such a key.
 _EXAMPLES = {
     "name": 'name = "ext4-damage"',
     "match": 'match.fstype = "ext4"',
@@ -18,11 +19,12 @@ _EXAMPLES = {
     "fstype": 'match.fstype = "ext4"',
     "ve": 'match.ve = "web-*"',
     "platform": 'match.platform = ["lxc", "proxmox"]',
-    "node": 'match.node = "hn1", and in a budget node = 2',
-    "label": 'match.label.tier = "gold"',
+    "match.node": 'match.node = "hn1"',
+    "match.label": 'match.label.tier = "gold"',
     "role": 'match.role = "rootfs"',
     "cause": 'match.cause = "none"',
-    "ves": 'match.ves = ">= 3"',
+    "match.ves": 'match.ves = ">= 3"',
+    "ves": "ves = 10",
     "during": 'match.during = "22:00-06:00"',
     "confirmed": "match.confirmed = true",
     "any": 'match.any = [{ fstype = "ext4" }, { role = "rootfs" }]',
@@ -35,8 +37,10 @@ _EXAMPLES = {
     "backoff": 'backoff = "1d"',
     "flap": 'flap = "1d"',
     "budget": "budget = { node = 2, device = 1 }",
-    "device": "budget = { node = 2, device = 1 }",
-    "filesystem": "budget = { node = 2, filesystem = 1 }",
+    "budget.node": "budget = { node = 2, device = 1 }",
+    "budget.device": "budget = { node = 2, device = 1 }",
+    "budget.filesystem": "budget = { node = 2, filesystem = 1 }",
+    "budget.label": "budget = { node = 2, label.rack = 1 }",
     "copies": 'copies = "cluster", the name of a label',
     "healthy": 'healthy = "1m"',
     "continue": "continue = true",
@@ -69,5 +73,6 @@ def completed(key: str, message: str) -> tuple[str, str]:
 
 def example(key: str) -> str:
     """A right value at the key, as a hint; empty where there is none."""
-    found = _EXAMPLES.get(_PLACE.sub("", key.rpartition(".")[2]))
+    parts = _PLACE.sub("", key).split(".")
+    found = _EXAMPLES.get(f"{parts[0]}.{parts[-1]}") or _EXAMPLES.get(parts[-1])
     return f"like {found}" if found else ""

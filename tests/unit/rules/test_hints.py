@@ -28,7 +28,7 @@ ALONE = [
     [
         text
         for key, text in hints._EXAMPLES.items()
-        if key in ALONE or (text.startswith("match.") and key != "node")
+        if key in ALONE or text.startswith(("match.", "budget ="))
     ],
 )
 def test_what_is_shown_as_an_example_is_right(example: str) -> None:
@@ -42,6 +42,11 @@ def test_what_is_shown_as_an_example_is_right(example: str) -> None:
         (RULE.format('match.class = "corruptio"'), "no class is called", "corruption"),
         (RULE.format("budget = 3"), "budget", "budget = { node = 2, device = 1 }"),
         ('[[rule]]\nname = "r"\n', "missing", "[[rule.step]]"),
+        (RULE.format('budget = { label = "rack" }'), "a table", "label.rack = 1"),
+        (RULE.format('budget = { node = "2" }'), "a whole number", "budget = { node = 2"),
+        (RULE.format("match.label = 3"), "a table", 'match.label.tier = "gold"'),
+        (RULE.format("match.any = [{ ves = 3 }]"), "a count of VEs", 'match.ves = ">= 3"'),
+        ('[storm]\nves = "3"\n', "a whole number", "like ves = 10"),
         ("[[rule\n", "not valid TOML", "bracket"),
     ],
 )

@@ -24,8 +24,11 @@ _TABLE = ("a table", '{ key = "value" }')
 _FORMS = {
     "bool_type": ("true or false, without quotes", "true"),
     "int_type": ("a whole number, without quotes", "2"),
+    "float_type": ("a number, without quotes", "5"),
     "string_type": ("a text in quotes", '"ext4"'),
+    "string_too_short": ("a text that is not empty", '"ext4"'),
     "list_type": ("a list", '["one", "two"]'),
+    "too_short": ("a list that is not empty", '["one", "two"]'),
     "dict_type": _TABLE,
     "model_type": _TABLE,
     "model_attributes_type": _TABLE,
@@ -65,7 +68,7 @@ def problem(
     `steps` are the models of steps by what they do, `tables` those of tables by their keys.
     """
     place = list(detail["loc"])
-    kind, message, hint = detail["type"], detail["msg"].removeprefix("Value error, "), ""
+    kind = detail["type"]
     parts: list[str] = []
     for part in place:
         if isinstance(part, int):
@@ -82,31 +85,40 @@ def problem(
         hint = did_you_mean(last, _keys(model)).lstrip("; ") or (
             f"known here: {', '.join(sorted(_keys(model)))}"
         )
-    elif kind == "missing":
-        message = f'"{last}" is missing'
-    elif kind == "literal_error":
-        wanted = detail["ctx"]["expected"].replace("'", '"')
-        message = f"expected {wanted}, not {_shown(detail['input'])}"
-        hint = did_you_mean(str(detail["input"]), re.findall(r'"([^"]*)"', wanted)).lstrip("; ")
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
         key = f"{key}.do"
         given = detail["input"].get("do") if isinstance(detail["input"], dict) else detail["input"]
         message = f"no step is called {given!r}" if given else 'a step needs "do"'
         hint = did_you_mean(str(given), list(steps)).lstrip("; ") or (f"steps: {', '.join(steps)}")
-    elif kind in _FORMS:
-        form, example = _FORMS[kind]
-        message = f"expected {form}, not {_shown(detail['input'])}"
-        hint = hints.example(key) or f"like {example}"
-    elif kind != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, not {_shown(detail['input'])}"
+    else:
+        message, hint = wording(detail)
+        if kind in _FORMS:
+            hint = hints.example(key) or hint
     return RuleProblem(file=file, rule=rule, key=key, message=message, hint=hint)
+
+
+def wording(detail: Any) -> tuple[str, str]:
+    """What a pydantic error says about a value, and what to write; empty where it cannot tell."""
+    kind, message = detail["type"], detail["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        return f'"{detail["loc"][-1]}" is missing', ""
+    if kind == "literal_error":
+        wanted = detail["ctx"]["expected"].replace("'", '"')
+        meant = did_you_mean(str(detail["input"]), re.findall(r'"([^"]*)"', wanted))
+        return f"expected {wanted}, not {shown(detail['input'])}", meant.lstrip("; ")
+    if kind in _FORMS:
+        form, example = _FORMS[kind]
+        return f"expected {form}, not {shown(detail['input'])}", f"like {example}"
+    if kind == "value_error":
+        return message, ""
+    return f"{message[0].lower()}{message[1:]}, not {shown(detail['input'])}", ""
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value, short; Python refuses to write an integer of more than 4300 digits."""
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number of more than 64 bits"

@@ -349,6 +349,8 @@ def test_the_default_directories_need_not_exist() -> None:
         ('name = "a"\ncooldown = 30', "cooldown", "a duration in quotes", '"30s"'),
         ('name = "a"\napprovers = ["a b"]', "approvers[1]", "a user", '"@storage"'),
         ('name = "a"\nmatch.ves = 3', "match.ves", "a count of VEs", '">= 3"'),
+        ('name = "a"\nmatch.ve = []', "match.ve", "a list that is not empty", '"web-*"'),
+        ('name = "a"\ncopies = ""', "copies", "a text that is not empty", 'copies = "cluster"'),
     ],
 )
 def test_a_wrong_type_is_told_the_form_and_an_example(
@@ -359,6 +361,12 @@ def test_a_wrong_type_is_told_the_form_and_an_example(
     assert found.key == key
     assert form in found.message
     assert example in f"{found.message} {found.hint}"
+
+
+def test_channels_that_are_none_are_told_how_one_is_named() -> None:
+    (found,) = problems('[[rule]]\nname = "a"\n[[rule.step]]\ndo = "notify"\nto = []\n')
+    assert found.message == "expected a list that is not empty, not []"
+    assert found.hint == 'like to = ["ops"]'
 
 
 @pytest.mark.parametrize("step", ["notify", ["notify"]])

@@ -16,11 +16,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from fswatchd.errors import ConfigError
 from fswatchd.rules.model import Duration, Size
 from fswatchd.rules.modes import NodeMode
+from fswatchd.rules.problem import shown, wording
 
 DEFAULT_PATH = Path("/etc/fswatchd/fswatchd.toml")
 SHIPPED_RULES = Path("/usr/lib/fswatchd/rules.d")
 
-Switch = Literal["auto"] | bool
+# A key that has a value where pydantic wants a table.
+_NO_TABLE = {"dict_type", "model_type", "model_attributes_type"}
 
 
 def _path(value: object) -> object:
@@ -38,6 +40,19 @@ def _loopback(value: str) -> str:
     return value
 
 
+def _switch(value: object) -> object:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError('expected true, false or "auto"')
+    return value
+
+
+def _url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError('expected an address, like "https://example.net/hook"')
+    return value
+
+
+Switch = Annotated[Literal["auto"] | bool, BeforeValidator(_switch)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 
 
@@ -94,7 +109,7 @@ class ChannelTable(_Table):
     """`[channel.NAME]`"""
 
     kind: Literal["webhook"]
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Annotated[str, AfterValidator(_url)]
     secret_file: AbsolutePath | None = None
 
 
@@ -148,13 +163,19 @@ def read_secret(path: Path) -> bytes:
 
 def _line(name: str, detail: Any) -> str:
     place = [str(part) for part in detail["loc"]]
-    message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         known = _keys(place[:-1])
         close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
         hint = f'did you mean "{close[0]}"?' if close else f"known here: {', '.join(known)}"
         return f"{name}: {'.'.join(place)}: unknown key; {hint}"
-    return f"{name}: {'.'.join(place)}: {message}, not {detail['input']!r}"
+    message, meant = wording(detail)
+    if detail["type"] == "value_error" and message.startswith("expected "):
+        message = f"{message}, not {shown(detail['input'])}"
+    hint = meant if detail["type"] == "literal_error" else ""
+    if detail["type"] in _NO_TABLE:
+        table = "channel.ops" if place[0] == "channel" else place[0]
+        hint = f"write [{table}] above its keys"
+    return f"{name}: {'.'.join(place)}: {message}" + (f"; {hint}" if hint else "")
 
 
 def _keys(place: list[str]) -> list[str]:

@@ -53,6 +53,50 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert 'did you mean "channel"' in message
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '[sources]\nfanotify = "yes"',
+            """sources.fanotify: expected true, false or "auto", not 'yes'""",
+        ),
+        ("[sources]\njournal = 1", 'sources.journal: expected true, false or "auto", not 1'),
+        ('[channel.ops]\nkind = "webhook"', 'channel.ops.url: "url" is missing'),
+        (
+            '[channel]\nkind = "webhook"',
+            "channel.kind: expected a table, not 'webhook'; write [channel.ops] above its keys",
+        ),
+        ("daemon = 3", "daemon: expected a table, not 3; write [daemon] above its keys"),
+        (
+            '[channel.ops]\nkind = "webhok"\nurl = "https://h/"',
+            """channel.ops.kind: expected "webhook", not 'webhok'; did you mean "webhook"?""",
+        ),
+        (
+            '[channel.a]\nkind = "webhook"\nurl = "x"',
+            """channel.a.url: expected an address, like "https://example.net/hook", not 'x'""",
+        ),
+        ('[daemon]\nnode = ""', "daemon.node: expected a text that is not empty, not ''"),
+        (
+            "[daemon]\ncanary = 3",
+            'daemon.canary: expected a duration in quotes, like "30s" or "10m", not 3',
+        ),
+        (
+            '[daemon]\ncanary = "5x"',
+            """daemon.canary: '5x' is no duration; write it like "30s", "10m" or "1h30m\"""",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_in_the_words_of_an_admin(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, "x.toml")
+    assert caught.value.message == f"x.toml: {said}"
+
+
+def test_a_source_is_switched_by_three_words() -> None:
+    found = config.parse('[sources]\nkmsg = true\njournal = false\nquota = "auto"\n', "x")
+    assert (found.sources.kmsg, found.sources.journal, found.sources.quota) == (True, False, "auto")
+
+
 @pytest.mark.parametrize("text", ["[daemon", "daemon = 3", '[channel.x]\nkind = "webhook"'])
 def test_what_is_wrong_is_a_config_error(text: str) -> None:
     with pytest.raises(ConfigError, match="x"):

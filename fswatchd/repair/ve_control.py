@@ -202,7 +202,8 @@ def _may_be_claimed(device: str) -> bool:
 def _holder(superblock: Superblock | None, image: Volume | None) -> str | None:
     # With another DISKSEQ the device went with the VE, and its number is somebody else's.
     if superblock and block.disk_sequence(superblock.devno) == superblock.disk_sequence:
-        if fs.has_superblock(superblock.device):
+        # A btrfs has no number by which to tell that, and its device may be an ext4's by now.
+        if superblock.devno.major != 0 and fs.has_superblock(superblock.device):
             return f"the filesystem on {superblock.device} is still mounted somewhere"
         if image is None and _is_claimed(f"/dev/{superblock.device}"):
             return f"/dev/{superblock.device} is still in use"

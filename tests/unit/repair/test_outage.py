@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.events import VeState
 from fswatchd.inventory.model import Commands, Ve, VeId
 from fswatchd.repair import ve_control
@@ -15,6 +18,7 @@ from fswatchd.repair.outage import Outage
 from fswatchd.repair.scope import image_file
 from fswatchd.steps import ActionSettings, Next, StepEnded, refuse
 from fswatchd.store.store import StoreError
+from tests.unit.inventory.test_lookup import INSIDE, superblock
 
 VE = Ve(
     ve_id=VeId("declared:ve101"),
@@ -162,3 +166,15 @@ async def test_on_another_file_than_the_proven_one_nothing_is_started(
     assert started == []
     await ve_control.start(VE, ActionSettings(), image_file(str(path)))
     assert len(started) == 1
+
+
+@pytest.mark.parametrize(("devno", "held"), [(Devno(7, 1), True), (Devno(0, 40), False)])
+def test_of_a_btrfs_its_devices_name_says_nothing_once_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch, devno: Devno, *, held: bool
+) -> None:
+    """loop1 may have an ext4 of somebody else's by then, and a btrfs has no number of its own."""
+    seen = replace(superblock(1, (INSIDE, "/")), devno=devno, device="loop1", disk_sequence=None)
+    monkeypatch.setattr(ve_control.block, "disk_sequence", lambda _: None)
+    monkeypatch.setattr(ve_control.fs, "has_superblock", lambda _: True)
+    image: Any = SimpleNamespace(holder=lambda: None)
+    assert (ve_control._holder(seen, image) is not None) is held

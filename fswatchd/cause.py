@@ -40,12 +40,12 @@ class Layer:
     """Something that an incident's filesystem rests on, as it is now; None is not known.
 
     `name` is `/dev/loop3`, or a filesystem in words. For a device: `errors` it has reported,
-    `readonly`, `missing` members of an array or paths to it, its `state` where it does not run,
-    `short_by` bytes that its image lacks, and in words what a thin pool `lacks` room for. For a
-    filesystem: its room, its health, and `damaged` where an open incident says so. For a VE that
-    serves what lies above it: its `state` where it does not run. `since_ns` (CLOCK_REALTIME) is
-    when its own incident began, whose id is `incident`; `full_incident` is that about its room.
-    `ves` are all that depend on it.
+    `readonly`, `missing` members of an array, `failed_paths` to it beside others that work, its
+    `state` where it does not run, `short_by` bytes that its image lacks, and in words what a thin
+    pool `lacks` room for. For a filesystem: its room, its health, and `damaged` where an open
+    incident says so. For a VE that serves what lies above it: its `state` where it does not run.
+    `since_ns` (CLOCK_REALTIME) is when its own incident began, whose id is `incident`;
+    `full_incident` is that about its room. `ves` are all that depend on it.
     """
 
     kind: Literal["device", "filesystem", "ve"]
@@ -54,6 +54,7 @@ class Layer:
     errors: int = 0
     readonly: bool = False
     missing: int = 0
+    failed_paths: int = 0
     state: str = ""
     short_by: int = 0
     lacks: str = ""
@@ -145,7 +146,7 @@ def unwell(layer: Layer) -> str | None:
         if layer.lacks:
             return layer.lacks
         if layer.missing:
-            return f"{layer.missing} of its members or paths are missing"
+            return f"{layer.missing} of its members are missing"
         if layer.errors:
             return f"it has reported {layer.errors} errors"
         return "it is read-only" if layer.readonly else None

@@ -54,7 +54,7 @@ class Substrate:
         self._state = state
         self._book = book
         self._pools: dict[Devno, tuple[float, devmapper.ThinPool | None]] = {}
-        self._failed_paths: dict[Devno, tuple[float, int]] = {}
+        self._paths: dict[Devno, tuple[float, tuple[int, int]]] = {}
         self._measures: dict[object, tuple[float, asyncio.Task[Layer]]] = {}
 
     async def beneath(self, incident: Incident) -> tuple[Layer, ...]:
@@ -101,7 +101,10 @@ class Substrate:
         Errors that it has reported are none of that.
         """
         layer = await self._device(device)
-        return unwell(layer) if fault_of_device(layer) is not None else None
+        if fault_of_device(layer) is not None:
+            return unwell(layer)
+        # Nothing waits for a path while there is another.
+        return f"{layer.failed_paths} of its paths have failed" if layer.failed_paths else None
 
     async def _device(self, device: BlockDevice) -> Layer:
         on_server = device.backing.image_devno in self._inventory.view.remote
@@ -279,11 +282,13 @@ class Substrate:
         """With the paths that a multipath device has lost, which sysfs does not tell."""
         if not await asyncio.to_thread(is_multipath, device):
             return layer
-        now, known = time.monotonic(), self._failed_paths.get(device.devno)
+        now, known = time.monotonic(), self._paths.get(device.devno)
         if known is None or now - known[0] > _POOL_KNOWN_S:
-            failed = devmapper.failed_paths(await _status_of(device.devno)) or 0
-            known = self._failed_paths[device.devno] = (now, failed)
-        return replace(layer, missing=layer.missing + known[1])
+            found = devmapper.paths(await _status_of(device.devno))
+            known = self._paths[device.devno] = (now, found)
+        used, failed = known[1]
+        state = layer.state or ("without a path that works" if failed and not used else "")
+        return replace(layer, failed_paths=failed, state=state)
 
 
 def _named(name: str) -> Layer:

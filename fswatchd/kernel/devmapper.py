@@ -90,10 +90,12 @@ def thin_pool(status: str) -> ThinPool | None:
     )
 
 
-def failed_paths(status: str) -> int | None:
-    """How many paths the kernel does not use for now; None where it is no multipath device."""
+def paths(status: str) -> tuple[int, int]:
+    """How many paths the kernel uses, and how many it does not for now; none where it is no
+    multipath device."""
     match = _PATHS.search(status)
-    return None if match is None else _PATH.findall(match[1]).count("F")
+    states = _PATH.findall(match[1]) if match is not None else []
+    return states.count("A"), states.count("F")
 
 
 def _percent(used_of_total: str) -> float:

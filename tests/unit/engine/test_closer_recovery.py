@@ -280,7 +280,7 @@ async def test_a_path_that_is_back_can_be_read(
     monkeypatch.setattr(closer_module, "is_multipath", lambda _: True)
     found = told_once("degraded")
     sweep = Sweep(store, monkeypatch, found)
-    fault: list[str | None] = ["1 of its members or paths are missing", None]
+    fault: list[str | None] = ["1 of its paths have failed", None]
 
     async def device_fault(_: object) -> str | None:
         return fault.pop(0)

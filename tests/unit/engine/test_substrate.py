@@ -90,17 +90,35 @@ async def test_what_can_be_no_pool_is_not_asked_about(monkeypatch, uuid: str) ->
 PATHS = "0 409600 multipath 2 0 0 0 1 1 A 0 2 0 8:16 {} 0 8:32 {} 1\n"
 
 
-@pytest.mark.parametrize(("states", "missing"), [("AA", 0), ("AF", 1), ("FF", 2)])
-async def test_the_paths_that_a_device_has_lost_are_missing(
-    monkeypatch: pytest.MonkeyPatch, states: str, missing: int
+@pytest.mark.parametrize(
+    ("states", "failed", "fault"),
+    [("AA", 0, None), ("AF", 1, None), ("FF", 2, EventClass.DEVICE_LOST)],
+)
+async def test_a_device_is_to_blame_without_any_path_and_not_without_one_of_two(
+    monkeypatch: pytest.MonkeyPatch, states: str, failed: int, fault: EventClass | None
 ) -> None:
     dmsetup = Dmsetup(monkeypatch, PATHS.format(*states), uuid="mpath-3600")
     looks = looked()
     layer = await looks._with_paths(POOL, LAYER)
-    assert layer.missing == missing
-    assert (fault_of_device(layer) is EventClass.DEGRADED) is bool(missing)
+    assert layer.failed_paths == failed
+    assert fault_of_device(layer) is fault
+    assert (blame([layer]) is None) is (fault is None)
     await looks._with_paths(POOL, LAYER)
     assert len(dmsetup.asked) == 1
+
+
+@pytest.mark.parametrize(("states", "well"), [("AA", True), ("AF", False), ("FF", False)])
+async def test_a_device_has_recovered_when_all_of_its_paths_are_back(
+    monkeypatch: pytest.MonkeyPatch, states: str, *, well: bool
+) -> None:
+    Dmsetup(monkeypatch, PATHS.format(*states), uuid="mpath-3600")
+    looks = looked()
+
+    async def found(device: BlockDevice) -> Layer:
+        return await looks._with_paths(device, LAYER)
+
+    monkeypatch.setattr(looks, "_device", found)
+    assert (await looks.device_fault(POOL) is None) is well
 
 
 @pytest.mark.parametrize("uuid", ["LVM-abc-tpool", "CRYPT-LUKS2-x", ""])

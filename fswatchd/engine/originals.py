@@ -62,9 +62,14 @@ async def give_up(
     return done if gone else None
 
 
-def _is_out_of_sight(original: Volume) -> bool:
-    """Whether the filesystem that it lies on is not there: nothing on it can be seen to be gone."""
-    if not isinstance(original, ImageFile) or os.path.lexists(original.path):
+def _is_out_of_sight(original: Volume, image: str) -> bool:
+    """Whether the filesystem that it lies on is not there: nothing on it can be seen to be gone.
+
+    Where the image that it was is there, it is. Device numbers may be others after a boot.
+    """
+    if not isinstance(original, ImageFile):
+        return False
+    if os.path.lexists(original.path) or os.path.lexists(image):
         return False
     try:
         return Devno.of(os.stat(original.directory).st_dev) != original.devno
@@ -83,7 +88,7 @@ async def delete_original(
     try:
         await storage.wake(original, ActionSettings())
         original = original.today(path)
-        if await asyncio.to_thread(_is_out_of_sight, original):
+        if await asyncio.to_thread(_is_out_of_sight, original, known.path):
             return False, f"{path} stays: what it lies on is not mounted"
         if not original.is_at(path):
             return True, f"{path} is gone, or another volume: nothing to delete"

@@ -73,10 +73,10 @@ async def writable(
 ) -> str | None:
     """None when a write to it succeeds; otherwise what happens. `may_be_full` as above."""
     name = str(superblock.devno)
-    if _patience.hangs(name):
-        return "an earlier write has not returned yet"
     try:
         async with inventory.opened(superblock) as mount:
+            if _patience.hangs(name):
+                return "an earlier write has not returned yet"
             directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
 
             def write() -> None:

@@ -295,6 +295,11 @@ async def test_an_original_on_what_is_not_mounted_yet_is_not_gone(tmp_path: Path
     gone, story = await originals.delete_original(str(path), elsewhere.describe())
     assert not gone
     assert "not mounted" in story
+    image = place / "ve101.raw"
+    image.write_bytes(b"repaired")
+    named = replace(elsewhere, path=str(image))  # device numbers may be others after a boot
+    assert (await originals.delete_original(str(path), named.describe()))[0]
+    image.unlink()
     gone, _ = await originals.delete_original(str(path), original.describe())
     assert gone  # on the filesystem that it was on it can be seen that it is
     place.rmdir()

@@ -15,7 +15,7 @@ from fswatchd.events import printable
 from fswatchd.inventory.model import Ve, VeId
 from fswatchd.inventory.view import NodeView
 from fswatchd.repair.logical_volume import LogicalVolume
-from fswatchd.repair.volume import Volume
+from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionContext, Next, StepEnded, refuse
 
 _DECLARED = "declared"
@@ -48,6 +48,18 @@ async def find(context: ActionContext, ve_id: str, *, half_way: bool, left: str)
             raise _missing(ve_id, problem, half_way=half_way, left=left)
         why = problem or "nobody lists it"
         context.progress(None, f"waiting to hear of {ve_id}: {why}")
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def wait_seen(context: ActionContext, volume: Volume, *names: str | None) -> None:
+    """Wait until an image can be seen under one of its names: what it lies on may be mounted later
+    than we are started. Returns in the end, whether it can or not."""
+    begun = time.monotonic()
+    places = [path for path in (volume.path, *names) if path is not None]
+    while isinstance(volume, ImageFile) and not any(volume.is_at(path) for path in places):
+        if time.monotonic() - begun >= _PATIENCE_S:
+            return
+        context.progress(None, f"waiting to see {volume.path}")
         await asyncio.sleep(_PAUSE_S)
 
 

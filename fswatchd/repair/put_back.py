@@ -162,6 +162,8 @@ class _Way:
                 )
             kept = await storage.of(old, context.settings).free_name(goal.aside)
             await context.journal(repaired=old.describe(), original=new.describe(), kept=kept)
+        else:
+            await owner.wait_seen(context, new, image, beside)
         old = replace(old, path=image)
         lies_in = storage.of(old, context.settings)
         await lies_in.wake(beside, kept)

@@ -6,6 +6,7 @@ snapshot can be used again. What the VE has written since is in the volume that 
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import os
 import stat
@@ -16,7 +17,7 @@ from fswatchd.errors import RefusedError
 from fswatchd.incidents import Incident
 from fswatchd.inventory.model import Superblock
 from fswatchd.kernel import magic
-from fswatchd.repair import clone, progress, put_back, scope, storage
+from fswatchd.repair import clone, owner, progress, put_back, scope, storage
 from fswatchd.repair.journal import read_file, read_stamp
 from fswatchd.repair.put_back import Goal
 from fswatchd.repair.scope import Target
@@ -91,10 +92,16 @@ def _unfit(incident: Incident, path: str) -> str | None:
 
 
 def _is_elsewhere(incident: Incident) -> str | None:
-    """Why there is nothing whose place it could take: a repair in place has left it aside."""
-    image = incident.filesystem.image
-    if image is None or os.path.lexists(image):
+    """Why it could not take the place of what the incident is about: a repair in place has left
+    that aside, or something else has its name by now."""
+    known, image = incident.filesystem.uuid, incident.filesystem.image
+    if image is None:
         return None
+    if os.path.lexists(image):
+        there = _uuid_in(image)
+        if None in {known, there} or there == known:
+            return None  # what cannot be read is damaged, and no other
+        return f"{image} holds the filesystem {there} now, not {known}: it was made anew"
     aside = f"{image}.under-repair-{incident.incident_id}"
     what = (
         f"rename {aside} to it first, and start nothing" if os.path.lexists(aside) else "it is gone"
@@ -152,6 +159,10 @@ async def _made_before(context: ActionContext) -> ImageFile | None:
     """The clone that an earlier run has proven, if it is still what that has left."""
     journal = context.record.journal
     made, image = read_file(journal.get("clone")), read_file(journal.get("image"))
+    if image is not None:
+        kept = journal.get("kept")
+        names = (made.path if made else None, str(kept) if kept else None)
+        await owner.wait_seen(context, image, *names)
     if made is None or image is None:
         if isinstance(begun := journal.get("cloning"), str):
             clone.discard_unfinished(begun)
@@ -213,8 +224,14 @@ async def _prove(context: ActionContext, target: Target, made: ImageFile) -> Non
 async def _resolve(context: ActionContext) -> Target:
     """The volume, mounted as whatever device it is now, or of a VE that is stopped."""
     await context.inventory.refresh()
-    image = context.incident.filesystem.image
-    if (mounted := _mounted(context, image)) is not None:
+    incident = context.incident
+    if (why := await asyncio.to_thread(_is_elsewhere, incident)) is not None:
+        raise refuse("refused", why, Next.OPERATOR)
+    if (mounted := _mounted(context, incident.filesystem.image)) is not None:
+        users = context.inventory.view.users[mounted.devno].ves
+        if not set(users) <= set(incident.direct_ves):
+            text = f"{incident.filesystem.image} is used by {', '.join(users)} now"
+            raise refuse("refused", f"{text}; nothing is stopped", Next.OPERATOR)
         context.filesystem_is_now(mounted)
     return await scope.resolve(context, unmounted=True)
 

@@ -8,8 +8,6 @@ nowhere, between the two renames of a logical volume; then the original gets its
 
 from __future__ import annotations
 
-import asyncio
-import time
 from contextlib import suppress
 from dataclasses import replace
 
@@ -19,11 +17,7 @@ from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S
 from fswatchd.repair.scope import Target
-from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionContext, ActionSettings, Next, StepEnded, StepResult, refuse
-
-_PATIENCE_S = 300.0
-_PAUSE_S = 2.0
 
 
 async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
@@ -38,7 +32,7 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     left = f"the volume from before the repair is {owner.where(image, *names)}"
     ve = await owner.find(context, journal.ve, half_way=half_way, left=left)
     if half_way:
-        await _seen(context, image, *names)
+        await owner.wait_seen(context, image, *names)
     if journal.stopping:
         ve = await context.lock_ve(ve)
     lies_in = storage.of(image, context.settings)
@@ -81,17 +75,6 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
         return await repair.finish(target, fresh=True)
     await discard_copy(journal, context.settings)
     return await repair.finish(target, fresh=False)
-
-
-async def _seen(context: ActionContext, image: Volume, *names: str | None) -> None:
-    """Wait for what an image lies on: it may be mounted later than we are started."""
-    begun = time.monotonic()
-    places = [path for path in (image.path, *names) if path is not None]
-    while isinstance(image, ImageFile) and not any(image.is_at(path) for path in places):
-        if time.monotonic() - begun >= _PATIENCE_S:
-            return
-        context.progress(None, f"waiting to see {image.path}")
-        await asyncio.sleep(_PAUSE_S)
 
 
 async def discard_preview(incident_id: str, record: StepRecord, settings: ActionSettings) -> None:

@@ -259,8 +259,9 @@ def _superblock(incident: Incident, inventory: Inventory, *, unmounted: bool) ->
             raise refuse("refused", "the incident names no device")
         return None
     found = inventory.view.superblocks.get(wanted.devno)
-    if found is None and unmounted and wanted.image is not None:
-        return None
+    another = found is None or inventory.view.describe(found).key != wanted.key
+    if another and unmounted and wanted.image is not None:
+        return None  # the number may be somebody else's by now
     if found is None:
         text = f"{wanted.device} is no longer mounted: the VE was stopped, or has unmounted it"
         raise refuse("cancelled", text, Next.CANCELLED)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fswatchd.devno import Devno
 from fswatchd.errors import RefusedError
 from fswatchd.incidents import Filesystem
+from fswatchd.inventory.model import Backing, VeId
+from fswatchd.inventory.view import NodeView, Users
 from fswatchd.repair import clone, owner, restore, scope, swap, ve_control, verify
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.outage import Outage
@@ -19,6 +23,7 @@ from fswatchd.repair.scope import Target
 from fswatchd.repair.volume import ImageFile
 from fswatchd.steps import Next, StepEnded
 from tests.unit import builders
+from tests.unit.inventory.test_lookup import INSIDE, superblock
 from tests.unit.repair.test_outage import VE
 from tests.unit.repair.test_rollback import Context, Killed, Nothing, killing, started
 
@@ -58,6 +63,8 @@ class ToSnapshot(Context):
 def context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: list[str]) -> ToSnapshot:
     """On a node that takes every file for the filesystem, and finds every clone clean."""
     made = ToSnapshot(tmp_path)
+
+    monkeypatch.setattr(owner, "_PATIENCE_S", -1.0)
 
     async def resolve(*_: object, **__: object) -> Target:
         return Target.stopped(made.incident.filesystem, VE, ImageFile.at(str(made.image)))
@@ -254,3 +261,102 @@ def test_a_volume_in_no_image_has_no_snapshot(tmp_path: Path) -> None:
         restore.check(incident, str(tmp_path / "any"), discard_newer=True)
     assert refused.value.code == "FSW-REFUSED-NO-SNAPSHOT"
     assert restore.offer(incident) == ""
+
+
+class Mounted:
+    """A node where somebody has mounted the image as loop0."""
+
+    def __init__(self, context: ToSnapshot, user: str, uuid: str | None) -> None:
+        file = ImageFile.at(str(context.image))
+        values: Any = {"image_devno": file.devno, "image_inode": file.inode}
+        backing = Backing(kind="loop", image=str(context.image), **values)
+        self.superblock = replace(superblock(0, (INSIDE, "/")), backing=backing, uuid=uuid)
+        self.view = SimpleNamespace(
+            superblocks={self.superblock.devno: self.superblock},
+            users={self.superblock.devno: Users(ves=(VeId(user),), foreign=())},
+        )
+
+    async def refresh(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("user", "in_image", "refused"),
+    [
+        (str(VE.ve_id), UUID, ""),
+        (str(VE.ve_id), None, ""),  # its superblock is damaged
+        ("lxc:ve102", UUID, "is used by lxc:ve102 now"),
+        (str(VE.ve_id), "99999999-2222-3333-4444-555555555555", "it was made anew"),
+        ("lxc:ve102", "99999999-2222-3333-4444-555555555555", "it was made anew"),
+    ],
+)
+async def test_only_what_the_incident_is_about_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    user: str,
+    in_image: str | None,
+    refused: str,
+) -> None:
+    """The name may lead to another VE's volume by now, or to one that was restored since."""
+    context = ToSnapshot(tmp_path)
+    context.inventory = Mounted(context, user, in_image)  # type: ignore[assignment]
+    uuids = {str(context.image): in_image}
+    monkeypatch.setattr(restore, "_uuid_in", lambda path: uuids.get(path, UUID))
+    reached: list[object] = []
+
+    async def resolve(*_: object, **__: object) -> object:
+        reached.append(True)
+        return None
+
+    monkeypatch.setattr(scope, "resolve", resolve)
+    if not refused:
+        await restore._resolve(context)  # type: ignore[arg-type]
+        assert reached
+        return
+    with pytest.raises(StepEnded, match=refused) as ended:
+        await restore._resolve(context)  # type: ignore[arg-type]
+    assert ended.value.result.next is Next.OPERATOR
+    assert not reached
+    if "anew" in refused:
+        with pytest.raises(RefusedError, match=refused):
+            restore.check(context.incident, str(context.snapshot), discard_newer=True)
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another's"])
+def test_a_stopped_ve_is_found_whoever_has_its_device_number_now(
+    tmp_path: Path, whose: str
+) -> None:
+    context = ToSnapshot(tmp_path)
+    known = replace(context.incident.filesystem, devno=Devno(7, 0), device="loop0")
+    incident = replace(context.incident, filesystem=known)
+    found = {Devno(7, 0): superblock(0, (INSIDE, "/"))} if whose == "another's" else {}
+    node: Any = SimpleNamespace(view=NodeView(superblocks=found))
+    assert scope._superblock(incident, node, unmounted=True) is None
+    with pytest.raises(StepEnded):
+        scope._superblock(incident, node, unmounted=False)
+
+
+async def test_one_that_was_cut_off_waits_for_what_its_image_lies_on(
+    monkeypatch: pytest.MonkeyPatch, context: ToSnapshot, started: list[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(swap, "exchange", killing(swap.exchange, before=True))
+        patch.setattr(clone, "discard", lambda _: None)
+        patch.setattr(Outage, "__aexit__", Nothing.done)
+        with pytest.raises(Killed):
+            await restore.run(context)  # type: ignore[arg-type]
+    context.record.journal["stopping"] = True
+    away = context.image.parent.with_name("away")
+    context.image.parent.rename(away)
+    waits: list[str] = []
+
+    def progress(_: object, text: str) -> None:
+        if text.startswith("waiting to see") and not waits:
+            away.rename(context.image.parent)
+        waits.append(text)
+
+    monkeypatch.setattr(owner, "_PATIENCE_S", 60.0)
+    monkeypatch.setattr(owner, "_PAUSE_S", 0.0)
+    context.progress = progress  # type: ignore[method-assign]
+    assert (await restore.run(context)).next is Next.CONTINUE  # type: ignore[arg-type]
+    assert waits
+    assert started == ["snapshot"]

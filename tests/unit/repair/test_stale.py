@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fswatchd.inventory.view import NodeView
-from fswatchd.repair import clone, resume, swap, ve_control, verify
+from fswatchd.repair import clone, owner, resume, swap, ve_control, verify
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.scope import Target
@@ -281,8 +281,8 @@ async def test_what_lies_on_something_that_is_mounted_later_is_waited_for(
             if comes and len(waits) == 3:
                 away.rename(image.path)
 
-    monkeypatch.setattr(resume, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(resume, "_PATIENCE_S", 60.0 if comes else 0.01)
-    await resume._seen(Waiting(), image, image.path + ".damaged-x")  # type: ignore[arg-type]
+    monkeypatch.setattr(owner, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(owner, "_PATIENCE_S", 60.0 if comes else 0.01)
+    await owner.wait_seen(Waiting(), image, image.path + ".damaged-x")  # type: ignore[arg-type]
     assert set(waits) == {f"waiting to see {image.path}"}
     assert image.is_at(image.path) is comes

@@ -177,8 +177,7 @@ class Inventory:
         return self._reader.scanner
 
     async def close(self) -> None:
-        """End the helper."""
-        self._thread.shutdown(wait=False)
+        """End the helper; looks that others still ask for as they end go on."""
         await self._helper.close(kill=True)
 
     # --- questions ----------------------------------------------------------------------------

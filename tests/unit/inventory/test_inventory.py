@@ -79,6 +79,16 @@ async def test_what_a_cancelled_refresh_did_not_get_to_is_told_of_by_the_next() 
     assert (await node.inventory.refresh()).appeared == ()
 
 
+async def test_who_looks_once_more_as_all_ends_is_not_refused() -> None:
+    """A VE of a drill is taken away while the daemon ends: no traceback is its last word."""
+    node = Node()
+    node.hangs.set()
+    await node.inventory.refresh()
+    await node.inventory.close()
+    await node.inventory.refresh()
+    assert len(node.inventory.view.superblocks) == len(MOUNTED)
+
+
 async def test_one_that_cannot_be_handed_on_does_not_keep_the_others_from_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

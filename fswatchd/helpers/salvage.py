@@ -40,6 +40,15 @@ class Unsaved(NamedTuple):
     one: Changed
 
 
+class Compared(NamedTuple):
+    """What has come of comparing: names and why (`unknown: why`) of what could not be, and how many
+    there was no time for."""
+
+    unsaved: list[Unsaved]
+    unknown: list[tuple[str, str]]
+    unseen: int
+
+
 class Told:
     """What becomes of files: `copied`, `lost: why`, or `unknown: why` if it was not compared."""
 
@@ -52,8 +61,9 @@ class Told:
 
 
 def main(fd: int) -> None:
-    """Serve requests until the daemon closes the socket: `held` or `walk`, then `copy`."""
+    """Serve requests until the daemon closes the socket: `held` or `walk`, `compare`, `copy`."""
     found: list[Changed] = []
+    compared = Compared([], [], 0)
     answer: dict[str, Any]
     # Unlike the daemon this one may go when memory runs out.
     with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
@@ -70,11 +80,15 @@ def main(fd: int) -> None:
                     case "walk":
                         found, unreadable = changed.walked(fds[0], request)
                         answer = {"unreadable": unreadable}
-                    case _:
-                        mount, device, clone, told = fds
+                    case "compare":
+                        mount, device, clone = fds
                         chosen, cut = changed.in_all(found, device, clone, request)
-                        unseen = copy_unsaved(mount, clone, chosen, Told(told), request)
-                        answer = {"unseen": unseen, "cut": cut}
+                        compared = compare(mount, clone, chosen, request)
+                        answer = {"unseen": compared.unseen, "cut": cut}
+                    case _:
+                        mount, told = fds
+                        copy_unsaved(mount, compared, Told(told), request)
+                        answer = {}
             except (OSError, ValueError) as error:
                 code, text = getattr(error, "errno", 0), getattr(error, "strerror", None)
                 answer = {"errno": code or errno.EIO, "message": text or str(error)}
@@ -84,19 +98,14 @@ def main(fd: int) -> None:
             wire.reply(sock, request, answer)
 
 
-def copy_unsaved(
-    mount: int, clone: int, chosen: list[Changed], told: Told, request: dict[str, Any]
-) -> int:
-    """Copy each file whose content is not that of the clone's; returns how many were not compared.
-
-    Copies go to the directory `target`, the smallest first, and have `max_bytes` together at the
-    most. Half of `within_s` is for comparing, the rest for names and copies.
-    """
-    began, seen = time.monotonic(), 0
+def compare(mount: int, clone: int, chosen: list[Changed], request: dict[str, Any]) -> Compared:
+    """Find the files whose content is not that of the clone's, `within_s`. Changes nothing."""
+    seen, until = 0, time.monotonic() + request["within_s"]
     unsaved: list[Unsaved] = []
-    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    unknown: list[tuple[str, str]] = []
+    root = _root_of(mount)
     try:
-        files, until = Files(clone), began + request["within_s"] / 2
+        files = Files(clone)
         for one in _in_order(files, chosen, until):
             if time.monotonic() > until:
                 break
@@ -104,12 +113,31 @@ def copy_unsaved(
             try:
                 unsaved += _differing(root, one, clone, files, until)
             except (OSError, ValueError) as error:
-                told.add(one.path or f"#{one.inode}", f"unknown: {_why(error)}")
-        named = sorted(_named(mount, unsaved, began + request["within_s"] * 3 / 4))
+                unknown.append((one.path or f"#{one.inode}", f"unknown: {_why(error)}"))
+    finally:
+        os.close(root)
+    return Compared(unsaved, unknown, len(chosen) - seen)
+
+
+def copy_unsaved(mount: int, compared: Compared, told: Told, request: dict[str, Any]) -> None:
+    """Copy each file whose content is not that of the clone's, and tell of those that were not.
+
+    Copies go to the directory `target`, the smallest first, and have `max_bytes` together at the
+    most. Half of `within_s` is for names.
+    """
+    began = time.monotonic()
+    for name, why in compared.unknown:
+        told.add(name, why)
+    root = _root_of(mount)
+    try:
+        named = sorted(_named(mount, compared.unsaved, began + request["within_s"] / 2))
         _copy_all(root, named, told, request, began + request["within_s"])
     finally:
         os.close(root)
-    return len(chosen) - seen
+
+
+def _root_of(mount: int) -> int:
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
 
 
 def _in_order(files: Files, chosen: list[Changed], until: float) -> Iterator[Changed]:

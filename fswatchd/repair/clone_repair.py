@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -220,7 +221,9 @@ class CloneRepair:
             raise refuse("cannot freeze", f"writers cannot be held: {error}") from None
         return Condition.FROZEN
 
-    async def _prepare_clone(self, target: Target) -> None:
+    async def _prepare_clone(
+        self, target: Target, on_repaired: Callable[[], None] | None = None
+    ) -> None:
         """Clone what no longer changes, repair and prove the clone."""
         superblock = scope.mounted(target)
         if block.sectors_written(scope.disk(target)) is None:
@@ -240,21 +243,26 @@ class CloneRepair:
         else:
             text = f"{superblock.device} is still being written to, although writes have stopped"
             raise refuse("stale", text)
-        await self._cure()
+        await self._cure(on_repaired)
 
     async def _prepare_and_salvage(self, target: Target) -> None:
         if not self._tools.salvages or target.image is None:
             await self._prepare_clone(target)
             self._context.note(_NOT_SALVAGED)
             return
+        image = scope.require_image(target)
         async with salvage.Search(self._context, scope.mounted(target)) as search:
-            await self._prepare_clone(target)
+            await self._prepare_clone(target, lambda: self._compare(search))
             self._context.progress(None, "looking for files that never reached the disk")
-            made, image = self._require_clone(), scope.require_image(target)
-            if not isinstance(made, ImageFile):
-                raise refuse("internal", "only a copy of an image is read so", Next.OPERATOR)
-            report = await search.copy(made, image, self._step.salvage_max)
+            report = await search.copy(image, self._step.salvage_max)
         self._context.note(report)
+
+    def _compare(self, search: salvage.Search) -> None:
+        """Beside the proof: writers wait for both."""
+        made = self._require_clone()
+        if not isinstance(made, ImageFile):
+            raise refuse("internal", "only a copy of an image is read so", Next.OPERATOR)
+        search.compare(made)
 
     def _nothing_written(self, target: Target) -> bool:
         written = block.sectors_written(scope.disk(target))
@@ -377,8 +385,11 @@ class CloneRepair:
             raise refuse("cannot clone", f"no clone can be made: {error}") from None
         await self._context.journal(clone=self._clone.describe())
 
-    async def _cure(self) -> None:
-        """Replay, repair and prove the clone. Raises StepEnded when it does not come out clean."""
+    async def _cure(self, on_repaired: Callable[[], None] | None = None) -> None:
+        """Replay, repair and prove the clone. Raises StepEnded when it does not come out clean.
+
+        `on_repaired` as of `cure.cure`.
+        """
         made = self._require_clone()
         async with self._beside.at_work(made) as path:
             done = await cure_clone(
@@ -388,6 +399,7 @@ class CloneRepair:
                 image=self._image_path,
                 open_files=self._open_files,
                 shown=self._shown,
+                on_repaired=on_repaired,
             )
         self._findings = done.summary()
         self._needs_nothing = done.repaired.clean

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from fswatchd.kernel import openfiles
 from fswatchd.repair import findings, names_back, progress
 from fswatchd.repair.check import CheckResult
 from fswatchd.repair.findings import Findings
-from fswatchd.repair.names_back import NamesBack
+from fswatchd.repair.names_back import Found, NamesBack
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.tools import LastResort, Tools
 from fswatchd.rules.model import FsckStep
@@ -84,12 +84,15 @@ async def cure_at_last(
     open_files: Mapping[int, str],
     begin: Callable[[str], OnProgress],
     before: Cure | None = None,
+    on_repaired: Callable[[], None] | None = None,
 ) -> Cure:
     """As `cure`, and by the last resort where nothing else would help; `replayed` went before.
 
     Whether that may be swapped in is for the caller to have asked (`consent.within_bounds`).
     """
-    run = partial(cure, path=path, image=image, open_files=open_files, begin=begin)
+    run = partial(
+        cure, path=path, image=image, open_files=open_files, begin=begin, on_repaired=on_repaired
+    )
     resort, done = tools.last_resort, Cure(repaired=replayed, proof=replayed)
     if replayed.usable:
         started = time.monotonic()
@@ -115,6 +118,7 @@ async def cure_clone(
     image: str,
     open_files: Mapping[int, str],
     shown: Cure | None,
+    on_repaired: Callable[[], None] | None = None,
 ) -> Cure:
     """Replay, repair and prove the clone that is to be swapped in; `shown` is what a preview did.
 
@@ -136,6 +140,7 @@ async def cure_clone(
         open_files=open_files,
         begin=lambda text: progress.begin(context, f"{text}{expected}"),
         before=shown,
+        on_repaired=on_repaired,
     )
     if not replayed.usable and not done.proof.clean:
         raise refuse("cannot check", f"{unreadable}; {done.summary()}", Next.OPERATOR)
@@ -153,36 +158,78 @@ async def cure(
     open_files: Mapping[int, str],
     begin: Callable[[str], OnProgress],
     before: Cure | None = None,
+    on_repaired: Callable[[], None] | None = None,
 ) -> Cure:
     """Repair and prove the clone at `path` of `image`; the caller judges what came of it.
 
     `begin` is told of each phase, as `progress.begin`; `before` is what a preview has shown.
+    `on_repaired` is called before each proof: what else only reads the clone may do so beside it,
+    and has to do it again when it is called again.
     """
     started = time.monotonic()
-    on_check = partial(begin, "proving the clone")
-    on_progress = begin("repairing the clone")
-    repaired = await tools.repair(path, timeout_s, on_progress=on_progress, on_check=on_check)
-    done = Cure(repaired=repaired, proof=repaired)
-    if not repaired.usable:
-        return done
-    done = replace(done, findings=findings.of(tools.name, repaired.output))
-    proof = repaired.proof
-    if before is not None and before.findings.moved and not before.names.named:
-        # The preview has looked everywhere already, and writers may be waiting now.
-        names = replace(before.names, unnamed=done.findings.moved)
-        done = replace(done, names=names)
-    elif tools.salvages and done.findings.moved:
-        begin("looking for names of what went to lost+found")
-        names = await names_back.restore(path, repaired.output, image=image, open_files=open_files)
-        done = replace(done, names=names)
+    find = partial(names_back.find, path, image=image, open_files=open_files)
+
+    def proving(_: CheckResult) -> OnProgress:
+        if on_repaired is not None:
+            on_repaired()
+        return begin("proving the clone")
+
+    def proving_first(so_far: CheckResult) -> OnProgress:
+        if tools.salvages and findings.of(tools.name, so_far.output).moved:
+            search.begin(find(so_far.output))
+        return proving(so_far)
+
+    async with _NameSearch() as search:
+        # Where the preview has looked everywhere already, there is no need to do so again.
+        known = before if before and before.findings.moved and not before.names.named else None
+        on_check = proving if known else proving_first
+        on_progress = begin("repairing the clone")
+        repaired = await tools.repair(path, timeout_s, on_progress=on_progress, on_check=on_check)
+        done = Cure(repaired=repaired, proof=repaired)
+        if not repaired.usable:
+            return done
+        done = replace(done, findings=findings.of(tools.name, repaired.output))
+        proof = repaired.proof or await tools.check(path, timeout_s, on_check(repaired))
+        found = await search.found()
+    names = NamesBack(unnamed=done.findings.moved)
+    if known:
+        names = replace(known.names, unnamed=done.findings.moved)
+    elif proof.clean and found is not None:
+        begin("giving names back to what went to lost+found")
+        names = await names_back.give(path, found)
         if names.wrote:
             # A directory that has moved has another parent now, and links to count.
-            proof = (await tools.repair(path, timeout_s, on_check=on_check)).proof
-    else:
-        done = replace(done, names=NamesBack(unnamed=done.findings.moved))
-    if proof is None:
-        proof = await tools.check(path, timeout_s, on_check())
-    return replace(done, proof=proof, seconds=time.monotonic() - started)
+            again = await tools.repair(path, timeout_s, on_check=proving)
+            proof = again.proof or await tools.check(path, timeout_s, proving(again))
+    return replace(done, names=names, proof=proof, seconds=time.monotonic() - started)
+
+
+class _NameSearch:
+    """A search for names beside the proof, begun anew where that has led to another repair.
+
+    Writers may be waiting for both. Use with `async with`.
+    """
+
+    def __init__(self) -> None:
+        self._searches: list[asyncio.Task[Found]] = []
+
+    async def __aenter__(self) -> _NameSearch:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for search in self._searches:
+            search.cancel()
+        await asyncio.gather(*self._searches, return_exceptions=True)
+
+    def begin(self, search: Coroutine[Any, Any, Found]) -> None:
+        """Search, and forget the search before."""
+        for earlier in self._searches:
+            earlier.cancel()
+        self._searches.append(asyncio.create_task(search))
+
+    async def found(self) -> Found | None:
+        """What the last one has found, None where there was nothing to look for."""
+        return await self._searches[-1] if self._searches else None
 
 
 async def open_files(inventory: Inventory, found: Superblock | None) -> dict[int, str]:

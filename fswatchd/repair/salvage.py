@@ -33,7 +33,8 @@ _MARGIN_S = 5.0
 _MAX_FILES = 10_000
 _MAX_NAMESPACES = 1000  # of a VE with containers of its own; a request has room for no more
 _LOOK_S = 120.0
-_COPY_S = 120.0
+_COMPARE_S = 60.0
+_COPY_S = 60.0
 _ANSWER_S = 30.0  # what one file may take beyond that
 _NAMES_TOLD = 20
 
@@ -75,7 +76,7 @@ class Salvaged:
         if self.cut:
             parts.append(f"more than {_MAX_FILES} files had changed; not all were looked at")
         if self.unseen:
-            parts.append(f"{self.unseen} files were not looked at within {_COPY_S:.0f} s")
+            parts.append(f"{self.unseen} files were not looked at within {_COMPARE_S:.0f} s")
         if self.unreadable:
             parts.append(f"{self.unreadable} directories could not be read")
         return "; ".join(parts) or "no file was found whose content had not reached the disk"
@@ -84,8 +85,8 @@ class Salvaged:
 class Search:
     """Looks at what the kernel has in memory from `async with` on, before it forgets any of it.
 
-    The filesystem itself is held only for as long as `copy` runs: its VE may be stopped meanwhile,
-    by whom it belongs to.
+    The filesystem itself is held only while files are compared and copied: its VE may be stopped
+    meanwhile, by whom it belongs to.
     """
 
     def __init__(self, context: ActionContext, superblock: Superblock) -> None:
@@ -93,6 +94,7 @@ class Search:
         self._superblock = superblock
         self._helper = Helper("fswatchd.helpers.salvage")
         self._look: asyncio.Task[None] | None = None
+        self._compared: asyncio.Task[Salvaged] | None = None
 
     async def __aenter__(self) -> Search:
         # With lazytime the inodes on the device may lack what has changed.
@@ -106,9 +108,10 @@ class Search:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._look is not None:
-            self._look.cancel()
-            await asyncio.gather(self._look, return_exceptions=True)
+        running = [task for task in (self._look, self._compared) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self._helper.close(kill=True)
 
     async def _look_at_device(self) -> None:
@@ -122,50 +125,75 @@ class Search:
             raise OSError(f"{path} is another device by now")
         return open(path, "rb")
 
-    async def copy(self, made: ImageFile, image: ImageFile, max_bytes: int) -> str:
-        """Copy what the clone lacks; a sentence for the incident. What cannot be is only told."""
+    def compare(self, made: ImageFile) -> None:
+        """Begin to look for what the clone lacks; anew, where something has been written to it.
+
+        That goes on beside whatever else only reads the clone.
+        """
+        self._compared = asyncio.create_task(self._compare(made, self._compared))
+
+    async def _compare(self, made: ImageFile, earlier: asyncio.Task[Salvaged] | None) -> Salvaged:
+        if earlier is not None:
+            await asyncio.gather(earlier, return_exceptions=True)
+        found = Salvaged()
+        namespaces = {int(place.namespace) for place in self._superblock.mounts}
+        request = {
+            "op": "compare",
+            "limit": _MAX_FILES,
+            "until": self._context.incident.opened_ns / 1e9,
+            "before_s": before_s(self._superblock.options),
+            "devno": list(self._superblock.devno),
+            "namespaces": sorted(namespaces)[:_MAX_NAMESPACES],
+            "within_s": _COMPARE_S,
+        }
+        async with self._context.inventory.opened(self._superblock) as mount:
+            if self._look is not None:
+                await asyncio.shield(self._look)
+            else:
+                walk = {"op": "walk", "limit": _MAX_FILES}
+                walked, _ = await self._helper.request(walk, (mount,), timeout_s=_LOOK_S)
+                found.unreadable = walked["unreadable"]
+            with (
+                await asyncio.to_thread(self._open_device) as device,
+                open(made.path, "rb") as clone_file,
+            ):
+                fds = (mount, device.fileno(), clone_file.fileno())
+                timeout_s = _COMPARE_S + _ANSWER_S
+                answer, _ = await self._helper.request(request, fds, timeout_s=timeout_s)
+        found.unseen, found.cut = answer["unseen"], answer["cut"]
+        return found
+
+    async def copy(self, image: ImageFile, max_bytes: int) -> str:
+        """Copy what the clone lacks that `compare` was told of; a sentence for the incident.
+
+        What cannot be is only told.
+        """
         target = Path(f"{image.path}.salvaged-{self._context.incident.incident_id}")
         found, problem = Salvaged(), ""
         try:
+            if self._compared is None:
+                raise OSError("nothing was compared")
+            found = await self._compared
             room = max(clone.room(image.directory, self._context.settings), 0)
             async with self._context.inventory.opened(self._superblock) as mount:
-                if self._look is not None:
-                    await self._look
-                else:
-                    request = {"op": "walk", "limit": _MAX_FILES}
-                    walk, _ = await self._helper.request(request, (mount,), timeout_s=_LOOK_S)
-                    found.unreadable = walk["unreadable"]
-                await self._copy(found, mount, made, target, min(max_bytes, room))
+                await self._copy(found, mount, target, min(max_bytes, room))
         except (OSError, HelperError) as error:
             problem = f"files that never reached the disk could not be looked for: {error}"
         if problem and not (found.copied or found.lost):
             return problem
         return "; ".join(part for part in (found.sentence(target), problem) if part)
 
-    async def _copy(
-        self, found: Salvaged, mount: int, made: ImageFile, target: Path, max_bytes: int
-    ) -> None:
-        namespaces = {int(place.namespace) for place in self._superblock.mounts}
+    async def _copy(self, found: Salvaged, mount: int, target: Path, max_bytes: int) -> None:
         request = {
             "op": "copy",
-            "limit": _MAX_FILES,
-            "until": self._context.incident.opened_ns / 1e9,
-            "before_s": before_s(self._superblock.options),
-            "devno": list(self._superblock.devno),
-            "namespaces": sorted(namespaces)[:_MAX_NAMESPACES],
             "target": str(target),
             "max_bytes": max_bytes,
             "within_s": _COPY_S,
         }
-        with (
-            await asyncio.to_thread(self._open_device) as device,
-            open(made.path, "rb") as clone_file,
-            tempfile.TemporaryFile("w+", dir=target.parent, encoding="utf-8") as told,
-        ):
-            fds = (mount, device.fileno(), clone_file.fileno(), told.fileno())
+        with tempfile.TemporaryFile("w+", dir=target.parent, encoding="utf-8") as told:
+            fds = (mount, told.fileno())
             try:
-                answer, _ = await self._helper.request(request, fds, timeout_s=_COPY_S + _ANSWER_S)
-                found.unseen, found.cut = answer["unseen"], answer["cut"]
+                await self._helper.request(request, fds, timeout_s=_COPY_S + _ANSWER_S)
             finally:
                 told.seek(0)
                 for line in told:

@@ -21,6 +21,8 @@ OFFLINE = "offline"
 ONLINE = "online"
 _RUNS = 3
 
+OnCheck = Callable[[CheckResult], OnProgress]
+
 
 class Replay(Protocol):
     """Replay the journal of the volume at `path`, and change nothing else."""
@@ -52,7 +54,8 @@ class Repair(Protocol):
 
 
 class ProvenRepair(Protocol):
-    """The same until nothing is left; `on_check` is asked before each check of that."""
+    """The same until nothing is left; `on_check` is asked before each check of that, and told of
+    what was done up to there."""
 
     async def __call__(
         self,
@@ -60,7 +63,7 @@ class ProvenRepair(Protocol):
         timeout_s: float,
         undo_file: str | None = None,
         on_progress: OnProgress | None = None,
-        on_check: Callable[[], OnProgress] | None = None,
+        on_check: OnCheck | None = None,
     ) -> CheckResult: ...
 
 
@@ -116,13 +119,13 @@ def _again(repair: Repair, check: Check, more_by: Repair | None = None) -> Prove
         timeout_s: float,
         undo_file: str | None = None,
         on_progress: OnProgress | None = None,
-        on_check: Callable[[], OnProgress] | None = None,
+        on_check: OnCheck | None = None,
     ) -> CheckResult:
         result = await repair(path, timeout_s, undo_file, on_progress)
         for _ in range(_RUNS - 1):
             if undo_file is not None or not result.fixed:
                 break
-            checked = await check(path, timeout_s, on_check() if on_check else None)
+            checked = await check(path, timeout_s, on_check(result) if on_check else None)
             if checked.clean:
                 return replace(result, proof=checked)
             more = await (more_by or repair)(path, timeout_s)
@@ -142,7 +145,7 @@ def _once(repair: Repair) -> ProvenRepair:
         timeout_s: float,
         undo_file: str | None = None,
         on_progress: OnProgress | None = None,
-        on_check: Callable[[], OnProgress] | None = None,
+        on_check: OnCheck | None = None,
     ) -> CheckResult:
         return await repair(path, timeout_s, undo_file, on_progress)
 

@@ -71,6 +71,7 @@ START += around(f"{REPAIR}.verify.healthy", f"{STEP}.ended", "fswatchd.book.Inci
 TOOLS = inside("e2fsck", 1, 2, 3, 4) + inside("e2fsck", 5, 6, who=("daemon", "all"))
 # Where the kernel has stopped writes there is no preview, and files to be saved.
 ABORTED = around(f"{REPAIR}.salvage.Search._look_at_device", f"{REPAIR}.salvage.Search.copy")
+ABORTED += around(f"{REPAIR}.salvage.Search._compare")
 ABORTED += around(f"{REPAIR}.salvage.Search.copy", who="all") + inside("e2fsck", 3)
 BACK = around(f"{REPAIR}.rollback.run", f"{REPAIR}.swap.exchange", f"{REPAIR}.ve_control.stop")
 BACK += around(f"{REPAIR}.swap.rename", f"{REPAIR}.ve_control.start")

@@ -73,14 +73,13 @@ class Volume:
                 fds = device.fileno(), clone.fileno()
                 found = changed.walked(mount, asked)[0] if walk else changed.held(fds[0], asked)
                 chosen, cut = changed.in_all(found, *fds, asked)
-                unseen = salvage.copy_unsaved(
-                    mount, fds[1], chosen, salvage.Told(file.fileno()), asked
-                )
+                compared = salvage.compare(mount, fds[1], chosen, asked)
+                salvage.copy_unsaved(mount, compared, salvage.Told(file.fileno()), asked)
                 outcomes = dict(json.loads(line) for line in told.read_text().splitlines())
         finally:
             os.close(mount)
         copies = {copy.name.split("-", 1)[1]: copy.read_bytes() for copy in target.glob("*")}
-        return outcomes, copies, (unseen, cut)
+        return outcomes, copies, (compared.unseen, cut)
 
     @property
     def device(self) -> str:
@@ -339,6 +338,15 @@ class Context:
             self.held = False
 
 
+def superblock_of(volume: Volume, *options: str) -> Any:
+    return SimpleNamespace(
+        device=os.path.basename(volume.device),
+        devno=Devno.of(os.stat(volume.device).st_rdev),
+        options=options,
+        mounts=(),
+    )
+
+
 @pytest.mark.parametrize("options", [(), ("lazytime",)])
 async def test_the_filesystem_is_held_only_while_it_is_read(
     volume: Volume, options: tuple[str, ...]
@@ -347,19 +355,14 @@ async def test_the_filesystem_is_held_only_while_it_is_read(
     synced(volume.root / "saved", b"1")
     os.sync()
     (volume.root / "unsynced").write_bytes(b"2")
-    device = os.stat(volume.device)
-    superblock: Any = SimpleNamespace(
-        device=os.path.basename(volume.device),
-        devno=Devno.of(device.st_rdev),
-        options=options,
-        mounts=(),
-    )
+    superblock = superblock_of(volume, *options)
     context: Any = Context(volume)
     volume.abort()
     made, image = ImageFile.at(str(volume.clone)), ImageFile.at(str(volume.image))
     async with repair_salvage.Search(context, superblock) as search:
         assert not context.held
-        text = await search.copy(made, image, MIB)
+        search.compare(made)
+        text = await search.copy(image, MIB)
         assert not context.held
     target = Path(f"{image.path}.salvaged-20261123-abcde")
     assert text.startswith(f"1 files never reached the disk and were copied to {target}: ")
@@ -375,6 +378,39 @@ async def test_a_device_that_is_another_one_by_now_is_not_read(volume: Volume) -
     volume.abort()
     made, image = ImageFile.at(str(volume.clone)), ImageFile.at(str(volume.image))
     async with repair_salvage.Search(context, superblock) as search:
-        text = await search.copy(made, image, MIB)
+        search.compare(made)
+        text = await search.copy(image, MIB)
     assert "could not be looked for" in text
     assert "is another device by now" in text
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_a_later_run_of_the_repair_drops_is_saved_too(
+    volume: Volume, times: int
+) -> None:
+    """The clone is compared beside its proof; where that leads to another run it is once more."""
+    synced(volume.root / "dropped", b"1")
+    os.sync()
+    (volume.root / "unsynced").write_bytes(b"2")
+    context: Any = Context(volume)
+    superblock = superblock_of(volume)
+    volume.abort()
+    made, image = ImageFile.at(str(volume.clone)), ImageFile.at(str(volume.image))
+    async with repair_salvage.Search(context, superblock) as search:
+        search.compare(made)
+        if times == 2:
+            argv = ["debugfs", "-w", "-R", "rm dropped", str(volume.clone)]
+            subprocess.run(argv, check=True, capture_output=True)
+            search.compare(made)
+        await search.copy(image, MIB)
+    target = Path(f"{image.path}.salvaged-20261123-abcde")
+    wanted = [b"2"] if times == 1 else [b"1", b"2"]
+    assert sorted(path.read_bytes() for path in target.iterdir()) == wanted
+
+
+async def test_nothing_that_was_not_compared_is_said_to_be_saved(volume: Volume) -> None:
+    context: Any = Context(volume)
+    volume.abort()
+    async with repair_salvage.Search(context, superblock_of(volume)) as search:
+        text = await search.copy(ImageFile.at(str(volume.image)), MIB)
+    assert text == "files that never reached the disk could not be looked for: nothing was compared"

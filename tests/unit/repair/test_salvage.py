@@ -114,7 +114,7 @@ def test_the_incident_is_told_of_all_that_is_not_known() -> None:
         "1 files could not be saved: b (there was no time left for it)",
         "1 files could not be compared: c (it is encrypted)",
         "more than 10000 files had changed",
-        "4 files were not looked at within 120 s",
+        "4 files were not looked at within 60 s",
         "3 directories could not be read",
     ):
         assert part in text

@@ -95,5 +95,7 @@ def _missing_programs(inventory: Inventory) -> list[str]:
             commands.thaw,
         ):
             wanted.update(argv[:1])
+        for volume in ve.volumes:
+            wanted.update((*volume.detach[:1], *volume.attach[:1]))
     path = process.ENVIRONMENT["PATH"]
     return sorted(program for program in wanted if shutil.which(program, path=path) is None)

@@ -36,6 +36,8 @@ class Volume:
     `format` is "raw" where that is the filesystem itself, from its first byte on. All else names
     what has to open it first (`ploop`, `cow`, `qcow2`; `disk` is a guest's), then `device` is what
     came of that, while it is open. `shared` says that other nodes make volumes where it lies, too.
+    `detach` takes it out of its VE while that runs, `attach` puts it back; empty where that cannot
+    be.
     """
 
     image: str | None = None
@@ -43,6 +45,13 @@ class Volume:
     mountpoint: str = "/"
     format: str = "raw"
     shared: bool = False
+    detach: tuple[str, ...] = ()
+    attach: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Of the image or the device, as it is declared."""
+        return self.image or self.device or ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """VEs declared by hand in `ve.d/*.toml`, for platforms without a driver and for tests.
 
 The keys are the contract's: name, labels, cgroup | pid_file | init, volume, start, stop, kill, and
-freeze, thaw, migrate and lock.
+freeze, thaw, migrate and lock; of a volume image | device, mountpoint, and detach and attach.
 """
 
 from __future__ import annotations
@@ -46,11 +46,16 @@ class _Table(BaseModel):
 
 
 class DeclaredVolume(_Table):
-    """One filesystem of the VE: `image` (a file) or `device`."""
+    """One filesystem of the VE: `image` (a file) or `device`.
+
+    `detach` ends what uses it and takes it out of the VE while that runs, `attach` puts it back.
+    """
 
     image: str | None = None
     device: str | None = None
     mountpoint: str = "/"
+    detach: Argv | None = None
+    attach: Argv | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> DeclaredVolume:
@@ -59,6 +64,14 @@ class DeclaredVolume(_Table):
         path = self.image or self.device or ""
         if not path.startswith("/"):
             raise ValueError(f"{path!r} is not an absolute path")
+        return self
+
+    @model_validator(mode="after")
+    def _comes_back(self) -> DeclaredVolume:
+        if (self.detach is None) != (self.attach is None):
+            raise ValueError('"detach" and "attach" go together: what is taken out comes back')
+        if self.detach is not None and self.mountpoint == "/":
+            raise ValueError('"detach" is for volumes below "/": without that one no VE runs')
         return self
 
 
@@ -220,7 +233,13 @@ async def build(declared: DeclaredVe, platform: str) -> Ve:
         namespace_id=namespace_id,
         cgroup=declared.cgroup,
         volumes=tuple(
-            Volume(image=volume.image, device=volume.device, mountpoint=volume.mountpoint)
+            Volume(
+                image=volume.image,
+                device=volume.device,
+                mountpoint=volume.mountpoint,
+                detach=tuple(volume.detach or ()),
+                attach=tuple(volume.attach or ()),
+            )
             for volume in declared.volume
         ),
         commands=Commands(

@@ -22,12 +22,14 @@ from types import TracebackType
 
 from fswatchd.errors import FswatchError
 from fswatchd.helpers.client import HelperError
+from fswatchd.inventory.model import Volume as Declared
 from fswatchd.kernel import block
 from fswatchd.repair import (
     clone,
     condition,
     consent,
     first_look,
+    hot_volume,
     outsiders,
     owner,
     progress,
@@ -297,26 +299,47 @@ class CloneRepair:
         self._outage.begin(target.ve, superblock, image)
         self._keep_active(image)
         fresh = self._clone is not None and self._nothing_written(target)
-        if gently:
-            told = await ve_control.stop(target.ve, self._context.settings)
-        else:
-            await asyncio.to_thread(ve_control.send_kill, target.ve)
-            if frozen:
-                sealed = await self._freeze.seal()
-                self._stamp = image.stamp()
-                fresh = await self._freeze.thaw() and sealed and fresh
-            told = await ve_control.clean_up_after_kill(target.ve, self._context.settings)
-        self._context.note(f"{target.ve.ve_id}: {told}")
-        holder = await ve_control.wait_released(superblock, image, RELEASE_TIMEOUT_S)
-        if holder is not None:
-            text = f"after the stop, {holder}; the original is untouched"
-            raise refuse("stopped half-way", text, Next.OPERATOR)
+        hot = hot_volume.of(target.ve, image)
+        if hot is not None and frozen and await self._freeze.seal():
+            self._stamp, frozen = image.stamp(), False
+            fresh = await self._freeze.thaw() and fresh
+        if hot is None or frozen or not await self._detach(target, hot):
+            if gently:
+                told = await ve_control.stop(target.ve, self._context.settings)
+            else:
+                await asyncio.to_thread(ve_control.send_kill, target.ve)
+                if frozen:
+                    sealed = await self._freeze.seal()
+                    self._stamp = image.stamp()
+                    fresh = await self._freeze.thaw() and sealed and fresh
+                told = await ve_control.clean_up_after_kill(target.ve, self._context.settings)
+            self._context.note(f"{target.ve.ve_id}: {told}")
+            holder = await ve_control.wait_released(superblock, image, RELEASE_TIMEOUT_S)
+            if holder is not None:
+                text = f"after the stop, {holder}; the original is untouched"
+                raise refuse("stopped half-way", text, Next.OPERATOR)
         stamp = image.stamp()
         if fresh and stamp != self._stamp:
             self._context.note("the image was written to after the clone was made: it is stale")
             fresh = False
         await self._context.journal(fresh=fresh, stamp=stamp)
         return fresh
+
+    async def _detach(self, target: Target, hot: Declared) -> bool:
+        """Take the volume out of its VE, which goes on; False where that has to be stopped."""
+        ve, image, superblock = target.ve, scope.require_volume(target), target.superblock
+        await self._context.journal(detached=hot.path)
+        self._outage.begin(ve, superblock, image, hot)
+        self._context.progress(None, f"taking {hot.mountpoint} out of {ve.ve_id}")
+        settings = self._context.settings
+        told, holder = await hot_volume.detach(hot, superblock, image, settings)
+        if holder is None:
+            self._context.note(f"{ve.ve_id} goes on without {hot.mountpoint}: {told}")
+            return True
+        self._context.note(f"{hot.mountpoint} cannot be taken out of {ve.ve_id}: {told}; {holder}")
+        await self._context.journal(detached=None)
+        self._outage.begin(ve, superblock, image)
+        return False
 
     def _keep_active(self, image: Volume) -> None:
         """Open a logical volume of which there is a clone: what is open nobody deactivates.
@@ -361,10 +384,10 @@ class CloneRepair:
         """Whether the VE was stopped by us, or has lost what its owner has to be shown."""
         return bool(self._context.record.journal.get("stopping") or self._context.incident.lost)
 
-    def resume_outage(self, target: Target) -> None:
-        """An earlier run of the daemon has stopped the VE."""
+    def resume_outage(self, target: Target, detached: Declared | None = None) -> None:
+        """An earlier run of the daemon has stopped the VE, or only taken its volume out of it."""
         self._in(target)
-        self._outage.begin(target.ve, None, target.volume)
+        self._outage.begin(target.ve, None, target.volume, detached)
 
     async def adopt(self, made: Volume) -> None:
         """Take over the clone of an earlier run, after proving it again. Raises StepEnded."""
@@ -460,7 +483,8 @@ class CloneRepair:
         if journal.clone is None:
             raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
         repaired = replace(journal.clone, path=image.path).today(image.path)
-        self._outage.begin(target.ve, None, repaired)
+        hot = hot_volume.named(target.ve, journal.detached) if journal.detached else None
+        self._outage.begin(target.ve, None, repaired, hot)
         return journal
 
     async def start(self, target: Target) -> StepResult:
@@ -486,6 +510,10 @@ class CloneRepair:
             context.progress(None, f"starting {ve.ve_id}")
             await context.about_to_start(ve)
             story = await ve_control.start(ve, context.settings, repaired)
+        elif journal.detached and (hot := hot_volume.named(ve, journal.detached)):
+            context.progress(None, f"putting {hot.mountpoint} back into {ve.ve_id}")
+            await context.about_to_start(ve)
+            story = await hot_volume.attach(hot, repaired, context.settings)
         timeout_s = context.settings.start_timeout_s
         found = await verify.find_mounted(context, ve, repaired, timeout_s)
         context.reached("repaired")

@@ -22,8 +22,10 @@ class RepairJournal:
     it; `clone` that copy, once it exists; `stopping` that the VE was about to be stopped by us;
     `stamp` what the image ended as, and `fresh` that the proven clone is a copy of that; `swapping`
     that the exchange was about to be made; `keeping` the name that the original was about to get
-    by it, `kept` the one it has. `asked` says that somebody was asked the `question`, about a pause
-    of `asked_pause_s`; `granted` are those that were answered with a yes before it.
+    by it, `kept` the one it has. `detached` is the declared path of a volume that was about to be
+    taken out of its VE instead of that being stopped. `asked` says that somebody was asked the
+    `question`, about a pause of `asked_pause_s`; `granted` are those that were answered with a yes
+    before it.
     """
 
     image: Volume | None = None
@@ -31,6 +33,7 @@ class RepairJournal:
     cloning: str | None = None
     clone: Volume | None = None
     stopping: bool = False
+    detached: str | None = None
     stamp: Stamp | None = None
     fresh: bool = False
     swapping: bool = False
@@ -50,6 +53,7 @@ class RepairJournal:
             cloning=facts.get("cloning"),
             clone=read_volume(facts.get("clone")),
             stopping=bool(facts.get("stopping")),
+            detached=facts.get("detached"),
             stamp=read_stamp(facts.get("stamp")),
             fresh=bool(facts.get("fresh")),
             swapping=bool(facts.get("swapping")),

@@ -1,4 +1,5 @@
-"""The time in which a VE is stopped by us: however it ends, the VE is not forgotten.
+"""The time in which a VE is stopped by us, or a volume taken out of it: however it ends, neither is
+forgotten.
 
 A guard that says no, a state disk that is full, a program that cannot be started, a deadline: each
 can end a repair between the stop of the VE and its start. Then the VE gets its volume back as it
@@ -14,7 +15,8 @@ from types import TracebackType
 from fswatchd.errors import FswatchError
 from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock, Ve
-from fswatchd.repair import storage, ve_control
+from fswatchd.inventory.model import Volume as Declared
+from fswatchd.repair import hot_volume, storage, ve_control
 from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionContext, Next, StepEnded, refuse
 
@@ -26,18 +28,28 @@ class _Down:
     ve: Ve
     superblock: Superblock | None
     image: Volume | None
+    detached: Declared | None
 
 
 class Outage:
-    """Around all that happens to a stopped VE; `begin` before the stop, `end` when it is over."""
+    """Around all that happens to a stopped VE; `begin` before the stop, `end` when it is over.
+
+    Also where not the VE is stopped, but only its volume taken out of it.
+    """
 
     def __init__(self, context: ActionContext) -> None:
         self._context = context
         self._down: _Down | None = None
 
-    def begin(self, ve: Ve, superblock: Superblock | None, image: Volume | None) -> None:
-        """The VE is about to be stopped by us, or was."""
-        self._down = _Down(ve, superblock, image)
+    def begin(
+        self,
+        ve: Ve,
+        superblock: Superblock | None,
+        image: Volume | None,
+        detached: Declared | None = None,
+    ) -> None:
+        """The VE is about to be stopped by us, or was; or only `detached` taken out of it."""
+        self._down = _Down(ve, superblock, image, detached)
 
     def end(self) -> None:
         """The VE is started by somebody else's line, or must not be started on what there is."""
@@ -74,7 +86,7 @@ class Outage:
                 return f"{name} was started meanwhile and runs"
             holder = await ve_control.wait_released(down.superblock, down.image, RELEASE_TIMEOUT_S)
             if await ve_control.wait_running(context, ve, 0) is not None:
-                return f"{name} runs"
+                return f"{name} runs" + await self._put_back(down, holder)
             if holder is not None:
                 return f"{name} is left stopped, {holder}: start it when nothing holds that"
             await storage.wake(down.image, context.settings)
@@ -88,3 +100,17 @@ class Outage:
         except (OSError, FswatchError, HelperError) as error:
             return f"{name} is left stopped, it could not be given back: {error}"
         return f"{name} runs again"
+
+    async def _put_back(self, down: _Down, holder: str | None) -> str:
+        """What has become of the volume that was taken out of a VE that runs."""
+        if down.detached is None or down.image is None:
+            return ""
+        place = down.detached.mountpoint
+        if holder is not None:
+            return f", {place} with it: {holder}"
+        await storage.wake(down.image, self._context.settings)
+        await self._context.about_to_start(down.ve)
+        story = await hot_volume.attach(down.detached, down.image, self._context.settings)
+        if await ve_control.wait_released(None, down.image, 0) is None:
+            return f", {place} is left out: {story}"
+        return f", {place} with it as it was ({story})"

@@ -12,12 +12,17 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fswatchd.incidents import StepRecord
-from fswatchd.repair import clone, owner, storage, ve_control
+from fswatchd.inventory.model import Ve
+from fswatchd.inventory.model import Volume as Declared
+from fswatchd.repair import clone, hot_volume, owner, storage, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S
 from fswatchd.repair.scope import Target
+from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionContext, ActionSettings, Next, StepEnded, StepResult, refuse
+
+_DETACHING_S = 2.0  # a command that was running when the daemon ended may do its work yet
 
 
 async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
@@ -49,10 +54,11 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     if journal.stopping:
         # What we have killed does not run any more, although it may not be gone yet.
         await ve_control.dead_are_gone(ve, RELEASE_TIMEOUT_S)
-    if not journal.stopping or ve_control.is_running(ve):
+    out = await _taken_out(ve, image, journal)
+    if out is None and (not journal.stopping or ve_control.is_running(ve)):
         # It was not stopped by us, or it runs again: what was prepared is worth nothing.
         await discard_copy(journal, context.settings)
-        await context.journal(stopping=False, stop_asked=journal.stopping)
+        await context.journal(stopping=False, detached=None, stop_asked=journal.stopping)
         try:
             return await repair.run()
         except StepEnded as ended:
@@ -62,7 +68,7 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
             # The stop that we had asked for has come to its end only now.
             await context.journal(stopping=True, clone=None)
             journal = replace(journal, fresh=False, clone=None, cloning=None)
-    repair.resume_outage(target)
+    repair.resume_outage(target, out)
     # What the earlier run had killed may still be on its way out.
     holder = await ve_control.wait_released(None, image, RELEASE_TIMEOUT_S)
     if holder is not None:
@@ -75,6 +81,22 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
         return await repair.finish(target, fresh=True)
     await discard_copy(journal, context.settings)
     return await repair.finish(target, fresh=False)
+
+
+async def _taken_out(ve: Ve, image: Volume, journal: RepairJournal) -> Declared | None:
+    """The volume that an earlier run has taken out of the VE, which runs; None where it has not.
+
+    Raises StepEnded where nobody can put it back.
+    """
+    if journal.detached is None or not ve_control.is_running(ve):
+        return None
+    if await ve_control.wait_released(None, image, _DETACHING_S) is not None:
+        return None  # it had not come to that, or it is back
+    declared = hot_volume.named(ve, journal.detached)
+    if declared is None:
+        text = f"{journal.detached} was taken out of {ve.ve_id}, and nothing in ve.d puts it back"
+        raise refuse("stopped half-way", text, Next.OPERATOR)
+    return declared
 
 
 async def discard_preview(incident_id: str, record: StepRecord, settings: ActionSettings) -> None:

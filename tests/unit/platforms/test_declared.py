@@ -53,6 +53,41 @@ def test_a_freeze_without_a_thaw_is_refused(path: Path, without: str, told: str)
         declared.load_file(path)
 
 
+HOT = """
+[[ve]]
+name = "ve101"
+[[ve.volume]]
+image = "/vz/ve101-data.raw"
+mountpoint = "/srv"
+detach = ["ve101-data", "out"]
+attach = ["ve101-data", "in"]
+"""
+
+
+async def test_a_volume_that_can_be_taken_out_of_its_ve(path: Path) -> None:
+    path.write_text(HOT)
+    (one,) = declared.load_file(path)
+    (volume,) = (await declared.build(one, "declared")).volumes
+    assert (volume.detach, volume.attach) == (("ve101-data", "out"), ("ve101-data", "in"))
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "told"),
+    [
+        ('attach = ["ve101-data", "in"]', "", "what is taken out comes back"),
+        ('detach = ["ve101-data", "out"]', "", "what is taken out comes back"),
+        ('mountpoint = "/srv"', "", "without that one no VE runs"),
+        ('attach = ["ve101-data", "in"]', "attach = []", "attach"),
+    ],
+)
+def test_one_that_could_not_come_back_is_refused(
+    path: Path, line: str, instead: str, told: str
+) -> None:
+    path.write_text(HOT.replace(line, instead))
+    with pytest.raises(ConfigError, match=told):
+        declared.load_file(path)
+
+
 @pytest.mark.parametrize("wrong", ['lock = "ve101.lck"', "lock = 3", "freeze = []"])
 def test_what_makes_no_sense_is_refused(path: Path, wrong: str) -> None:
     key = wrong.split(" ")[0]

@@ -30,14 +30,13 @@ from fswatchd.repair import (
     consent,
     first_look,
     hot_volume,
+    into_use,
     outsiders,
-    owner,
     progress,
     salvage,
     scope,
     storage,
     ve_control,
-    verify,
 )
 from fswatchd.repair.condition import Condition
 from fswatchd.repair.cure import Cure, cure_clone, open_files
@@ -466,7 +465,8 @@ class CloneRepair:
 
     async def keep_original(self, target: Target) -> None:
         """After the exchange: give the original the name under which it is kept."""
-        image, journal = scope.require_volume(target), self._exchanged(target)
+        image = scope.require_volume(target)
+        journal, _ = into_use.exchanged(self._context, self._outage, target)
         beside = journal.clone.path if journal.clone else ""
         kept = journal.keeping or damaged_path(image, self._incident_id)
         try:
@@ -476,64 +476,10 @@ class CloneRepair:
             kept = beside
         await self._context.journal(kept=kept)
 
-    def _exchanged(self, target: Target) -> RepairJournal:
-        """The facts after the exchange: whatever comes now, the VE is started on what it has."""
-        image = scope.require_volume(target)
-        journal = RepairJournal.read(self._context.record.journal)
-        if journal.clone is None:
-            raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
-        repaired = replace(journal.clone, path=image.path).today(image.path)
-        hot = hot_volume.named(target.ve, journal.detached) if journal.detached else None
-        self._outage.begin(target.ve, None, repaired, hot)
-        return journal
-
     async def start(self, target: Target) -> StepResult:
         """Start the VE on the repaired image and prove it healthy."""
-        context, ve, image = self._context, target.ve, scope.require_volume(target)
-        view = context.inventory.view
-        journal = self._exchanged(target)
-        if journal.clone is None or journal.kept is None:
-            raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
-        repaired = replace(journal.clone, path=image.path).today(image.path)
-        undo: dict[str, object] = {
-            "image": image.path,
-            "original": journal.kept,
-            "original_file": image.describe(),
-            "repaired_file": repaired.describe(),
-            "ve": ve.ve_id,
-            # Whose it is later tells what the VE declares, if it declares it: see `rollback`.
-            "ve_volumes": None if owner.declares(view, ve, image, repaired) else owner.declared(ve),
-            "keep_s": self._step.keep_original,
-        }
-        story = ""
-        if not ve_control.is_running(ve):
-            context.progress(None, f"starting {ve.ve_id}")
-            await context.about_to_start(ve)
-            story = await ve_control.start(ve, context.settings, repaired)
-        elif journal.detached and (hot := hot_volume.named(ve, journal.detached)):
-            context.progress(None, f"putting {hot.mountpoint} back into {ve.ve_id}")
-            await context.about_to_start(ve)
-            story = await hot_volume.attach(hot, repaired, context.settings)
-        timeout_s = context.settings.start_timeout_s
-        found = await verify.find_mounted(context, ve, repaired, timeout_s)
-        context.reached("repaired")
-        kept = f"the damaged original is {journal.kept}"
-        if isinstance(found, str):
-            text = f"{found} ({story}); {kept}"
-            return _failed("does not start", text, undo)
-        _, superblock = found
-        context.filesystem_is_now(superblock)
-        unwell = await verify.healthy(
-            context.inventory, context.state, superblock, may_be_full=True
-        )
-        if unwell is not None:
-            text = f"{ve.ve_id} runs on the repaired image, but {unwell}; {kept}"
-            return _failed("not healthy", text, undo)
-        context.reached("verified")
-        text = f"{self._findings or 'repaired'}; {ve.ve_id} runs on the repaired image; {kept}"
-        return StepResult(
-            next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo
-        )
+        keep_s, done = self._step.keep_original, self._findings or "repaired"
+        return await into_use.start(self._context, self._outage, target, keep_s=keep_s, done=done)
 
     @property
     def _tools(self) -> Tools:
@@ -573,7 +519,3 @@ class CloneRepair:
     async def _drop_preview(self) -> None:
         if self._preview is not None:
             await self._preview.drop()
-
-
-def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:
-    return StepResult(next=Next.FAILED, result=result, detail=text, changed=True, undo=undo)

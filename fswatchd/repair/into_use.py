@@ -1,0 +1,89 @@
+"""After the exchange: give the VE its volume, prove it healthy, and keep what leads back.
+
+Whatever comes now, the VE runs on what it has got.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fswatchd.repair import hot_volume, owner, scope, ve_control, verify
+from fswatchd.repair.journal import RepairJournal
+from fswatchd.repair.outage import Outage
+from fswatchd.repair.scope import Target
+from fswatchd.repair.volume import Volume
+from fswatchd.steps import ActionContext, Next, StepResult, refuse
+
+
+def exchanged(
+    context: ActionContext, outage: Outage, target: Target
+) -> tuple[RepairJournal, Volume]:
+    """The facts after the exchange, and the repaired volume. Raises StepEnded."""
+    image = scope.require_volume(target)
+    journal = RepairJournal.read(context.record.journal)
+    if journal.clone is None:
+        raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
+    repaired = replace(journal.clone, path=image.path).today(image.path)
+    hot = hot_volume.named(target.ve, journal.detached) if journal.detached else None
+    outage.begin(target.ve, None, repaired, hot)
+    return journal, repaired
+
+
+async def start(
+    context: ActionContext, outage: Outage, target: Target, *, keep_s: float, done: str
+) -> StepResult:
+    """Start the VE on the repaired volume, or put that back into it, and prove it healthy.
+
+    `done` says for people what the repair did; `keep_s` is how long the original is kept. Raises
+    StepEnded.
+    """
+    ve, image, view = target.ve, scope.require_volume(target), context.inventory.view
+    journal, repaired = exchanged(context, outage, target)
+    if journal.kept is None:
+        raise refuse("internal", "the journal does not say where the original is", Next.OPERATOR)
+    undo: dict[str, object] = {
+        "image": image.path,
+        "original": journal.kept,
+        "original_file": image.describe(),
+        "repaired_file": repaired.describe(),
+        "ve": ve.ve_id,
+        # Whose it is later tells what the VE declares, if it declares it: see `rollback`.
+        "ve_volumes": None if owner.declares(view, ve, image, repaired) else owner.declared(ve),
+        "keep_s": keep_s,
+    }
+    story = await _started(context, target, journal, repaired)
+    found = await verify.find_mounted(context, ve, repaired, context.settings.start_timeout_s)
+    context.reached("repaired")
+    kept = f"the damaged original is {journal.kept}"
+    if isinstance(found, str):
+        return _failed("does not start", f"{found} ({story}); {kept}", undo)
+    _, superblock = found
+    context.filesystem_is_now(superblock)
+    unwell = await verify.healthy(context.inventory, context.state, superblock, may_be_full=True)
+    if unwell is not None:
+        text = f"{ve.ve_id} runs on the repaired image, but {unwell}; {kept}"
+        return _failed("not healthy", text, undo)
+    context.reached("verified")
+    text = f"{done}; {ve.ve_id} runs on the repaired image; {kept}"
+    return StepResult(next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo)
+
+
+async def _started(
+    context: ActionContext, target: Target, journal: RepairJournal, repaired: Volume
+) -> str:
+    """What has become of its start, or of the attach; empty where neither is needed."""
+    ve = target.ve
+    if not ve_control.is_running(ve):
+        context.progress(None, f"starting {ve.ve_id}")
+        await context.about_to_start(ve)
+        return await ve_control.start(ve, context.settings, repaired)
+    hot = hot_volume.named(ve, journal.detached) if journal.detached else None
+    if hot is None:
+        return ""
+    context.progress(None, f"putting {hot.mountpoint} back into {ve.ve_id}")
+    await context.about_to_start(ve)
+    return await hot_volume.attach(hot, repaired, context.settings)
+
+
+def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:
+    return StepResult(next=Next.FAILED, result=result, detail=text, changed=True, undo=undo)

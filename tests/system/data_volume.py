@@ -38,6 +38,7 @@ class Spec:
     options: str
     acked: str
     service: str
+    fstype: str = "ext4"
     broken: str = ""
     fixes: bool = False
 
@@ -75,7 +76,7 @@ def attach(spec: Spec) -> None:
     os.makedirs(POINT, exist_ok=True)
     node = f"/{os.path.basename(device)}"  # it has no /dev
     os.mknod(node, stat.S_IFBLK | 0o600, os.fstat(fd).st_rdev)
-    mount(node, POINT, "ext4", 0, spec.options)
+    mount(node, POINT, spec.fstype, 0, spec.options)
     os.unlink(node)
     os.close(fd)
     if os.fork() == 0:

@@ -14,7 +14,7 @@ import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.drill import inside, measure
-from fswatchd.kernel import block, cgroup, loop
+from fswatchd.kernel import block, cgroup, fs, loop
 from tests.system import data_volume, killed_at, rules
 from tests.system.conftest import wait_until
 from tests.system.ves import MiniVe
@@ -26,7 +26,7 @@ FILES = [f"/victim/file-{n:03d}" for n in range(100)]
 class DataVolume:
     """One of a VE, mounted in it at /srv, where a service writes."""
 
-    def __init__(self, ve: MiniVe, work: Path, options: str) -> None:
+    def __init__(self, ve: MiniVe, work: Path, options: str, fstype: str) -> None:
         self.ve = ve
         self.image = ve.image.with_name("data.img")
         self._work = work
@@ -37,6 +37,7 @@ class DataVolume:
             options=options,
             acked=str(work / "acked"),
             service=str(work / "service.pid"),
+            fstype=fstype,
         )
         tree = work / "tree-data"
         for path in FILES:
@@ -44,9 +45,17 @@ class DataVolume:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(inside.content(path))
         with self.image.open("xb") as file:
-            file.truncate(128 << 20)
-        argv = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", tree, self.image]
-        subprocess.run(argv, check=True)
+            file.truncate(320 << 20)
+        if fstype == "ext4":
+            argv = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", tree, self.image]
+            subprocess.run(argv, check=True)
+        else:
+            subprocess.run([f"mkfs.{fstype}", "-q", self.image], check=True)
+            point = work / "copy"
+            point.mkdir()
+            subprocess.run(["mount", "-o", "loop", self.image, point], check=True)
+            subprocess.run(["cp", "-a", f"{tree}/.", point], check=True)
+            subprocess.run(["umount", point], check=True)
         data_volume.write(self.spec, self._path)
 
     def declare(self, *, hot: bool = True) -> None:
@@ -111,8 +120,10 @@ class DataVolume:
 
 @pytest.fixture
 def make_data(make_ve, work: Path) -> Callable[..., DataVolume]:
-    def make(options: str = "errors=continue", *, hot: bool = True) -> DataVolume:
-        data = DataVolume(make_ve(), work, options)
+    def make(
+        options: str = "errors=continue", *, hot: bool = True, fstype: str = "ext4"
+    ) -> DataVolume:
+        data = DataVolume(make_ve(), work, options, fstype)
         data.ve.start()
         data.run("attach")
         data.declare(hot=hot)
@@ -152,6 +163,25 @@ def test_it_is_repaired_and_its_ve_goes_on(daemon, make_data, options: str) -> N
     assert data.lost() == []
     assert data.ve.lost() == ([], [])
     assert data.ve.record.write_errors == []
+
+
+def test_an_xfs_that_was_shut_down_too(daemon, make_data) -> None:
+    data = make_data("", fstype="xfs")
+    begin(daemon)
+    before, init = data.inode, processes(data)
+    data.writes()
+    root = os.open(f"/proc/{min(init)}/root{data_volume.POINT}", os.O_RDONLY)
+    try:
+        fs.shutdown(root)
+    finally:
+        os.close(root)
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    why = daemon.why(incident["id"])
+    assert incident["outcome"] == "repaired", why
+    assert init == processes(data), f"the VE was stopped: {why}"
+    assert data.inode != before
+    data.writes()
+    assert data.lost() == [], why
 
 
 def test_without_the_commands_for_it_the_ve_is_stopped(daemon, make_data) -> None:

@@ -299,10 +299,16 @@ class CloneRepair:
         self._keep_active(image)
         fresh = self._clone is not None and self._nothing_written(target)
         hot = hot_volume.of(target.ve, image)
-        if hot is not None and frozen and await self._freeze.seal():
-            self._stamp, frozen = image.stamp(), False
-            fresh = await self._freeze.thaw() and fresh
+        if hot is not None:
+            await self._context.journal(detached=hot.path)
+            self._outage.begin(target.ve, superblock, image, hot)
+            if frozen and await self._freeze.seal():
+                self._outage.volume_is_dead()
+                self._stamp, frozen = image.stamp(), False
+                fresh = await self._freeze.thaw() and fresh
         if hot is None or frozen or not await self._detach(target, hot):
+            self._outage.ve_goes_down()
+            await self._context.journal(ve_down=True)
             if gently:
                 told = await ve_control.stop(target.ve, self._context.settings)
             else:
@@ -326,18 +332,14 @@ class CloneRepair:
 
     async def _detach(self, target: Target, hot: Declared) -> bool:
         """Take the volume out of its VE, which goes on; False where that has to be stopped."""
-        ve, image, superblock = target.ve, scope.require_volume(target), target.superblock
-        await self._context.journal(detached=hot.path)
-        self._outage.begin(ve, superblock, image, hot)
+        ve, image = target.ve, scope.require_volume(target)
         self._context.progress(None, f"taking {hot.mountpoint} out of {ve.ve_id}")
         settings = self._context.settings
-        told, holder = await hot_volume.detach(hot, superblock, image, settings)
+        told, holder = await hot_volume.detach(hot, target.superblock, image, settings)
         if holder is None:
             self._context.note(f"{ve.ve_id} goes on without {hot.mountpoint}: {told}")
             return True
         self._context.note(f"{hot.mountpoint} cannot be taken out of {ve.ve_id}: {told}; {holder}")
-        await self._context.journal(detached=None)
-        self._outage.begin(ve, superblock, image)
         return False
 
     def _keep_active(self, image: Volume) -> None:
@@ -376,17 +378,17 @@ class CloneRepair:
                 return await self.start(target)
             self._context.note("the image has changed since it was cloned: the clone is stale")
             fresh = False
-        text = f"{image.path} is still being written to, although its VE is stopped"
+        text = f"{image.path} is still being written to, although nothing has it mounted"
         raise refuse("stale", text, Next.OPERATOR)
 
     def _is_ours_to_start(self) -> bool:
         """Whether the VE was stopped by us, or has lost what its owner has to be shown."""
         return bool(self._context.record.journal.get("stopping") or self._context.incident.lost)
 
-    def resume_outage(self, target: Target, detached: Declared | None = None) -> None:
+    def resume_outage(self, target: Target, journal: RepairJournal) -> None:
         """An earlier run of the daemon has stopped the VE, or only taken its volume out of it."""
         self._in(target)
-        self._outage.begin(target.ve, None, target.volume, detached)
+        self._outage.begin_again(target.ve, target.volume, journal)
 
     async def adopt(self, made: Volume) -> None:
         """Take over the clone of an earlier run, after proving it again. Raises StepEnded."""
@@ -456,7 +458,8 @@ class CloneRepair:
         except HalfSwappedError as error:
             self._clone = None  # a person may need both
             self._outage.end()
-            text = f"{error}; {target.ve.ve_id} stays stopped"
+            running = ve_control.is_running(target.ve)
+            text = f"{error}; {target.ve.ve_id} {'runs without it' if running else 'stays stopped'}"
             raise refuse("half exchanged", text, Next.OPERATOR) from None
         self._clone = None  # it is the VE's image from here on, nothing of ours to delete
         self._let_go()

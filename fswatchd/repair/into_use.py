@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fswatchd.repair import hot_volume, owner, scope, ve_control, verify
+from fswatchd.repair.hot_volume import Attached
 from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.outage import Outage
 from fswatchd.repair.scope import Target
@@ -24,8 +25,7 @@ def exchanged(
     if journal.clone is None:
         raise refuse("internal", "the journal does not say what was exchanged", Next.OPERATOR)
     repaired = replace(journal.clone, path=image.path).today(image.path)
-    hot = hot_volume.named(target.ve, journal.detached) if journal.detached else None
-    outage.begin(target.ve, None, repaired, hot)
+    outage.begin_again(target.ve, repaired, journal)
     return journal, repaired
 
 
@@ -51,10 +51,16 @@ async def start(
         "ve_volumes": None if owner.declares(view, ve, image, repaired) else owner.declared(ve),
         "keep_s": keep_s,
     }
-    story = await _started(context, target, journal, repaired)
+    kept = f"the damaged original is {journal.kept}"
+    if journal.detached and not journal.ve_down and not ve_control.is_running(ve):
+        text = (
+            f"{ve.ve_id} was stopped meanwhile, and not by this repair: it is not started; {kept}"
+        )
+        return _failed("does not start", text, undo, Next.OPERATOR)
+    done_with_it = await _given(context, target, journal, repaired)
+    story = done_with_it.story
     found = await verify.find_mounted(context, ve, repaired, context.settings.start_timeout_s)
     context.reached("repaired")
-    kept = f"the damaged original is {journal.kept}"
     if isinstance(found, str):
         return _failed("does not start", f"{found} ({story}); {kept}", undo)
     _, superblock = found
@@ -64,26 +70,48 @@ async def start(
         text = f"{ve.ve_id} runs on the repaired image, but {unwell}; {kept}"
         return _failed("not healthy", text, undo)
     context.reached("verified")
+    if not done_with_it.succeeded:
+        text = f"{ve.ve_id} runs on the repaired image, and what uses it may not: {story}; {kept}"
+        return _failed("not healthy", text, undo, Next.OPERATOR)
     text = f"{done}; {ve.ve_id} runs on the repaired image; {kept}"
     return StepResult(next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo)
 
 
-async def _started(
+async def _given(
     context: ActionContext, target: Target, journal: RepairJournal, repaired: Volume
-) -> str:
-    """What has become of its start, or of the attach; empty where neither is needed."""
-    ve = target.ve
+) -> Attached:
+    """Start the VE where it does not run, put a volume back that was taken out of it."""
+    ve, settings = target.ve, context.settings
+    hot, started = hot_volume.named(ve, journal.detached), False
+    story = ""
     if not ve_control.is_running(ve):
         context.progress(None, f"starting {ve.ve_id}")
         await context.about_to_start(ve)
-        return await ve_control.start(ve, context.settings, repaired)
-    hot = hot_volume.named(ve, journal.detached) if journal.detached else None
+        story, started = await ve_control.start(ve, settings, repaired), True
+    if journal.detached is None or (hot is None and started):
+        return Attached(story, succeeded=True)
     if hot is None:
-        return ""
+        text = f"nothing in ve.d says any more how {journal.detached} is put back"
+        return Attached(text, succeeded=False)
     context.progress(None, f"putting {hot.mountpoint} back into {ve.ve_id}")
     await context.about_to_start(ve)
-    return await hot_volume.attach(hot, repaired, context.settings)
+    if started:
+        done = await hot_volume.attach_unless_mounted(hot, repaired, settings)
+        if done is None:
+            return Attached(story, succeeded=True)
+        return Attached(f"{story}; {done.story}", done.succeeded)
+    if journal.attaching:
+        # It was cut off, and may be at it still: then nobody knows how far it came.
+        done = await hot_volume.attach_unless_mounted(hot, repaired, settings)
+        if done is not None:
+            return done
+        text = f"{hot.mountpoint} was being put back when the daemon ended"
+        return Attached(text, succeeded=False)
+    await context.journal(attaching=True)
+    return await hot_volume.attach(hot, repaired, settings)
 
 
-def _failed(result: str, text: str, undo: dict[str, object]) -> StepResult:
-    return StepResult(next=Next.FAILED, result=result, detail=text, changed=True, undo=undo)
+def _failed(
+    result: str, text: str, undo: dict[str, object], then: Next = Next.FAILED
+) -> StepResult:
+    return StepResult(next=then, result=result, detail=text, changed=True, undo=undo)

@@ -23,9 +23,10 @@ class RepairJournal:
     `stamp` what the image ended as, and `fresh` that the proven clone is a copy of that; `swapping`
     that the exchange was about to be made; `keeping` the name that the original was about to get
     by it, `kept` the one it has. `detached` is the declared path of a volume that was about to be
-    taken out of its VE instead of that being stopped. `asked` says that somebody was asked the
-    `question`, about a pause of `asked_pause_s`; `granted` are those that were answered with a yes
-    before it.
+    taken out of its VE instead of that being stopped, `ve_down` that the VE was to be stopped after
+    all, and `attaching` that the volume was about to be put back. `asked` says that somebody was
+    asked the `question`, about a pause of `asked_pause_s`; `granted` are those that were answered
+    with a yes before it.
     """
 
     image: Volume | None = None
@@ -34,6 +35,8 @@ class RepairJournal:
     clone: Volume | None = None
     stopping: bool = False
     detached: str | None = None
+    ve_down: bool = False
+    attaching: bool = False
     stamp: Stamp | None = None
     fresh: bool = False
     swapping: bool = False
@@ -54,6 +57,8 @@ class RepairJournal:
             clone=read_volume(facts.get("clone")),
             stopping=bool(facts.get("stopping")),
             detached=facts.get("detached"),
+            ve_down=bool(facts.get("ve_down")),
+            attaching=bool(facts.get("attaching")),
             stamp=read_stamp(facts.get("stamp")),
             fresh=bool(facts.get("fresh")),
             swapping=bool(facts.get("swapping")),

@@ -9,7 +9,7 @@ mount it a second time beside a superblock that still writes to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from fswatchd.errors import FswatchError
@@ -17,6 +17,7 @@ from fswatchd.helpers.client import HelperError
 from fswatchd.inventory.model import Superblock, Ve
 from fswatchd.inventory.model import Volume as Declared
 from fswatchd.repair import hot_volume, storage, ve_control
+from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.volume import Volume
 from fswatchd.steps import ActionContext, Next, StepEnded, refuse
 
@@ -28,7 +29,9 @@ class _Down:
     ve: Ve
     superblock: Superblock | None
     image: Volume | None
-    detached: Declared | None
+    detached: Declared | None = None
+    dead: bool = False
+    ve_down: bool = True
 
 
 class Outage:
@@ -49,7 +52,23 @@ class Outage:
         detached: Declared | None = None,
     ) -> None:
         """The VE is about to be stopped by us, or was; or only `detached` taken out of it."""
-        self._down = _Down(ve, superblock, image, detached)
+        self._down = _Down(ve, superblock, image, detached, ve_down=detached is None)
+
+    def begin_again(self, ve: Ve, image: Volume | None, journal: RepairJournal) -> None:
+        """What an earlier run has begun, or what was exchanged since."""
+        detached = hot_volume.named(ve, journal.detached)
+        ve_down = journal.ve_down or journal.detached is None
+        self._down = _Down(ve, None, image, detached, ve_down=ve_down)
+
+    def volume_is_dead(self) -> None:
+        """The filesystem was shut down by us, with its VE running."""
+        if self._down is not None:
+            self._down = replace(self._down, dead=True)
+
+    def ve_goes_down(self) -> None:
+        """The volume could not be taken out: its VE is stopped."""
+        if self._down is not None:
+            self._down = replace(self._down, ve_down=True)
 
     def end(self) -> None:
         """The VE is started by somebody else's line, or must not be started on what there is."""
@@ -83,10 +102,12 @@ class Outage:
                 ve.init_pid,
                 ve.init_started,
             ):
-                return f"{name} was started meanwhile and runs"
+                return f"{name} was started meanwhile and runs{await self._volume(down)}"
             holder = await ve_control.wait_released(down.superblock, down.image, RELEASE_TIMEOUT_S)
             if await ve_control.wait_running(context, ve, 0) is not None:
-                return f"{name} runs" + await self._put_back(down, holder)
+                return f"{name} runs{await self._volume(down, holder, started=False)}"
+            if not down.ve_down:
+                return f"{name} is left stopped: that was not done here"
             if holder is not None:
                 return f"{name} is left stopped, {holder}: start it when nothing holds that"
             await storage.wake(down.image, context.settings)
@@ -97,20 +118,27 @@ class Outage:
             timeout_s = context.settings.start_timeout_s
             if await ve_control.wait_running(context, ve, timeout_s) is None:
                 return f"{name} does not run ({story})"
+            return f"{name} runs again{await self._volume(down)}"
         except (OSError, FswatchError, HelperError) as error:
+            if ve_control.is_running(ve):
+                place = down.detached.mountpoint if down.detached else "its volume"
+                return f"{name} runs, and {place} could not be given back: {error}"
             return f"{name} is left stopped, it could not be given back: {error}"
-        return f"{name} runs again"
 
-    async def _put_back(self, down: _Down, holder: str | None) -> str:
-        """What has become of the volume that was taken out of a VE that runs."""
-        if down.detached is None or down.image is None:
+    async def _volume(self, down: _Down, holder: str | None = None, *, started: bool = True) -> str:
+        """What has become of a volume that was taken out, or was to be; its VE runs."""
+        detached, image, settings = down.detached, down.image, self._context.settings
+        if detached is None or image is None:
             return ""
-        place = down.detached.mountpoint
         if holder is not None:
-            return f", {place} with it: {holder}"
-        await storage.wake(down.image, self._context.settings)
+            dead = " (it was shut down: it gives errors until it is mounted anew)"
+            return f", {detached.mountpoint} is still mounted there{dead if down.dead else ''}"
+        await storage.wake(image, settings)
         await self._context.about_to_start(down.ve)
-        story = await hot_volume.attach(down.detached, down.image, self._context.settings)
-        if await ve_control.wait_released(None, down.image, 0) is None:
-            return f", {place} is left out: {story}"
-        return f", {place} with it as it was ({story})"
+        attach = hot_volume.attach_unless_mounted if started else hot_volume.attach
+        done = await attach(detached, image, settings)
+        if done is None or done.succeeded:
+            return f", {detached.mountpoint} with it"
+        if await ve_control.wait_released(None, image, 0) is None:
+            return f", {detached.mountpoint} is left out: {done.story}"
+        return f", {detached.mountpoint} with it, and what uses it may not run: {done.story}"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from fswatchd.events import printable
 from fswatchd.inventory.model import Ve, VeId
 from fswatchd.inventory.view import NodeView
+from fswatchd.repair import hot_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.volume import ImageFile, Volume
 from fswatchd.steps import ActionContext, Next, StepEnded, refuse
@@ -96,7 +97,7 @@ def why_another(
     if any(one.carries(superblock) for one in volumes for superblock in mounted):
         return None
     path = volumes[0].path
-    if ve.init_pid is not None and mounted:
+    if ve.init_pid is not None and mounted and not _may_be_out(ve, volumes):
         on = [one.backing.image or f"/dev/{one.device}" for one in mounted]
         text = f"{ve.ve_id} runs on {_some(on)}, and has not mounted {path}"
     elif declares(view, ve, *volumes) or declared(ve) == left_with:
@@ -107,6 +108,11 @@ def why_another(
         text = f"{ve.ve_id} has not mounted {path}, and nothing says that it would be started on it"
     others = _others(view, ve, volumes)
     return f"{text}; that is a volume of {_some(others)}" if others else text
+
+
+def _may_be_out(ve: Ve, volumes: Sequence[Volume]) -> bool:
+    """Whether one of these is a volume that its VE also runs without."""
+    return any(hot_volume.of(ve, one) is not None for one in volumes)
 
 
 def _declared_by(view: NodeView, volume: Volume) -> VeId | None:

@@ -58,17 +58,18 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     if out is None and (not journal.stopping or ve_control.is_running(ve)):
         # It was not stopped by us, or it runs again: what was prepared is worth nothing.
         await discard_copy(journal, context.settings)
-        await context.journal(stopping=False, detached=None, stop_asked=journal.stopping)
+        await context.journal(stopping=False, stop_asked=journal.stopping)
         try:
             return await repair.run()
         except StepEnded as ended:
             gone = ended.result.next is Next.CANCELLED and not ve_control.is_running(ve)
-            if not journal.stopping or not gone:
-                raise
+            out = await _taken_out(ve, image, journal)
+            if not journal.stopping or not (gone or out):
+                raise _with_volume(ended, journal) from ended
             # The stop that we had asked for has come to its end only now.
             await context.journal(stopping=True, clone=None)
             journal = replace(journal, fresh=False, clone=None, cloning=None)
-    repair.resume_outage(target, out)
+    repair.resume_outage(target, journal)
     # What the earlier run had killed may still be on its way out.
     holder = await ve_control.wait_released(None, image, RELEASE_TIMEOUT_S)
     if holder is not None:
@@ -81,6 +82,17 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
         return await repair.finish(target, fresh=True)
     await discard_copy(journal, context.settings)
     return await repair.finish(target, fresh=False)
+
+
+def _with_volume(ended: StepEnded, journal: RepairJournal) -> StepEnded:
+    """What was begun with a volume of a VE that runs is not forgotten with the repair."""
+    if journal.detached is None or journal.ve_down or ended.result.next is Next.OPERATOR:
+        return ended
+    text = (
+        f"{ended}; {journal.detached} was being taken out of {journal.ve} before: see whether it "
+        "can be read and written there, and what uses it runs"
+    )
+    return refuse(ended.result.result, text, Next.OPERATOR)
 
 
 async def _taken_out(ve: Ve, image: Volume, journal: RepairJournal) -> Declared | None:

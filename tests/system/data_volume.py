@@ -29,7 +29,8 @@ POINT = "/srv"
 class Spec:
     """`acked` takes the names of what the service has synced, `service` is its pid file.
 
-    `broken` names an action that fails before it has done anything; `fixes` makes `detach` leave a
+    `broken` names an action that fails before it has done anything, `fails` one that does so at its
+    end; `fixes` makes `detach` leave a
     directory in which nothing can be renamed.
     """
 
@@ -40,6 +41,7 @@ class Spec:
     service: str
     fstype: str = "ext4"
     broken: str = ""
+    fails: str = ""
     fixes: bool = False
 
 
@@ -61,6 +63,8 @@ def main(action: str, path: str) -> None:
     if spec.broken == action:
         raise SystemExit(f"{action} does not work today")
     attach(spec) if action == "attach" else detach(spec)
+    if spec.fails == action:
+        raise SystemExit("the database does not start")
 
 
 def attach(spec: Spec) -> None:

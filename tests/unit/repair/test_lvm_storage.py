@@ -30,6 +30,7 @@ from fswatchd.repair import (
     verify,
 )
 from fswatchd.repair.clone_repair import CloneRepair
+from fswatchd.repair.journal import RepairJournal
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import Outage
 from fswatchd.repair.scope import Target
@@ -455,7 +456,7 @@ async def test_where_an_exchange_stays_half_done_both_are_left_and_the_truth_is_
 
     monkeypatch.setattr(repair, "_make_clone", make)
     with pytest.raises(StepEnded) as ended:
-        await finished(repair, target)
+        await finished(repair, target, RepairJournal.read(context.record.journal))
     assert ended.value.result.result == "half exchanged"
     assert ended.value.result.next is Next.OPERATOR
     assert f"is /dev/vg/{DAMAGED}" in ended.value.result.detail
@@ -465,9 +466,9 @@ async def test_where_an_exchange_stays_half_done_both_are_left_and_the_truth_is_
     assert stopped == []
 
 
-async def finished(repair: CloneRepair, target: Target) -> None:
+async def finished(repair: CloneRepair, target: Target, journal: RepairJournal) -> None:
     async with repair:
-        repair.resume_outage(target)
+        repair.resume_outage(target, journal)
         await repair.finish(target, fresh=False)
 
 

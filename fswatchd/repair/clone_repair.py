@@ -136,6 +136,8 @@ class CloneRepair:
             stamp=None,
             fresh=False,
             swapping=False,
+            ve_down=False,
+            attaching=False,
         )
         state = await condition.seen(self._context, target)
         if state is Condition.WRITABLE:
@@ -300,15 +302,17 @@ class CloneRepair:
         fresh = self._clone is not None and self._nothing_written(target)
         hot = hot_volume.of(target.ve, image)
         if hot is not None:
-            await self._context.journal(detached=hot.path)
+            init = (target.ve.init_pid, target.ve.init_started)
+            await self._context.journal(detached=hot.path, init=init)
             self._outage.begin(target.ve, superblock, image, hot)
             if frozen and await self._freeze.seal():
                 self._outage.volume_is_dead()
                 self._stamp, frozen = image.stamp(), False
                 fresh = await self._freeze.thaw() and fresh
         if hot is None or frozen or not await self._detach(target, hot):
-            self._outage.ve_goes_down()
-            await self._context.journal(ve_down=True)
+            if self._context.record.journal.get("detached"):
+                self._outage.ve_goes_down()
+                await self._context.journal(ve_down=True)
             if gently:
                 told = await ve_control.stop(target.ve, self._context.settings)
             else:

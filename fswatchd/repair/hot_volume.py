@@ -3,13 +3,14 @@
 Only by the commands that its declaration has for that (`detach` and `attach` of a volume in ve.d):
 what uses the volume has to end first, and which services those are only its admin knows. Whether
 it is out, or mounted, the kernel is asked; whether what uses it runs again only `attach` can tell.
+`attach` is for the VE from which the volume was taken: one that was started since mounts it itself,
+and nothing may be mounted twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,8 +25,6 @@ from fswatchd.steps import ActionSettings
 
 _RELEASE_TIMEOUT_S = 30.0
 _AFTER_FAILURE_S = 1.0
-_OWN_MOUNT_S = 10.0
-_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +78,3 @@ async def attach(declared: Declared, image: Volume, settings: ActionSettings) ->
     except process.ProcessError as error:
         return Attached(error.message, succeeded=False)
     return Attached(ended.describe(), ended.succeeded)
-
-
-async def attach_unless_mounted(
-    declared: Declared, image: Volume, settings: ActionSettings
-) -> Attached | None:
-    """The same where somebody else may be about to mount it, as a VE that was started; None where
-    that was so."""
-    deadline = time.monotonic() + _OWN_MOUNT_S
-    while time.monotonic() < deadline:
-        if await ve_control.wait_released(None, image, 0) is not None:
-            return None
-        await asyncio.sleep(_POLL_S)
-    return await attach(declared, image, settings)

@@ -54,15 +54,16 @@ async def start(
     kept = f"the damaged original is {journal.kept}"
     if journal.detached and not journal.ve_down and not ve_control.is_running(ve):
         text = (
-            f"{ve.ve_id} was stopped meanwhile, and not by this repair: it is not started; {kept}"
+            f"{ve.ve_id} does not run, which no command of this repair has done (a boot may have): "
+            f"it is not started. The repaired volume {journal.detached} is in place; {kept}"
         )
         return _failed("does not start", text, undo, Next.OPERATOR)
-    done_with_it = await _given(context, target, journal, repaired)
-    story = done_with_it.story
+    given = await _given(context, target, journal, repaired)
     found = await verify.find_mounted(context, ve, repaired, context.settings.start_timeout_s)
     context.reached("repaired")
     if isinstance(found, str):
-        return _failed("does not start", f"{found} ({story}); {kept}", undo)
+        then = Next.FAILED if given.succeeded else Next.OPERATOR
+        return _failed("does not start", f"{found} ({given.story}); {kept}", undo, then)
     _, superblock = found
     context.filesystem_is_now(superblock)
     unwell = await verify.healthy(context.inventory, context.state, superblock, may_be_full=True)
@@ -70,8 +71,8 @@ async def start(
         text = f"{ve.ve_id} runs on the repaired image, but {unwell}; {kept}"
         return _failed("not healthy", text, undo)
     context.reached("verified")
-    if not done_with_it.succeeded:
-        text = f"{ve.ve_id} runs on the repaired image, and what uses it may not: {story}; {kept}"
+    if not given.succeeded:
+        text = f"{image.path} is mounted, but what uses it may not run: {given.story}; {kept}"
         return _failed("not healthy", text, undo, Next.OPERATOR)
     text = f"{done}; {ve.ve_id} runs on the repaired image; {kept}"
     return StepResult(next=Next.CONTINUE, result="repaired", detail=text, changed=True, undo=undo)
@@ -80,33 +81,26 @@ async def start(
 async def _given(
     context: ActionContext, target: Target, journal: RepairJournal, repaired: Volume
 ) -> Attached:
-    """Start the VE where it does not run, put a volume back that was taken out of it."""
+    """Start the VE where it does not run, or put back a volume that was taken out of it."""
     ve, settings = target.ve, context.settings
-    hot, started = hot_volume.named(ve, journal.detached), False
-    story = ""
     if not ve_control.is_running(ve):
         context.progress(None, f"starting {ve.ve_id}")
         await context.about_to_start(ve)
-        story, started = await ve_control.start(ve, settings, repaired), True
-    if journal.detached is None or (hot is None and started):
-        return Attached(story, succeeded=True)
+        return Attached(await ve_control.start(ve, settings, repaired), succeeded=True)
+    if journal.detached is None or journal.ve_down:
+        return Attached("", succeeded=True)
+    if journal.init != (ve.init_pid, ve.init_started):
+        return Attached(f"{ve.ve_id} was started anew meanwhile", succeeded=True)
+    hot = hot_volume.named(ve, journal.detached)
     if hot is None:
         text = f"nothing in ve.d says any more how {journal.detached} is put back"
         return Attached(text, succeeded=False)
-    context.progress(None, f"putting {hot.mountpoint} back into {ve.ve_id}")
-    await context.about_to_start(ve)
-    if started:
-        done = await hot_volume.attach_unless_mounted(hot, repaired, settings)
-        if done is None:
-            return Attached(story, succeeded=True)
-        return Attached(f"{story}; {done.story}", done.succeeded)
     if journal.attaching:
-        # It was cut off, and may be at it still: then nobody knows how far it came.
-        done = await hot_volume.attach_unless_mounted(hot, repaired, settings)
-        if done is not None:
-            return done
+        # It may be at it still, and nobody knows how far it came: nothing is mounted twice.
         text = f"{hot.mountpoint} was being put back when the daemon ended"
         return Attached(text, succeeded=False)
+    context.progress(None, f"putting {hot.mountpoint} back into {ve.ve_id}")
+    await context.about_to_start(ve)
     await context.journal(attaching=True)
     return await hot_volume.attach(hot, repaired, settings)
 

@@ -23,10 +23,10 @@ class RepairJournal:
     `stamp` what the image ended as, and `fresh` that the proven clone is a copy of that; `swapping`
     that the exchange was about to be made; `keeping` the name that the original was about to get
     by it, `kept` the one it has. `detached` is the declared path of a volume that was about to be
-    taken out of its VE instead of that being stopped, `ve_down` that the VE was to be stopped after
-    all, and `attaching` that the volume was about to be put back. `asked` says that somebody was
-    asked the `question`, about a pause of `asked_pause_s`; `granted` are those that were answered
-    with a yes before it.
+    taken out of its VE (whose `init` has that pid and start time) instead of that being stopped,
+    `ve_down` that the VE was to be stopped after all, and `attaching` that the volume was about to
+    be put back. `asked` says that somebody was asked the `question`, about a pause of
+    `asked_pause_s`; `granted` are those that were answered with a yes before it.
     """
 
     image: Volume | None = None
@@ -35,6 +35,7 @@ class RepairJournal:
     clone: Volume | None = None
     stopping: bool = False
     detached: str | None = None
+    init: tuple[int | None, int | None] = (None, None)
     ve_down: bool = False
     attaching: bool = False
     stamp: Stamp | None = None
@@ -57,6 +58,7 @@ class RepairJournal:
             clone=read_volume(facts.get("clone")),
             stopping=bool(facts.get("stopping")),
             detached=facts.get("detached"),
+            init=_init(facts.get("init")),
             ve_down=bool(facts.get("ve_down")),
             attaching=bool(facts.get("attaching")),
             stamp=read_stamp(facts.get("stamp")),
@@ -69,6 +71,13 @@ class RepairJournal:
             asked_pause_s=facts.get("asked_pause_s"),
             granted=frozenset(facts.get("granted") or ()),
         )
+
+
+def _init(value: object) -> tuple[int | None, int | None]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None, None
+    pid, started = value
+    return pid, started
 
 
 def read_stamp(value: object) -> Stamp | None:

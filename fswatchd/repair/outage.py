@@ -102,12 +102,12 @@ class Outage:
                 ve.init_pid,
                 ve.init_started,
             ):
-                return f"{name} was started meanwhile and runs{await self._volume(down)}"
+                return f"{name} was started meanwhile and runs{await _without(down)}"
             holder = await ve_control.wait_released(down.superblock, down.image, RELEASE_TIMEOUT_S)
             if await ve_control.wait_running(context, ve, 0) is not None:
-                return f"{name} runs{await self._volume(down, holder, started=False)}"
+                return f"{name} runs{await self._volume(down, holder)}"
             if not down.ve_down:
-                return f"{name} is left stopped: that was not done here"
+                return f"{name} does not run, and is not started: nothing of this repair stopped it"
             if holder is not None:
                 return f"{name} is left stopped, {holder}: start it when nothing holds that"
             await storage.wake(down.image, context.settings)
@@ -118,15 +118,15 @@ class Outage:
             timeout_s = context.settings.start_timeout_s
             if await ve_control.wait_running(context, ve, timeout_s) is None:
                 return f"{name} does not run ({story})"
-            return f"{name} runs again{await self._volume(down)}"
+            return f"{name} runs again{await _without(down)}"
         except (OSError, FswatchError, HelperError) as error:
-            if ve_control.is_running(ve):
-                place = down.detached.mountpoint if down.detached else "its volume"
+            if down.detached is not None and ve_control.is_running(ve):
+                place = down.detached.mountpoint
                 return f"{name} runs, and {place} could not be given back: {error}"
             return f"{name} is left stopped, it could not be given back: {error}"
 
-    async def _volume(self, down: _Down, holder: str | None = None, *, started: bool = True) -> str:
-        """What has become of a volume that was taken out, or was to be; its VE runs."""
+    async def _volume(self, down: _Down, holder: str | None) -> str:
+        """What has become of a volume that was taken out, or was to be; its VE has run on."""
         detached, image, settings = down.detached, down.image, self._context.settings
         if detached is None or image is None:
             return ""
@@ -135,10 +135,16 @@ class Outage:
             return f", {detached.mountpoint} is still mounted there{dead if down.dead else ''}"
         await storage.wake(image, settings)
         await self._context.about_to_start(down.ve)
-        attach = hot_volume.attach_unless_mounted if started else hot_volume.attach
-        done = await attach(detached, image, settings)
-        if done is None or done.succeeded:
-            return f", {detached.mountpoint} with it"
+        done = await hot_volume.attach(detached, image, settings)
         if await ve_control.wait_released(None, image, 0) is None:
             return f", {detached.mountpoint} is left out: {done.story}"
-        return f", {detached.mountpoint} with it, and what uses it may not run: {done.story}"
+        if done.succeeded:
+            return f", {detached.mountpoint} with it"
+        return f", {detached.mountpoint} with it, but what uses it may not run: {done.story}"
+
+
+async def _without(down: _Down) -> str:
+    """Of a VE that was started since: that it has not mounted what was taken out, where so."""
+    if down.detached is None or await ve_control.wait_released(None, down.image, 0) is not None:
+        return ""
+    return f", and has not mounted {down.detached.mountpoint}"

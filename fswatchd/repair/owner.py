@@ -97,7 +97,7 @@ def why_another(
     if any(one.carries(superblock) for one in volumes for superblock in mounted):
         return None
     path = volumes[0].path
-    if ve.init_pid is not None and mounted and not _may_be_out(ve, volumes):
+    if ve.init_pid is not None and mounted and not _is_out(view, ve, volumes):
         on = [one.backing.image or f"/dev/{one.device}" for one in mounted]
         text = f"{ve.ve_id} runs on {_some(on)}, and has not mounted {path}"
     elif declares(view, ve, *volumes) or declared(ve) == left_with:
@@ -110,8 +110,10 @@ def why_another(
     return f"{text}; that is a volume of {_some(others)}" if others else text
 
 
-def _may_be_out(ve: Ve, volumes: Sequence[Volume]) -> bool:
-    """Whether one of these is a volume that its VE also runs without."""
+def _is_out(view: NodeView, ve: Ve, volumes: Sequence[Volume]) -> bool:
+    """Whether one of these is a volume that its VE also runs without, and nobody has mounted it."""
+    if any(one.carries(found) for one in volumes for found in view.superblocks.values()):
+        return False
     return any(hot_volume.of(ve, one) is not None for one in volumes)
 
 

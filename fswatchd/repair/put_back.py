@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from fswatchd.inventory.model import Ve
 from fswatchd.inventory.view import NodeView
-from fswatchd.repair import hot_volume, outsiders, owner, scope, storage, ve_control, verify
+from fswatchd.repair import outsiders, owner, scope, storage, ve_control, verify
 from fswatchd.repair.journal import read_volume
 from fswatchd.repair.logical_volume import LogicalVolume
 from fswatchd.repair.outage import RELEASE_TIMEOUT_S, Outage
@@ -123,19 +123,14 @@ async def _stop(context: ActionContext, ve: Ve, way: _Way, outage: Outage) -> No
         await outsiders.require_none(context, ve, None)
         context.progress(None, f"stopping {ve.ve_id}")
         await context.about_to_stop(ve.ve_id)
-        _begin(outage, ve, way)
+        outage.begin(ve, None, way.old)
         context.note(f"{ve.ve_id}: {await ve_control.stop(ve, context.settings)}")
     elif context.record.journal.get("stopping"):
-        _begin(outage, ve, way)
+        outage.begin(ve, None, way.old)
     holder = await ve_control.wait_released(None, way.old, RELEASE_TIMEOUT_S)
     if holder is not None:
         text = f"after the stop, {holder}; nothing was changed"
         raise refuse("still in use", text, Next.OPERATOR)
-
-
-def _begin(outage: Outage, ve: Ve, way: _Way) -> None:
-    outage.begin(ve, None, way.old, hot_volume.of(ve, way.old))
-    outage.ve_goes_down()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,22 +212,17 @@ def _volume(path: str, like: Volume | None) -> Volume:
 async def _start(
     context: ActionContext, goal: Goal, ve: Ve, volume: Volume, kept: str
 ) -> StepResult:
-    story, problem = "", None
+    story = ""
     if not ve_control.is_running(ve):
         await context.about_to_start(ve)
         story = await ve_control.start(ve, context.settings, volume)
-        if (hot := hot_volume.of(ve, volume)) is not None:
-            done = await hot_volume.attach_unless_mounted(hot, volume, context.settings)
-            if done is not None:
-                story = f"{story}; {done.story}"
-                problem = None if done.succeeded else f"what uses it may not run: {done.story}"
     found = await verify.find_mounted(context, ve, volume, context.settings.start_timeout_s)
+    problem: str | None = None
     if isinstance(found, str):
         problem = f"{found} ({story or 'no command ran'})"
     elif goal.proven:
         context.filesystem_is_now(found[1])
-        unwell = await verify.healthy(context.inventory, context.state, found[1], may_be_full=True)
-        problem = unwell or problem
+        problem = await verify.healthy(context.inventory, context.state, found[1], may_be_full=True)
     state = f"but {problem}" if problem is not None else f"{ve.ve_id} runs on it again"
     text = f"{goal.name} is in place, {state}; {goal.name_of_other} is {kept}"
     return StepResult(

@@ -62,6 +62,8 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
         try:
             return await repair.run()
         except StepEnded as ended:
+            if journal.detached and context.record.journal.get("stopping"):
+                raise  # it has come to the stop itself, and gives back what it took
             gone = ended.result.next is Next.CANCELLED and not ve_control.is_running(ve)
             out = await _taken_out(ve, image, journal)
             if not journal.stopping or not (gone or out):
@@ -86,7 +88,7 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
 
 def _with_volume(ended: StepEnded, journal: RepairJournal) -> StepEnded:
     """What was begun with a volume of a VE that runs is not forgotten with the repair."""
-    if journal.detached is None or journal.ve_down or ended.result.next is Next.OPERATOR:
+    if journal.detached is None or ended.result.next is Next.OPERATOR:
         return ended
     text = (
         f"{ended}; {journal.detached} was being taken out of {journal.ve} before: see whether it "

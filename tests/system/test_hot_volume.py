@@ -205,11 +205,11 @@ def test_what_cannot_be_taken_out_is_repaired_while_its_ve_is_stopped(
     why = daemon.why(incident["id"])
     assert "/srv cannot be taken out of declared:ve101" in why
     assert not init & set(cgroup.pids(data.ve.cgroup)), why
-    # Its start command mounts the root only.
-    assert incident["outcome"] == "repaired", why
+    # Its start command mounts the root only: that the volume is not there is said, and not hidden.
+    assert incident["state"] == "needs-operator", why
+    assert "has not mounted" in why
     assert data.inode != before
-    data.writes()
-    assert data.lost() == [], why
+    assert loop.holders(*data.inode) == []
 
 
 def test_what_cannot_be_put_back_is_told_of_and_its_ve_goes_on(daemon, make_data) -> None:
@@ -239,24 +239,13 @@ def test_where_only_what_uses_it_does_not_start_a_person_is_asked(daemon, make_d
     assert init <= set(cgroup.pids(data.ve.cgroup)), "the VE was stopped"
 
 
-def test_a_rollback_gives_the_ve_what_its_start_does_not_mount(daemon, make_data) -> None:
-    data = make_data("errors=remount-ro")
-    begin(daemon)
-    before = data.inode
-    data.damage()
-    incident = daemon.wait_for_incident("closed", "needs-operator")
-    assert incident["outcome"] == "repaired", daemon.why(incident["id"])
-    daemon.client.post(f"/v1/incidents/{incident['id']}/rollback", {"discard_newer": True})
-    wait_until(lambda: data.inode == before, 60, "the original to be back")
-    wait_until(lambda: "runs on it again" in daemon.why(incident["id"]), 60, "its VE to run")
-    assert len(loop.holders(*data.inode)) == 1
-
-
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_where_the_daemon_ends_while_it_is_put_back_a_person_is_asked(
-    daemon, make_data, work: Path
+    daemon, make_data, work: Path, when: str
 ) -> None:
+    """Nobody knows how far that has come, and nothing is mounted twice."""
     data = make_data("errors=remount-ro")
-    kill_at(daemon, work, f"after {REPAIR}.hot_volume.attach")
+    kill_at(daemon, work, f"{when} {REPAIR}.hot_volume.attach")
     begin(daemon)
     init = processes(data)
     data.damage()
@@ -267,8 +256,8 @@ def test_where_the_daemon_ends_while_it_is_put_back_a_person_is_asked(
     why = daemon.why(incident["id"])
     assert "was being put back when the daemon ended" in why
     assert incident["state"] == "needs-operator", why
-    assert init == processes(data), why
-    assert len(loop.holders(*data.inode)) == 1, why
+    assert init <= set(cgroup.pids(data.ve.cgroup)), why
+    assert len(loop.holders(*data.inode)) == (1 if when == "after" else 0), why
 
 
 def kill_at(daemon: Any, work: Path, at: str) -> None:
@@ -284,7 +273,6 @@ def kill_at(daemon: Any, work: Path, at: str) -> None:
         (f"after {REPAIR}.hot_volume.detach", True),
         (f"before {REPAIR}.swap.exchange", True),
         (f"after {REPAIR}.swap.exchange", True),
-        (f"before {REPAIR}.hot_volume.attach", True),
     ],
 )
 def test_killed_meanwhile_it_comes_back_repaired(

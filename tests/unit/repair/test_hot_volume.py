@@ -43,17 +43,17 @@ class World:
         self.held: str | None = None
         self.ran: list[str] = []
         self.returncode = 0
+        self.mounts = True
         monkeypatch.setattr(process, "run", self._run)
         monkeypatch.setattr(ve_control, "wait_running", self._wait_running)
         monkeypatch.setattr(ve_control, "is_running", lambda _: self.running is not None)
         monkeypatch.setattr(ve_control, "wait_released", self._wait_released)
         monkeypatch.setattr(ve_control, "start", self._start)
         monkeypatch.setattr(ImageFile, "held_by", lambda *_: self.held)
-        monkeypatch.setattr(hot_volume, "_OWN_MOUNT_S", 0.1)
 
     async def _run(self, argv: Any, **_: object) -> process.Completed:
         self.ran.append(argv[0])
-        self.held = HELD if argv[0] == "in" else self.held
+        self.held = HELD if argv[0] == "in" and self.mounts else self.held
         return process.Completed(
             argv=tuple(argv), returncode=self.returncode, output="", duration_s=0.1
         )
@@ -93,29 +93,30 @@ async def test_after_an_error_it_is_put_back_into_its_ve(world: World) -> None:
     assert world.ran == ["in"]
 
 
-async def test_also_into_one_that_was_started_meanwhile(world: World) -> None:
-    world.running = replace(world.ve, init_pid=99, init_started=5)
-    assert "was started meanwhile and runs, /srv with it" in await world.ends()
-    assert world.ran == ["in"]
+@pytest.mark.parametrize(("held", "told"), [(None, ", and has not mounted /srv"), (HELD, "runs")])
+async def test_nothing_is_mounted_twice_in_a_ve_that_was_started_since(
+    world: World, held: str | None, told: str
+) -> None:
+    world.running, world.held = replace(world.ve, init_pid=99, init_started=5), held
+    assert (await world.ends()).endswith(told)
+    assert world.ran == []
 
 
-async def test_and_into_one_that_had_to_be_stopped_after_all(world: World) -> None:
+async def test_a_ve_that_had_to_be_stopped_after_all_is_started(world: World) -> None:
     world.running = None
-    assert "runs again, /srv with it" in await world.ends(ve_down=True)
-    assert world.ran == ["start", "in"]
+    assert "runs again, and has not mounted /srv" in await world.ends(ve_down=True)
+    assert world.ran == ["start"]
 
 
 async def test_a_ve_that_somebody_else_has_stopped_is_left_so(world: World) -> None:
     world.running = None
-    assert "left stopped: that was not done here" in await world.ends()
+    assert "nothing of this repair stopped it" in await world.ends()
     assert world.ran == []
 
 
-async def test_what_its_ve_has_mounted_by_itself_is_not_mounted_twice(world: World) -> None:
-    world.held = HELD
-    world.running = replace(world.ve, init_pid=99, init_started=5)
-    await world.ends()
-    assert world.ran == []
+async def test_an_attach_that_ends_well_and_mounts_nothing_is_not_believed(world: World) -> None:
+    world.mounts = False
+    assert "/srv is left out" in await world.ends()
 
 
 async def test_a_filesystem_that_we_have_shut_down_is_not_said_to_be_well(world: World) -> None:
@@ -138,7 +139,7 @@ async def test_what_cannot_be_woken_is_not_said_of_the_ve(
 
 async def test_a_failed_attach_is_told_of(world: World) -> None:
     world.returncode = 1
-    assert "/srv with it, and what uses it may not run: in again: exit code 1" in await world.ends()
+    assert "/srv with it, but what uses it may not run: in again: exit code 1" in await world.ends()
 
 
 def context_of(journal: dict[str, Any]) -> Any:
@@ -165,28 +166,31 @@ def context_of(journal: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("returncode", "attaching", "held", "then"),
+    ("returncode", "held", "facts", "ran", "then"),
     [
-        (0, False, None, Next.CONTINUE),
-        (1, False, None, Next.OPERATOR),
-        (0, True, None, Next.CONTINUE),
-        (0, True, HELD, Next.OPERATOR),
-        (0, False, HELD, Next.OPERATOR),
+        (0, None, {}, ["in"], Next.CONTINUE),
+        (1, None, {}, ["in"], Next.OPERATOR),
+        (0, None, {"attaching": True}, [], Next.OPERATOR),
+        (0, HELD, {}, [], Next.OPERATOR),
+        (0, None, {"init": [9, 9]}, [], Next.CONTINUE),
+        (0, None, {"ve_down": True}, [], Next.CONTINUE),
     ],
     ids=[
         "all well",
         "a service does not start",
-        "cut off before it had begun",
         "cut off in the middle",
         "mounted by somebody else",
+        "the VE was started anew",
+        "the VE had to be stopped",
     ],
 )
 async def test_mounted_is_not_all_that_attach_is_for(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     returncode: int,
-    attaching: bool,
     held: str | None,
+    facts: dict[str, Any],
+    ran: list[str],
     then: Next,
 ) -> None:
     world.returncode, world.held = returncode, held
@@ -195,8 +199,8 @@ async def test_mounted_is_not_all_that_attach_is_for(
         "clone": world.image.describe(),
         "kept": "/kept",
         "detached": world.hot.path,
-        "attaching": attaching,
-    }
+        "init": [world.ve.init_pid, world.ve.init_started],
+    } | facts
     context = context_of(journal)
 
     async def mounted(*_: object) -> object:
@@ -210,7 +214,7 @@ async def test_mounted_is_not_all_that_attach_is_for(
     ended = await into_use.start(context, Outage(context), target, keep_s=1.0, done="1 change")
     assert ended.next is then, ended.detail
     assert ended.undo is not None
-    assert journal["attaching"] is True
+    assert world.ran == ran
 
 
 async def test_a_ve_that_was_stopped_while_its_volume_was_out_is_not_started(
@@ -225,7 +229,7 @@ async def test_a_ve_that_was_stopped_while_its_volume_was_out_is_not_started(
     target: Any = SimpleNamespace(ve=world.ve)
     ended = await into_use.start(context, Outage(context), target, keep_s=1.0, done="1 change")
     assert ended.next is Next.OPERATOR
-    assert "not by this repair" in ended.detail
+    assert "which no command of this repair has done" in ended.detail
     assert world.ran == []
 
 
@@ -297,6 +301,17 @@ def test_a_ve_that_runs_without_it_is_still_the_one_of_the_volume(world: World) 
         image_owners={(world.image.devno, world.image.inode): world.ve.ve_id},
     )
     assert owner.why_another(view, world.ve, [world.image]) is None
+    elsewhere = SimpleNamespace(
+        device="loop1",
+        devno=(7, 1),
+        backing=SimpleNamespace(
+            image=world.image.path, inode_key=(world.image.devno, world.image.inode)
+        ),
+    )
+    view.superblocks = {(7, 1): elsewhere}
+    view.users = {(7, 1): SimpleNamespace(ves=["lxc:other"])}
+    assert "lxc:other" in (owner.why_another(view, world.ve, [world.image]) or "")
+    view.superblocks = {}
     cold = replace(world.ve, volumes=(replace(world.hot, detach=(), attach=()),))
     assert "has not mounted" in (owner.why_another(view, cold, [world.image]) or "")
 

@@ -297,42 +297,48 @@ class CloneRepair:
             raise refuse("stale", "somebody thawed the filesystem: the clone is stale")
         await outsiders.require_none(self._context, target.ve, superblock, frozen=frozen)
         await self._context.about_to_stop(target.ve.ve_id)
-        self._outage.begin(target.ve, superblock, image)
+        hot = hot_volume.of(target.ve, image)
+        self._outage.begin(target.ve, superblock, image, hot)
         self._keep_active(image)
         fresh = self._clone is not None and self._nothing_written(target)
-        hot = hot_volume.of(target.ve, image)
         if hot is not None:
             init = (target.ve.init_pid, target.ve.init_started)
             await self._context.journal(detached=hot.path, init=init)
-            self._outage.begin(target.ve, superblock, image, hot)
             if frozen and await self._freeze.seal():
                 self._outage.volume_is_dead()
                 self._stamp, frozen = image.stamp(), False
                 fresh = await self._freeze.thaw() and fresh
         if hot is None or frozen or not await self._detach(target, hot):
-            if self._context.record.journal.get("detached"):
-                self._outage.ve_goes_down()
-                await self._context.journal(ve_down=True)
-            if gently:
-                told = await ve_control.stop(target.ve, self._context.settings)
-            else:
-                await asyncio.to_thread(ve_control.send_kill, target.ve)
-                if frozen:
-                    sealed = await self._freeze.seal()
-                    self._stamp = image.stamp()
-                    fresh = await self._freeze.thaw() and sealed and fresh
-                told = await ve_control.clean_up_after_kill(target.ve, self._context.settings)
-            self._context.note(f"{target.ve.ve_id}: {told}")
-            holder = await ve_control.wait_released(superblock, image, RELEASE_TIMEOUT_S)
-            if holder is not None:
-                text = f"after the stop, {holder}; the original is untouched"
-                raise refuse("stopped half-way", text, Next.OPERATOR)
+            thawed_well = await self._stop_ve(target, frozen=frozen, gently=gently)
+            fresh = thawed_well and fresh
         stamp = image.stamp()
         if fresh and stamp != self._stamp:
             self._context.note("the image was written to after the clone was made: it is stale")
             fresh = False
         await self._context.journal(fresh=fresh, stamp=stamp)
         return fresh
+
+    async def _stop_ve(self, target: Target, *, frozen: bool, gently: bool) -> bool:
+        """Until nothing holds the volume; whether nobody can have written to it after a thaw."""
+        ve, image, nobody_wrote = target.ve, scope.require_volume(target), True
+        if self._context.record.journal.get("detached"):
+            self._outage.ve_goes_down()
+            await self._context.journal(ve_down=True)
+        if gently:
+            told = await ve_control.stop(ve, self._context.settings)
+        else:
+            await asyncio.to_thread(ve_control.send_kill, ve)
+            if frozen:
+                sealed = await self._freeze.seal()
+                self._stamp = image.stamp()
+                nobody_wrote = await self._freeze.thaw() and sealed
+            told = await ve_control.clean_up_after_kill(ve, self._context.settings)
+        self._context.note(f"{ve.ve_id}: {told}")
+        holder = await ve_control.wait_released(target.superblock, image, RELEASE_TIMEOUT_S)
+        if holder is not None:
+            text = f"after the stop, {holder}; the original is untouched"
+            raise refuse("stopped half-way", text, Next.OPERATOR)
+        return nobody_wrote
 
     async def _detach(self, target: Target, hot: Declared) -> bool:
         """Take the volume out of its VE, which goes on; False where that has to be stopped."""

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from fswatchd.incidents import StepRecord
 from fswatchd.inventory.model import Ve
-from fswatchd.inventory.model import Volume as Declared
 from fswatchd.repair import clone, hot_volume, owner, storage, ve_control
 from fswatchd.repair.clone_repair import CloneRepair
 from fswatchd.repair.journal import RepairJournal
@@ -54,8 +53,8 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
     if journal.stopping:
         # What we have killed does not run any more, although it may not be gone yet.
         await ve_control.dead_are_gone(ve, RELEASE_TIMEOUT_S)
-    out = await _taken_out(ve, image, journal)
-    if out is None and (not journal.stopping or ve_control.is_running(ve)):
+    out = await _is_taken_out(ve, image, journal)
+    if not out and (not journal.stopping or ve_control.is_running(ve)):
         # It was not stopped by us, or it runs again: what was prepared is worth nothing.
         await discard_copy(journal, context.settings)
         await context.journal(stopping=False, stop_asked=journal.stopping)
@@ -65,7 +64,7 @@ async def resume(repair: CloneRepair, context: ActionContext) -> StepResult:
             if journal.detached and context.record.journal.get("stopping"):
                 raise  # it has come to the stop itself, and gives back what it took
             gone = ended.result.next is Next.CANCELLED and not ve_control.is_running(ve)
-            out = await _taken_out(ve, image, journal)
+            out = await _is_taken_out(ve, image, journal)
             if not journal.stopping or not (gone or out):
                 raise _with_volume(ended, journal) from ended
             # The stop that we had asked for has come to its end only now.
@@ -97,20 +96,19 @@ def _with_volume(ended: StepEnded, journal: RepairJournal) -> StepEnded:
     return refuse(ended.result.result, text, Next.OPERATOR)
 
 
-async def _taken_out(ve: Ve, image: Volume, journal: RepairJournal) -> Declared | None:
-    """The volume that an earlier run has taken out of the VE, which runs; None where it has not.
+async def _is_taken_out(ve: Ve, image: Volume, journal: RepairJournal) -> bool:
+    """Whether an earlier run has taken the volume out of the VE, which runs.
 
     Raises StepEnded where nobody can put it back.
     """
     if journal.detached is None or not ve_control.is_running(ve):
-        return None
+        return False
     if await ve_control.wait_released(None, image, _DETACHING_S) is not None:
-        return None  # it had not come to that, or it is back
-    declared = hot_volume.named(ve, journal.detached)
-    if declared is None:
+        return False  # it had not come to that, or it is back
+    if hot_volume.named(ve, journal.detached) is None:
         text = f"{journal.detached} was taken out of {ve.ve_id}, and nothing in ve.d puts it back"
         raise refuse("stopped half-way", text, Next.OPERATOR)
-    return declared
+    return True
 
 
 async def discard_preview(incident_id: str, record: StepRecord, settings: ActionSettings) -> None:

@@ -30,8 +30,7 @@ class Spec:
     """`acked` takes the names of what the service has synced, `service` is its pid file.
 
     `broken` names an action that fails before it has done anything, `fails` one that does so at its
-    end; `fixes` makes `detach` leave a
-    directory in which nothing can be renamed.
+    end; `fixes` makes `detach` leave a directory in which nothing can be renamed.
     """
 
     image: str

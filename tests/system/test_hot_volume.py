@@ -193,9 +193,7 @@ def test_without_the_commands_for_it_the_ve_is_stopped(daemon, make_data) -> Non
     assert not init & set(cgroup.pids(data.ve.cgroup)), daemon.why(incident["id"])
 
 
-def test_what_cannot_be_taken_out_is_repaired_while_its_ve_is_stopped(
-    daemon, make_ve, make_data
-) -> None:
+def test_what_cannot_be_taken_out_is_repaired_while_its_ve_is_stopped(daemon, make_data) -> None:
     data = make_data()
     data.change(broken="detach")
     begin(daemon)
@@ -212,30 +210,27 @@ def test_what_cannot_be_taken_out_is_repaired_while_its_ve_is_stopped(
     assert loop.holders(*data.inode) == []
 
 
-def test_what_cannot_be_put_back_is_told_of_and_its_ve_goes_on(daemon, make_data) -> None:
+@pytest.mark.parametrize(
+    ("how", "told", "mounted"),
+    [
+        ({"broken": "attach"}, "attach does not work today", 0),
+        ({"fails": "attach"}, "the database does not start", 1),
+    ],
+    ids=["not mounted", "mounted, and what uses it does not start"],
+)
+def test_where_it_is_not_put_back_well_a_person_is_asked_and_its_ve_goes_on(
+    daemon, make_data, how: dict[str, str], told: str, mounted: int
+) -> None:
     data = make_data()
-    data.change(broken="attach")
+    data.change(**how)
     begin(daemon)
     init = processes(data)
     data.damage()
     incident = daemon.wait_for_incident("closed", "needs-operator")
     why = daemon.why(incident["id"])
     assert incident["state"] == "needs-operator", why
-    assert "attach does not work today" in why
-    assert init <= set(cgroup.pids(data.ve.cgroup)), "the VE was stopped"
-
-
-def test_where_only_what_uses_it_does_not_start_a_person_is_asked(daemon, make_data) -> None:
-    data = make_data()
-    data.change(fails="attach")
-    begin(daemon)
-    init = processes(data)
-    data.damage()
-    incident = daemon.wait_for_incident("closed", "needs-operator")
-    why = daemon.why(incident["id"])
-    assert incident["state"] == "needs-operator", why
-    assert "the database does not start" in why
-    assert len(loop.holders(*data.inode)) == 1, "it is mounted"
+    assert told in why
+    assert len(loop.holders(*data.inode)) == mounted, why
     assert init <= set(cgroup.pids(data.ve.cgroup)), "the VE was stopped"
 
 

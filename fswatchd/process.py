@@ -100,6 +100,7 @@ async def run(
     heavy: bool = False,
     idle: bool = False,
     sandbox: Sandbox | None = None,
+    stdin: int = asyncio.subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
     environment: dict[str, str] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -111,8 +112,9 @@ async def run(
 
     `heavy` is for what reads a whole volume: it comes last at the disk, with `idle` when nobody
     else wants it, and is the first to go when memory runs out. `sandbox` is for what reads a
-    tenant's bytes. `on_output` is called with what is printed, as it comes; what is printed beyond
-    `max_output` bytes is thrown away. `unit` is for what leaves processes that live on, or must not
+    tenant's bytes: only one descriptor may go into one, as `stdin` or by `pass_fds`. `on_output` is
+    called with what is printed, as it comes; what is printed beyond `max_output` bytes is thrown
+    away. `unit` is for what leaves processes that live on, or must not
     end with us: where this daemon is a service of systemd, PID 1 runs the program in a unit of its
     own of that kind (`transient.new_name`), so that nothing of it has the daemon's cgroup or
     sandbox.
@@ -129,7 +131,7 @@ async def run(
     if sandbox is not None:
         place = _IDLE_UNIT if idle else _LAST_IN_LINE_UNIT if heavy else ()
         score = f"OOMScoreAdjust={_HEAVY_OOM_SCORE if heavy else 0}"
-        entry = _into(sandbox, pass_fds, timeout_s, (*place, score))
+        entry = _into(sandbox, pass_fds, stdin, timeout_s, (*place, score))
         command = entry.command(flush.answered(argv) if sandbox.flushes else argv)
     elif unit and transient.is_service():
         command = _in_unit(argv, timeout_s, unit)
@@ -141,7 +143,7 @@ async def run(
             *oom_score_prefix(_HEAVY_OOM_SCORE if heavy else 0, own=_oom_score()),
             *(_IDLE if idle else _LAST_IN_LINE if heavy else ()),
             *command,
-            stdin=asyncio.subprocess.DEVNULL if entry is None else entry.stdin,
+            stdin=stdin if entry is None else entry.stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT if entry is None else entry.stderr,
             start_new_session=True,
@@ -199,16 +201,22 @@ async def run(
 
 
 def _into(
-    sandbox: Sandbox, pass_fds: Sequence[int], timeout_s: float, place: Sequence[str]
+    sandbox: Sandbox,
+    pass_fds: Sequence[int],
+    stdin: int,
+    timeout_s: float,
+    place: Sequence[str],
 ) -> Entry:
     if transient.is_service():
         # The deadline is ours; the unit's holds where we are gone.
         last_s = timeout_s + _GRACE_S
-        return Unit(sandbox, pass_fds, timeout_s=last_s, place=place, environment=ENVIRONMENT)
+        return Unit(
+            sandbox, pass_fds, stdin, timeout_s=last_s, place=place, environment=ENVIRONMENT
+        )
     if shutil.which("bwrap", path=ENVIRONMENT["PATH"]) is None:
         what = f"{sandbox.device} is not read without a sandbox, and there is no bwrap"
         raise SandboxError(what, hint="install bubblewrap")
-    return Bubblewrap(sandbox, pass_fds)
+    return Bubblewrap(sandbox, pass_fds, stdin)
 
 
 def _in_unit(argv: Sequence[str], timeout_s: float, kind: str) -> tuple[str, ...]:

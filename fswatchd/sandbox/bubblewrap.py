@@ -38,7 +38,7 @@ _FORBIDDEN = (
 class Bubblewrap(Entry):
     """By bwrap(1), a child of ours. Raises SandboxError, or OSError."""
 
-    def __init__(self, sandbox: Sandbox, passed: Sequence[int]) -> None:
+    def __init__(self, sandbox: Sandbox, passed: Sequence[int], stdin: int) -> None:
         super().__init__()
         try:
             only_read = sandbox.readonly and sandbox.is_device
@@ -54,6 +54,7 @@ class Bubblewrap(Entry):
         except BaseException:
             self.close()
             raise
+        self.stdin = stdin
         self.inherited = (*passed, *self._ours)
         self._into = _command(sandbox, filter_fd, self._status_end, sync_fd)
 

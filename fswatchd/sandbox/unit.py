@@ -67,7 +67,6 @@ SHUT_IN = (
     "SystemCallErrorNumber=EPERM",
     "UMask=0077",
     "LimitCORE=0",
-    f"LimitNOFILE={OPEN_FILES}",
     "OOMPolicy=kill",
     "KillSignal=SIGKILL",
     f"TimeoutStopSec={_STOP_S}",
@@ -76,34 +75,37 @@ SHUT_IN = (
 
 
 class Unit(Entry):
-    """By PID 1. At most one descriptor can be passed on; `place` is where it stands at the disk."""
+    """By PID 1. At most one descriptor can be passed on, `stdin` or another; `place` is where it
+    stands at the disk.
+    """
 
     def __init__(
         self,
         sandbox: Sandbox,
         passed: Sequence[int],
+        stdin: int,
         *,
         timeout_s: float,
         place: Sequence[str],
         environment: Mapping[str, str],
     ) -> None:
         super().__init__()
-        if len(passed) > 1:
+        if len(passed) > (stdin == subprocess.DEVNULL):
             self.close()
             raise SandboxError("only one descriptor can be passed on into a unit")
         self._name = transient.new_name("tool")
         self._environment = environment
-        self._properties = (*SHUT_IN, *place, *limits(sandbox, timeout_s), _TELL)
+        self._properties = (*SHUT_IN, *place, *limits(sandbox, timeout_s, passed), _TELL)
         # The three streams are what a unit can be given: here they are the status, the output,
         # and what is passed on.
         self.stdin = self._status_end
-        self.stderr = passed[0] if passed else subprocess.DEVNULL
+        self.stderr = passed[0] if passed else stdin
+        # Not sh: it knows no descriptors above 9.
+        self._streams = f"{passed[0]}>&2 2>&1 </dev/null" if passed else "<&2 2>&1"
 
     def command(self, argv: Sequence[str]) -> tuple[str, ...]:
         """See Entry."""
-        passed = "" if self.stderr == subprocess.DEVNULL else f"{self.stderr}>&2"
-        # Not sh: it knows no descriptors above 9.
-        script = f'exec "$@" {passed} 2>&1 </dev/null'
+        script = f'exec "$@" {self._streams}'
         shell = ("/bin/bash", "--norc", "-c", script, "bash", *argv)
         return transient.command(self._name, self._properties, self._environment, shell)
 
@@ -124,7 +126,7 @@ class Unit(Entry):
         return None
 
 
-def limits(sandbox: Sandbox, timeout_s: float) -> Iterator[str]:
+def limits(sandbox: Sandbox, timeout_s: float, passed: Sequence[int] = ()) -> Iterator[str]:
     """The properties that this program has of its own."""
     programs = " ".join(("/usr", *(f"-{path}" for path in (*SYSTEM, *SETTINGS))))
     yield f"BindReadOnlyPaths={programs}"
@@ -140,6 +142,8 @@ def limits(sandbox: Sandbox, timeout_s: float) -> Iterator[str]:
     if sandbox.flushes:
         # xfs_repair takes a mount table that it cannot read for one that has its device in it.
         yield "BindReadOnlyPaths=/dev/null:/etc/mtab"
+    # What is passed on keeps its number, and none may be above the limit.
+    yield f"LimitNOFILE={max((OPEN_FILES, *(number + 1 for number in passed)))}"
     yield f"LimitAS={sandbox.most_memory}"
     yield f"MemoryMax={sandbox.most_memory}"
     yield f"LimitCPU={max(int(sandbox.cpu_s), 1)}"

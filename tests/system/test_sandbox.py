@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -147,6 +148,40 @@ async def test_a_program_of_several_threads_may_have_files_in_memory(work) -> No
     argv = ("/usr/bin/python3", "-I", "-c", "import os; os.memfd_create('x')")
     place = Sandbox(device=own, threads=True)
     assert (await process.run(argv, timeout_s=60, sandbox=place)).succeeded
+
+
+async def test_what_a_program_is_given_to_read(work) -> None:
+    own, _ = images(work)
+    made = os.memfd_create("fswatchd-test")
+    try:
+        os.write(made, b"given to read")
+        os.lseek(made, 0, os.SEEK_SET)
+        place = Sandbox(device=own, readonly=True)
+        done = await process.run(("cat",), timeout_s=60, sandbox=place, stdin=made)
+        nothing = await process.run(("cat",), timeout_s=60, sandbox=place)
+    finally:
+        os.close(made)
+    assert (done.returncode, done.output) == (0, "given to read")
+    assert (nothing.returncode, nothing.output) == (0, "")
+
+
+@pytest.mark.parametrize("number", [20, 700], ids=["low", "beyond the limit of open files"])
+async def test_what_is_passed_on_keeps_its_number(work, number: int) -> None:
+    """e2fsck is told where to tell how far it is; a daemon with many VEs has many files open."""
+    own, _ = images(work)
+    reads, writes = os.pipe()
+    passed = fcntl.fcntl(writes, fcntl.F_DUPFD_CLOEXEC, number)
+    os.close(writes)
+    tell = f"import os; os.write({passed}, b'half')"
+    try:
+        argv = ("/usr/bin/python3", "-I", "-c", tell)
+        done = await process.run(
+            argv, timeout_s=60, sandbox=Sandbox(device=own), pass_fds=(passed,)
+        )
+    finally:
+        os.close(passed)
+    with open(reads, "rb") as told:
+        assert (done.returncode, told.read()) == (0, b"half"), done.output
 
 
 async def test_what_is_only_to_be_read_cannot_be_written(work) -> None:

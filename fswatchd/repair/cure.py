@@ -191,10 +191,11 @@ async def cure(
         done = replace(done, findings=findings.of(tools.name, repaired.output))
         proof = repaired.proof or await tools.check(path, timeout_s, on_check(repaired))
         found = await search.found()
-    names = NamesBack(unnamed=done.findings.moved)
+    # Who has not seen lost+found counts all that went there: a rule may permit none.
+    names = NamesBack(unnamed=done.findings.moved, problem=found.problem if found else "")
     if known:
         names = replace(known.names, unnamed=done.findings.moved)
-    elif proof.clean and found is not None:
+    elif proof.clean and found is not None and found.lost is not None:
         begin("giving names back to what went to lost+found")
         names = await names_back.give(path, found)
         if names.wrote:

@@ -12,10 +12,8 @@ import asyncio
 import glob
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fswatchd import process
 from fswatchd.errors import FswatchError
@@ -57,9 +55,9 @@ class NamesBack:
     wrote: bool = False
 
     def summary(self) -> str:
-        """One line for people; empty where nothing had lost its name."""
+        """One line for people; empty where nothing has lost its name."""
         if not self.named and not self.unnamed:
-            return ""
+            return self.problem
         sources = sorted({source for _, source in self.named.values()})
         text = f"{len(self.named)} names given back"
         if sources:
@@ -76,10 +74,11 @@ class NamesBack:
 class Found:
     """What lies in lost+found by its number, inode → bytes, and the names that are known of that.
 
-    `names` is inode → directory, name, and where they stand; a directory is a path, or `<inode>`.
+    `lost` is None where lost+found could not be read. `names` is inode → directory, name, and where
+    they stand; a directory is a path, or `<inode>`.
     """
 
-    lost: Mapping[int, int] = field(default_factory=dict)
+    lost: Mapping[int, int] | None = None
     names: Mapping[int, tuple[bytes, bytes, str]] = field(default_factory=dict)
     problem: str = ""
 
@@ -91,28 +90,28 @@ async def find(clone: str, fsck_output: str, *, image: str, open_files: Mapping[
     root of the filesystem. Whatever goes wrong, nothing is raised.
     """
     try:
-        with _Clone(clone) as at:
-            return await _Search(at).run(fsck_output, image, open_files)
+        return await _Search(_Clone(clone)).run(fsck_output, image, open_files)
     except (OSError, ValueError) as error:
         return Found(problem=f"names were not looked for to the end: {error}")
 
 
 async def give(clone: str, found: Found) -> NamesBack:
-    """Give names back in the repaired `clone`. Whatever goes wrong, nothing is raised."""
+    """Give names back in the repaired `clone`, whose lost+found could be read. Whatever goes wrong,
+    nothing is raised."""
     names: dict[int, tuple[str, str]] = {}
-    left, problem, wrote = found.lost, found.problem, False
+    left, problem, wrote = found.lost or {}, found.problem, False
+    at = _Clone(clone)
     try:
-        with _Clone(clone) as at:
-            if found.names:
-                wrote = True
-                await _link(at, found.names)
-                left = await at.numbered()
-                names = {
-                    inode: (printable(os.fsdecode(b"/" + where.strip(b"/") + b"/" + name)), source)
-                    for inode, (where, name, source) in await _with_paths(at, found.names)
-                    if inode not in left
-                }
-            wrote = at.wrote
+        if found.names:
+            wrote = True
+            await _link(at, found.names)
+            left = await at.numbered()
+            names = {
+                inode: (printable(os.fsdecode(b"/" + where.strip(b"/") + b"/" + name)), source)
+                for inode, (where, name, source) in await _with_paths(at, found.names)
+                if inode not in left
+            }
+        wrote = at.wrote
     except (OSError, ValueError) as error:
         problem = f"names were not given back to the end: {error}"
     return NamesBack(
@@ -130,13 +129,6 @@ class _Clone:
     def __init__(self, path: str) -> None:
         self.path = path
         self.wrote = False
-        self._scratch = tempfile.TemporaryDirectory(prefix="fswatchd-names-")
-
-    def __enter__(self) -> _Clone:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._scratch.cleanup()
 
     async def numbered(self) -> dict[int, int]:
         """What lies in lost+found by its number: inode → bytes."""
@@ -177,18 +169,25 @@ class _Clone:
         self, lines: list[bytes], at: str | None = None, *, write: bool = False
     ) -> bytes:
         """What debugfs prints for these commands. Raises OSError where it does not run."""
-        scratch = self._scratch.name
-        commands = Path(scratch, "commands")
-        commands.write_bytes(b"".join(line + b"\n" for line in lines))
         device = at or self.path
-        argv = ("debugfs", *(("-w",) if write else ()), "-f", str(commands), device)
-        sandbox = Sandbox(device=device, readonly=not write, directory=scratch)
+        # Nothing is left of it when the daemon is killed, and a sandbox needs no place for it.
+        commands = os.memfd_create("fswatchd-names")
         try:
+            with open(commands, "wb", closefd=False) as file:
+                file.writelines(line + b"\n" for line in lines)
+            os.lseek(commands, 0, os.SEEK_SET)
             done = await process.run(
-                argv, timeout_s=_TOOL_S, heavy=True, sandbox=sandbox, max_output=64 << 20
+                ("debugfs", *(("-w",) if write else ()), "-f", "-", device),
+                timeout_s=_TOOL_S,
+                heavy=True,
+                sandbox=Sandbox(device=device, readonly=not write),
+                stdin=commands,
+                max_output=64 << 20,
             )
         except FswatchError as error:
             raise OSError(str(error)) from None
+        finally:
+            os.close(commands)
         if not done.succeeded:
             raise OSError(done.describe())
         return done.output.encode("utf-8", "surrogateescape")

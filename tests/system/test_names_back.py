@@ -11,7 +11,8 @@ import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.kernel import openfiles, proc
-from fswatchd.repair import e2fsck, names_back
+from fswatchd.repair import cure, e2fsck, names_back, tools
+from fswatchd.rules.model import FsckStep
 
 FILES = 60
 
@@ -49,22 +50,26 @@ class Damaged:
                 file.write(os.urandom(size))
         shutil.copy(self.image, self.clone)
 
-    async def repair(self, open_files: dict[int, str] | None = None) -> names_back.NamesBack:
-        repaired = await e2fsck.repair(str(self.clone), 60)
+    async def repair(
+        self, open_files: dict[int, str] | None = None, device: str | None = None
+    ) -> names_back.NamesBack:
+        """With `device` of a clone that is a block device, as a logical volume is."""
+        clone = device or str(self.clone)
+        repaired = await e2fsck.repair(clone, 60)
         assert repaired.fixed, repaired.output
-        await e2fsck.repair(str(self.clone), 60)
-        before = self.clone.read_bytes()
+        await e2fsck.repair(clone, 60)
+        before = Path(clone).read_bytes()
         found = await names_back.find(
-            str(self.clone),
+            clone,
             repaired.output,
             image=str(self.image),
             open_files=open_files or {},
         )
-        assert self.clone.read_bytes() == before, "to look for names changes nothing"
-        names = await names_back.give(str(self.clone), found)
-        assert names.wrote is (self.clone.read_bytes() != before)
-        await e2fsck.repair(str(self.clone), 60)
-        assert (await e2fsck.check(str(self.clone), 60)).clean
+        assert Path(clone).read_bytes() == before, "to look for names changes nothing"
+        names = await names_back.give(clone, found)
+        assert names.wrote is (Path(clone).read_bytes() != before)
+        await e2fsck.repair(clone, 60)
+        assert (await e2fsck.check(clone, 60)).clean
         return names
 
     def content(self) -> dict[str, str]:
@@ -91,6 +96,48 @@ async def test_from_the_journal(work, block: str) -> None:
     for number in range(FILES):
         assert content[f"victim/file {number:02d}"] == f"content {number}"
     assert content["victim/sub/inner"] == "inner"
+
+
+async def test_in_a_clone_that_is_a_block_device(work) -> None:
+    damaged = Damaged(work)
+    damaged.harm()
+    device = run("losetup", "--find", "--show", damaged.clone).strip()
+    try:
+        names = await damaged.repair(device=device)
+    finally:
+        run("losetup", "--detach", device)
+    assert names.problem == ""
+    assert len(names.named) == FILES + 1
+    content = damaged.content()
+    assert content["victim/file 08"] == "content 8"
+
+
+async def test_where_lost_and_found_cannot_be_read_all_that_went_there_counts(
+    work, monkeypatch
+) -> None:
+    """A rule that permits no lost files is not satisfied by a program that has failed."""
+
+    async def fails(*_: object, **__: object) -> bytes:
+        raise OSError("debugfs: killed")
+
+    damaged = Damaged(work)
+    damaged.harm()
+    monkeypatch.setattr(names_back._Clone, "debugfs", fails)
+    ext4 = tools.of("ext4")
+    assert ext4 is not None
+    done = await cure.cure(
+        ext4,
+        str(damaged.clone),
+        image=str(damaged.image),
+        timeout_s=60,
+        open_files={},
+        begin=lambda _: lambda _: None,
+    )
+    assert done.proof.clean
+    assert done.lost_files == FILES + 1
+    assert "names were not looked for to the end: debugfs: killed" in done.summary()
+    step = FsckStep(do="fsck", max_lost_files=FILES)
+    assert "files would be lost" in (cure.beyond(step, done, None) or "")
 
 
 async def test_from_a_snapshot_but_not_where_the_inode_is_another_file(work) -> None:

@@ -178,6 +178,10 @@ def _damage_and_repair(machine: Machine, name: str) -> tuple[str, str]:
     pid = _pid(machine, name)
     node.writes(machine, pid)
     node.expect(node.content(machine, pid) == whole, "every file has its content")
+    if name not in _XFS:
+        said = " ".join(step["detail"] or "" for step in incident["steps"])
+        told = "stay in lost+found without" in said and "not looked for" not in said
+        node.expect(told, f"names are looked for in the service's own sandbox: {said}")
     machine.run(f"grep -q {incident['id']} {node.RECEIVED}")
     how = [step["do"] for step in incident["steps"]]
     return incident["id"], f"{incident['outcome']} by {' '.join(how)}"

@@ -154,6 +154,16 @@ def _guard_confirmed(
     return _no("confirmed", "only log lines say so; nothing is done on the word of a log line")
 
 
+def _guard_mount(
+    rule: Rule, _incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
+) -> GuardAnswer:
+    """A VE may be stopped because its owner works on its volume: two at one image would harm it."""
+    if scope.unmounted and any(step.do in _ON_THE_VOLUME for step in rule.step):
+        text = "it is mounted nowhere: its VE was stopped, or has unmounted it"
+        return _later("mount", text)
+    return _yes("mount", "it is where it was when this was heard of")
+
+
 def _guard_scope(
     rule: Rule, incident: Incident, scope: Scope, _state: PolicyState, now_ns: int
 ) -> GuardAnswer:
@@ -468,6 +478,7 @@ def _ahead(
 _Guard = Callable[[Rule, Incident, Scope, PolicyState, int], GuardAnswer]
 GUARDS: tuple[_Guard, ...] = (
     _guard_confirmed,
+    _guard_mount,
     _guard_scope,
     _guard_elsewhere,
     _guard_threshold,

@@ -79,7 +79,8 @@ class Scope:
     at `/`, `data` where elsewhere, empty where nobody knows. `copies` are the VE's, by the label
     that names the group; a VE without the label has none. `gone_over` says that the device belongs
     to another filesystem by now, whose users are none of these. `held_by` is the incident of the
-    same volume, or of another one of the VE, that is for a person now.
+    same volume, or of another one of the VE, that is for a person now. `unmounted` says that what
+    was damaged is mounted nowhere by now.
     """
 
     ves: tuple[VeFacts, ...] = ()
@@ -94,6 +95,7 @@ class Scope:
     copies: Mapping[str, Copies] = field(default_factory=dict)
     gone_over: str | None = None
     held_by: str | None = None
+    unmounted: bool = False
 
     @property
     def load(self) -> Load:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fswatchd.events import FsEvent
 from fswatchd.incidents import Filesystem
@@ -63,7 +63,7 @@ def attribute(event: FsEvent, view: NodeView) -> Attribution:
         through = view.dependents(devno).ves
         return Attribution(filesystem=filesystem, ves=through, through=through)
     if owner is None and devno.major == loop.LOOP_MAJOR:
-        owner = _owner_of_loop(event.device or f"loop{devno.minor}", view)
+        owner, filesystem = _of_loop(event.device or f"loop{devno.minor}", view, filesystem)
     return Attribution(filesystem=filesystem, ves=(owner,) if owner else ())
 
 
@@ -85,9 +85,15 @@ def of_server(view: NodeView, fstype: str | None, server: str | None) -> Attribu
     )
 
 
-def _owner_of_loop(device: str, view: NodeView) -> VeId | None:
+def _of_loop(device: str, view: NodeView, filesystem: Filesystem) -> tuple[VeId | None, Filesystem]:
+    """Whose image it is attached to, and the filesystem with that image."""
     try:
         status = loop.status(f"/dev/{device}", _PATIENCE_S)
     except OSError:
-        return None
-    return view.image_owners.get((status.backing_devno, status.backing_inode))
+        return None, filesystem
+    inode = (status.backing_devno, status.backing_inode)
+    owner = view.image_owners.get(inode)
+    if owner is None:
+        return None, filesystem
+    key = (str(inode[0]), inode[1])
+    return owner, replace(filesystem, image=view.image_paths.get(inode), image_inode=key)

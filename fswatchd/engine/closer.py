@@ -14,14 +14,14 @@ from dataclasses import replace
 
 from fswatchd import views
 from fswatchd.book import IncidentBook
-from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.history import boottime_ns
+from fswatchd.engine.mounted_again import has_another, is_known, is_put_down, moved, taken_up
 from fswatchd.engine.said_well import can_be_read
 from fswatchd.engine.substrate import is_multipath
 from fswatchd.events import Domain, EventClass, Health, names_filesystem, printable
 from fswatchd.incidents import UNDECIDED, Incident, Outcome, State, StepState
 from fswatchd.inventory.inventory import Inventory
-from fswatchd.inventory.model import BlockDevice, Superblock, VeId
+from fswatchd.inventory.model import BlockDevice, Superblock
 from fswatchd.inventory.ownership import served_from
 from fswatchd.inventory.view import describe
 from fswatchd.kernel import block
@@ -39,7 +39,8 @@ NS = 1_000_000_000
 # Classes and sources of what is read of a device that a filesystem rests on.
 _OF_DEVICE = frozenset({EventClass.IO_ERROR, EventClass.READONLY, EventClass.DEGRADED})
 _TELL_OF_THEMSELVES = frozenset({EventClass.DEGRADED, EventClass.SPACE})
-_STOPS = frozenset({EventClass.SHUTDOWN, EventClass.READONLY})
+# What a mount that succeeds, and can be written, makes an end of.
+_STOPS = frozenset({EventClass.SHUTDOWN, EventClass.READONLY, EventClass.MOUNT_FAILURE})
 _READ_OF_DEVICE = frozenset({"state", "uevent"})
 
 
@@ -139,6 +140,8 @@ class Closer:
         elif incident.filesystem.server is not None:
             self._look_for_mounts(incident)
         elif incident.state in UNDECIDED:
+            if incident.waiting_for == "mount" and self._superblock(incident) is not None:
+                self._poke(incident.incident_id)
             if (
                 incident.cause is not None
                 and not incident.cause_is_over
@@ -237,47 +240,36 @@ class Closer:
         successor = self._successor(incident)
         if successor is None:
             text = None
-            if self._is_gone(incident) and not self._is_known(incident):
+            if self._is_gone(incident) and not is_known(self._inventory, incident.ves):
                 text = "it was repaired, and its VE is not known here any more"
-            elif self._has_another(incident):
+            elif has_another(self._inventory.view, incident):
                 text = f"it was repaired, and another filesystem is at {incident.filesystem.image}"
             if text is not None:
                 self._book.close(incident, Outcome.DISMISSED, text)
             return
         self._verifying_since.pop((incident.incident_id, incident.attempts), None)
         self._missing.pop(incident.incident_id, None)
-        moved = replace(incident, filesystem=describe(successor))
+        watched = replace(incident, filesystem=describe(successor))
         text = f"the volume was mounted again as {successor.device}, and is watched there"
-        self._book.put(moved.noted(time.time_ns(), text))
+        self._book.put(watched.noted(time.time_ns(), text))
 
     def waits_for_its_mount(self, incident: Incident) -> bool:
         """Whether it was repaired, and is mounted nowhere: nobody knows whether it ever is."""
         nowhere = self._superblock(incident) is None and self._bare_device(incident) is None
         return incident.state is State.VERIFYING and nowhere
 
+    def _wait_for_its_ve(self, incident: Incident) -> None:
+        if not incident.filesystem.mountpoints:
+            return
+        known = replace(incident.filesystem, mountpoints=())
+        text = f"{known.device} is mounted no longer; what is wrong with it is not over by that"
+        self._book.put(replace(incident, filesystem=known).noted(time.time_ns(), text))
+        self._poke(incident.incident_id)
+
     def _is_gone(self, incident: Incident) -> bool:
         """Whether it has been missing for longer than a boot takes."""
         since = self._missing.setdefault(incident.incident_id, time.monotonic())
         return time.monotonic() - since >= _COMES_BACK_S
-
-    def _is_known(self, incident: Incident) -> bool:
-        """Whether one of its VEs is known, or its platform cannot be asked just now."""
-        ves, problems = self._inventory.view.ves, self._inventory.problems
-        return any(ve in ves or ve.partition(":")[0] in problems for ve in incident.ves)
-
-    def _has_another(self, incident: Incident) -> bool:
-        """Whether its VE has mounted something else from the same path: a backup, for example."""
-        view, known = self._inventory.view, incident.filesystem
-        if known.image is None or known.uuid is None:
-            return False
-        mounted = (
-            view.describe(found)
-            for ve in incident.direct_ves
-            for found in view.superblocks_of(VeId(ve))
-        )
-        return any(
-            now.image == known.image and now.uuid not in {None, known.uuid} for now in mounted
-        )
 
     def _relapse(self, incident: Incident, why: str) -> None:
         relapsed = replace(incident, state=State.NEEDS_OPERATOR)
@@ -423,8 +415,11 @@ class Closer:
             since = self._missing.setdefault(incident.incident_id, time.monotonic())
             if time.monotonic() - since < _MISSING_S:
                 return
+            if is_put_down(self._inventory, incident):
+                self._wait_for_its_ve(incident)
+                return
             said = incident.denied_by or incident.mute
-            if said and (self._is_known(incident) or not self._is_gone(incident)):
+            if said and (is_known(self._inventory, incident.ves) or not self._is_gone(incident)):
                 return  # what somebody has said of it holds when it is mounted again
             self._forget_volume(known.volume_key)
             text = f"{known.device} is no longer mounted; a later mount is looked at anew"
@@ -433,17 +428,13 @@ class Closer:
             text = "the volume was mounted again and has no error recorded"
             self._book.close(incident, Outcome.RECOVERED, text)
         elif not await self._end_a_stop(incident, successor):
-            moved = replace(incident, filesystem=describe(successor))
-            if successor.backing.kind == "loop":
-                # Its errors came from beneath, where they are remembered; this is another one.
-                moved = replace(moved, device_errors=0, device_since_ns=None)
             text = f"the volume was mounted again as {successor.device}, with its error record"
             if self._state.health(successor.devno) is Health.UNKNOWN:
                 text = (
                     f"the volume was mounted again as {successor.device}; only a check would tell "
                     "whether it is damaged still"
                 )
-            self._book.put(moved.noted(time.time_ns(), text))
+            self._book.put(moved(incident, successor).noted(time.time_ns(), text))
             self._poke(incident.incident_id)
 
     async def _end_a_stop(self, incident: Incident, superblock: Superblock) -> bool:
@@ -474,10 +465,10 @@ class Closer:
         is_image = known.image is not None or known.image_inode is not None
         if undecided and incident.domain is Domain.DAMAGE and is_image:
             return
-        moved = taken_up(self._inventory.view, incident)
-        if moved is None:
+        found = taken_up(self._inventory.view, incident)
+        if found is None:
             return
-        self._book.put(moved)
+        self._book.put(found)
         if undecided:
             self._poke(incident_id)
 

@@ -12,8 +12,8 @@ from hashlib import blake2b
 
 from fswatchd.book import IncidentBook
 from fswatchd.engine.attribution import Attribution, attribute
-from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.hearing import Hearing
+from fswatchd.engine.mounted_again import mounted_since, put_down
 from fswatchd.engine.naming import Naming
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_device
@@ -49,7 +49,7 @@ class Intake:
         # Of the newest records of the kernel log, which two sources read: digests, they are long.
         self._records: OrderedDict[bytes, None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unplaced: list[FsEvent] = []
+        self._unplaced: list[tuple[FsEvent, Attribution]] = []
         self._placing = False
         self._reading_everything = False
         self._lost_more = False
@@ -100,7 +100,7 @@ class Intake:
             and self._book.find(found.filesystem, domain_of(event.klass)) is None
         ):
             # Mounted a moment ago, perhaps: look again before deciding that nobody owns it.
-            self._place_later(event)
+            self._place_later(event, found)
             return
         self._accept(event, found)
 
@@ -139,6 +139,7 @@ class Intake:
         self._digest_all()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._digest_all()
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -152,10 +153,10 @@ class Intake:
             self._records.popitem(last=False)
         return False
 
-    def _place_later(self, event: FsEvent) -> None:
+    def _place_later(self, event: FsEvent, found: Attribution) -> None:
         """One look for all that wait for one: of a disk that nobody here knows lines may come by
         the thousand, and what is to be decided waits for looks too."""
-        self._unplaced.append(event)
+        self._unplaced.append((event, found))
         if not self._placing:
             self._placing = True
             self._later(self._place())
@@ -168,10 +169,13 @@ class Intake:
                 try:
                     await self._inventory.refresh()
                 except Exception:  # a task border: their records are known as read
-                    log.exception("whose %s is cannot be read again", events[0].device)
-                for event in events:
+                    log.exception("whose %s is cannot be read again", events[0][0].device)
+                for event, before in events:
                     # The first of them may have opened what the others belong to.
-                    self._accept(event, attribute(event, self._inventory.view))
+                    found = attribute(event, self._inventory.view)
+                    gone = found.superblock is None and not found.ves
+                    # A mount that fails gives its loop device back at once.
+                    self._accept(event, before if gone else found)
                 if self._unplaced:
                     await asyncio.sleep(_IDLE_SHARE * (time.monotonic() - begin))
         finally:
@@ -279,14 +283,18 @@ class Intake:
         return incident.incident_id
 
     def _find(self, found: Attribution, domain: Domain) -> Incident | None:
-        """The open incident, also one of an earlier boot that nobody has found again yet."""
+        """The open incident, also one of an earlier boot, or of a volume that its VE had put down,
+        that nobody has found again yet."""
         incident = self._book.find(found.filesystem, domain)
-        if incident is not None or found.superblock is None:
+        if incident is not None:
             return incident
-        for one in reversed(self._book.open_incidents()):
-            if one.domain is not domain or one.filesystem.boot is None:
+        view, known = self._inventory.view, self._book.open_incidents()
+        if found.superblock is None:
+            return put_down(view, known, found.filesystem, domain)
+        for one in reversed(known):
+            if one.domain is not domain:
                 continue
-            moved = taken_up(self._inventory.view, one)
+            moved = mounted_since(view, one)
             if moved is not None and moved.filesystem.key == found.filesystem.key:
                 self._book.put(moved)
                 return moved

@@ -15,6 +15,7 @@ from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
 from fswatchd.engine.history import boottime_ns
+from fswatchd.engine.mounted_again import put_down
 from fswatchd.engine.preview_clones import PreviewClones
 from fswatchd.engine.said_well import SaidWell
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
@@ -135,6 +136,8 @@ class Operator:
         self._arming.refuse_if_disarmed(ves)
         self._refuse_if_not_repairable(filesystem, ves)
         incident = self._book.find(filesystem, Domain.DAMAGE)
+        if incident is None and filesystem.devno is None:
+            incident = self._known_before_its_stop(filesystem)
         if incident is not None:
             refuse_another(incident, filesystem, ves)
         else:
@@ -247,10 +250,7 @@ class Operator:
         incident = await self.find(text)
         _refuse_another_question(incident, asked_by)
         if incident.state is not State.WAITING or incident.waiting_for != "approval":
-            raise ConflictError(
-                f"{incident.incident_id} does not wait for an approval",
-                code="FSW-CONFLICT-NOT-WAITING",
-            )
+            raise _not_waiting(incident)
         incident = replace(
             incident,
             approved_by=by,
@@ -270,10 +270,7 @@ class Operator:
         incident = await self.find(text)
         _refuse_another_question(incident, asked_by)
         if incident.state is not State.WAITING:
-            raise ConflictError(
-                f"{incident.incident_id} does not wait for an approval",
-                code="FSW-CONFLICT-NOT-WAITING",
-            )
+            raise _not_waiting(incident)
         incident = replace(incident, denied_by=by, approved_by=None)
         # Who has said no is answered with what follows from it, not with what was before.
         if self._decision(incident).verdict is not policy.Verdict.WAIT:
@@ -327,6 +324,14 @@ class Operator:
                 code="FSW-UNKNOWN-AMBIGUOUS",
             )
         return describe(found[0]), tuple(view.users[found[0].devno].ves)
+
+    def _known_before_its_stop(self, filesystem: Filesystem) -> Incident | None:
+        """From now on it is about the image, and not about the device that was mounted."""
+        known = self._book.open_incidents()
+        found = put_down(self._inventory.view, known, filesystem, Domain.DAMAGE)
+        if found is None:
+            return None
+        return replace(found, filesystem=replace(filesystem, uuid=found.filesystem.uuid))
 
     def _most_wanted(self, found: list[Superblock]) -> list[Superblock]:
         with_incident = [
@@ -385,6 +390,16 @@ def _refuse_while_acting(incident: Incident) -> None:
         raise ConflictError(
             f"{incident.incident_id} is {incident.state.value}", code="FSW-CONFLICT-REPAIR"
         )
+
+
+def _not_waiting(incident: Incident) -> ConflictError:
+    found = incident.state.value
+    if incident.state is State.WAITING:
+        found += f" for {incident.waiting_for}"
+    return ConflictError(
+        f"{incident.incident_id} does not wait for an approval: it is {found}",
+        code="FSW-CONFLICT-NOT-WAITING",
+    )
 
 
 def _refuse_another_question(incident: Incident, asked_by: str | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
+from fswatchd.engine.mounted_again import is_unmounted
 from fswatchd.events import Domain, VeState, printable
 from fswatchd.incidents import Incident, State
 from fswatchd.inventory import bases, ownership
@@ -59,6 +60,7 @@ def scope(
         gone_over=f"{incident.filesystem.device} belongs to another filesystem now"
         if gone_over
         else None,
+        unmounted=incident.domain is Domain.DAMAGE and is_unmounted(view, incident.filesystem),
     )
 
 

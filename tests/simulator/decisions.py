@@ -43,6 +43,7 @@ class DecidingNode(SimulatedNode):
             devices=(str(found.filesystem.devno), disk),
             filesystems=(f"ext4 /{disk}",),
             beneath=(layer,) if layer else (),
+            unmounted=name in self.stopped,
             role="rootfs" if str(found.filesystem.device).endswith("-root") else "data",
             copies=self._copies(name),
             held_by=next(

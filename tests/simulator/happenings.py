@@ -113,10 +113,25 @@ class Simulator(DecidingNode):
                 self._close(found, "dismissed")
 
     def do_gone(self, who: str) -> None:
-        """Its volume is not mounted any more."""
+        """Its volume is not mounted any more, and nobody has it."""
         for found in [i for i in self.incidents.values() if self._name(i) == who]:
             if found.state is not State.ACTING:
                 self._close(found, "dismissed")
+
+    def do_stop(self, who: str) -> None:
+        """The VE has put its volume down, and has it still."""
+        self._mount(who, mounted=False)
+
+    def do_start(self, who: str) -> None:
+        """The same volume is mounted again."""
+        self._mount(who, mounted=True)
+
+    def _mount(self, who: str, *, mounted: bool) -> None:
+        self.stopped -= {who}
+        if not mounted:
+            self.stopped |= {who}
+        for found in [i for i in self.incidents.values() if self._name(i) == who]:
+            self._decide(found.incident_id)
 
     def do_disarm(self, who: str, **more: str) -> None:
         until = None

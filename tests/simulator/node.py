@@ -63,6 +63,7 @@ class SimulatedNode:
         self.elsewhere: dict[str, str] = {}
         self.busy: dict[str, str] = {}
         self.untold: set[str] = set()
+        self.stopped: set[str] = set()
         self.facts = Facts()
         self.storm: StormState | None = None
         self.distrust = ""

@@ -263,26 +263,90 @@ def test_a_ve_that_vanishes_before_anything_was_done(daemon, make_ve) -> None:
     ve.kill()
     wait_until(lambda: not loop.holders(*before), what="the image to be released")
     digest = digest_of()
-    ended = daemon.wait_for_incident("closed", timeout_s=30)
-    assert ended["id"] == incident["id"]
-    assert ended["outcome"] == "dismissed"
+    kept = put_down(daemon, incident["id"])
+    assert kept["filesystem"]["mountpoints"] == []
+    assert "NO  mount" in daemon.why(incident["id"])
+    (ve.work / "ve.d" / f"{ve.name}.toml").unlink()
+    ended = wait_until(
+        lambda: next((i for i in daemon.incidents() if i["state"] == "closed"), None), timeout_s=30
+    )
+    assert (ended["id"], ended["outcome"]) == (incident["id"], "dismissed")
     assert "no longer mounted" in daemon.why(incident["id"])
     assert ve.digest() == digest
 
 
-def test_the_damage_is_seen_again_when_the_ve_comes_back(daemon, make_ve) -> None:
+def put_down(daemon, incident_id: str) -> dict:
+    """The incident as it is when the daemon has seen that its volume is mounted nowhere."""
+    return wait_until(
+        lambda: next(
+            (
+                i
+                for i in daemon.incidents("ve101")
+                if (i["id"], i["waiting_for"]) == (incident_id, "mount")
+                and not i["filesystem"]["mountpoints"]
+            ),
+            None,
+        ),
+        timeout_s=30,
+        what="the volume to be missed",
+    )
+
+
+def test_the_damage_is_known_still_when_the_ve_comes_back(daemon, make_ve) -> None:
+    """Stopped by its owner, for longer than a restart takes, and the daemon as well."""
     ve = make_ve()
     start(daemon, ve, mode="approve")
     ve.damage_directory()
     first = daemon.wait_for_incident("waiting")
     ve.kill()
-    daemon.wait_for_incident("closed", timeout_s=30)
+    put_down(daemon, first["id"])
+    daemon.stop()
+    daemon.start()
+    put_down(daemon, first["id"])
     ve.start()
-    again = wait_until(
-        lambda: next((i for i in daemon.incidents("ve101") if i["id"] != first["id"]), None),
-        what="a new incident",
+    asked = wait_until(
+        lambda: next((i for i in daemon.incidents("ve101") if i["waiting_for"] == "approval"), None)
     )
-    assert again["confirmed"]
+    assert asked["id"] == first["id"]
+    assert asked["filesystem"]["mountpoints"] == ["/"]
+    daemon.client.post(f"/v1/incidents/{first['id']}/approve")
+    ended = daemon.wait_for_incident("closed", "needs-operator")
+    assert (ended["id"], ended["outcome"]) == (first["id"], "repaired"), daemon.why(first["id"])
+    assert [i["id"] for i in daemon.incidents("ve101")] == [first["id"]]
+    assert ve.wait_for_write()
+
+
+def test_what_an_admin_has_repaired_meanwhile_is_over_at_the_next_mount(daemon, make_ve) -> None:
+    ve = make_ve()
+    start(daemon, ve)
+    daemon.client.post("/v1/disarm", {"target": "ve101", "reason": "I look myself"})
+    ve.damage_directory()
+    first = daemon.wait_for_incident("waiting")
+    ve.kill()
+    daemon.client.post("/v1/arm", {"target": "ve101"})
+    put_down(daemon, first["id"])
+    wait_until(lambda: not loop.holders(*ve.inode), what="the image to be released")
+    subprocess.run(["e2fsck", "-fy", str(ve.image)], check=False, capture_output=True)
+    before = ve.inode
+    ve.start()
+    ended = daemon.wait_for_incident("closed", "needs-operator", timeout_s=30)
+    assert (ended["id"], ended["outcome"]) == (first["id"], "recovered"), daemon.why(first["id"])
+    assert ve.inode == before
+    assert ve.wait_for_write()
+
+
+def test_a_repair_of_the_stopped_ve_takes_up_what_is_known_of_it(daemon, make_ve) -> None:
+    ve = make_ve()
+    start(daemon, ve, mode="approve")
+    ve.damage_directory()
+    first = daemon.wait_for_incident("waiting")
+    ve.kill()
+    put_down(daemon, first["id"])
+    assert daemon.client.post("/v1/repair", {"target": "ve101"})["id"] == first["id"]
+    ended = daemon.wait_for_incident("closed", "needs-operator", timeout_s=60)
+    assert (ended["id"], ended["outcome"]) == (first["id"], "repaired"), daemon.why(first["id"])
+    assert [i["id"] for i in daemon.incidents("ve101")] == [first["id"]]
+    assert ve.wait_for_write()
 
 
 def test_a_kill_command_that_hangs_does_not_hang_the_daemon(daemon, make_ve) -> None:
@@ -393,7 +457,7 @@ def test_a_stopped_ve_can_be_repaired_too(daemon, make_ve) -> None:
     start(daemon, ve, mode="observe")
     ve.damage_directory()
     ve.kill()
-    daemon.wait_for_incident("closed", timeout_s=30)
+    wait_until(lambda: daemon.incidents("ve101")[0]["waiting_for"] == "mount", 30)
     before = ve.inode
     daemon.client.post("/v1/repair", {"target": "ve101"})
     wait_until(lambda: ve.inode != before, 30, "the exchange")

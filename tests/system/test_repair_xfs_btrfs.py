@@ -58,6 +58,32 @@ def test_a_damaged_xfs_that_still_writes_is_repaired_as_its_preview_says(daemon,
     assert ve.lost() == ([], [])
 
 
+def test_damage_that_the_next_mount_would_not_show_is_known_over_a_stop(daemon, make_ve) -> None:
+    """XFS keeps no record of errors: whoever forgets what was seen hears of it from a customer."""
+    ve = make_ve(fstype="xfs", size=XFS_SIZE)
+    start(daemon, ve)
+    trash_directory(ve)
+    ve.ask("list", path="/victim")
+    first = daemon.wait_for_incident("open")
+    ve.kill()
+    wait_until(lambda: mountpoints_of(daemon) == [], timeout_s=30, what="the mount to be missed")
+    ve.start()
+    wait_until(lambda: mountpoints_of(daemon) == ["/"], what="it to be found again")
+    (known,) = daemon.incidents("ve101")
+    assert (known["id"], known["state"]) == (first["id"], "open")
+    assert "only a check would tell" in daemon.why(known["id"])
+    daemon.client.post("/v1/repair", {"target": "ve101"})
+    ended = daemon.wait_for_incident("verifying", "closed", "needs-operator")
+    assert ended["steps"][0]["result"] == "repaired", daemon.why(ended["id"])
+    assert ended["id"] == first["id"]
+    assert ve.wait_for_write()
+
+
+def mountpoints_of(daemon) -> list[str]:
+    (found,) = daemon.incidents("ve101")
+    return list(found["filesystem"]["mountpoints"])
+
+
 def test_a_log_that_cannot_be_replayed_is_for_a_person_and_nothing_is_touched(
     daemon, make_ve
 ) -> None:

@@ -316,7 +316,7 @@ class TestIdentity:
     def test_a_clone_with_the_same_uuid_over_the_same_path_is_not_touched(
         self, daemon, work, make_ve
     ) -> None:
-        """It is there when the repair is approved, and stands still."""
+        """It stands still when the repair is approved; then the VE is started on it."""
         ve = make_ve(files=10)
         run(daemon, ve, rules=rules.repair(mode='"approve"') + rules.TELL)
         clone = ve.image.with_suffix(".clone")
@@ -327,16 +327,15 @@ class TestIdentity:
         ve.kill()
         original = ve.image.rename(ve.image.with_suffix(".away"))
         clone.rename(ve.image)
-        damaged = digest(original)
-        ve.start()
-        ve.kill()
-        untouched = digest(ve.image)
+        before = [digest(original), digest(ve.image)]
+        wait_until(lambda: not daemon.status()["ves"][0]["filesystems"])
         fswatch(daemon, "approve", incident["id"])
-        wait_until(lambda: daemon.incidents("ve101")[0]["state"] not in {"acting", "waiting"})
-        (after,) = daemon.incidents("ve101")
-        assert after["outcome"] != "repaired"
-        assert digest(ve.image) == untouched
-        assert digest(original) == damaged
+        wait_until(lambda: daemon.incidents("ve101")[0]["waiting_for"] == "mount")
+        assert [digest(original), digest(ve.image)] == before
+        ve.start()
+        closed = daemon.wait_for_incident("closed")
+        assert (closed["id"], closed["outcome"]) == (incident["id"], "recovered")
+        assert digest(original) == before[0]
 
     def test_a_clone_under_the_name_of_the_image_is_not_written(
         self, daemon, work, make_ve

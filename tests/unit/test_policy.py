@@ -91,8 +91,8 @@ to = ["*"]
 def test_every_guard_that_was_asked_leaves_its_answer() -> None:
     asked = [answer.guard for answer in ask().answers]
     assert asked == [
-        "rule", "confirmed", "scope", "elsewhere", "threshold", "denied", "held", "armed", "storm",
-        "cause", "mode", "asked", "copies", "flap", "cooldown", "budget",
+        "rule", "confirmed", "mount", "scope", "elsewhere", "threshold", "denied", "held", "armed",
+        "storm", "cause", "mode", "asked", "copies", "flap", "cooldown", "budget",
     ]  # fmt: skip
 
 

@@ -160,7 +160,7 @@ async def test_one_that_is_not_started_again_is_waited_for(
     """However long: that it was stopped is no fault of it."""
     monkeypatch.setattr(closer_module, "_COMES_BACK_S", 0.0)
     monkeypatch.setattr(closer_module, "_SWEEP_S", 0.02)
-    monkeypatch.setattr(Closer, "_is_known", lambda *_: True)
+    monkeypatch.setattr(closer_module, "is_known", lambda *_: True)
     found = verifying(1, 0.05, filesystem=GONE)
     LOOKS.clear()
     book.put(found)

@@ -305,6 +305,7 @@ def ended(
     *mounted: Superblock,
     health: Health = Health.UNKNOWN,
     known: bool = True,
+    of_ve: Superblock | None = None,
 ) -> tuple[list[str], list[Incident]]:
     """What a sweep closes, and what it puts, after everything has been missing for long."""
     monkeypatch.setattr(closer_module, "_MISSING_S", 0.0)
@@ -318,7 +319,10 @@ def ended(
     view = NodeView(superblocks={one.devno: one for one in mounted})
     if known:
         mine = ve("lxc", "ve101")
-        view = replace(view, ves={mine.ve_id: mine})
+        images = {one.backing.inode_key: mine.ve_id for one in mounted if one.backing.inode_key}
+        devices = {of_ve.devno: mine.ve_id} if of_ve else {}
+        owners = {"image_owners": images, "device_owners": devices}
+        view = replace(view, ves={mine.ve_id: mine}, **owners)
     closer = Closer(
         cast("Any", book),
         cast("Any", SimpleNamespace(view=view, refresh=refreshed, problems={})),
@@ -343,8 +347,77 @@ def quiet(klass: str, **more: Any) -> Incident:
 def test_a_no_holds_while_the_ve_is_stopped(
     monkeypatch: pytest.MonkeyPatch, denied: str | None, *, closes: bool
 ) -> None:
-    closed, _ = ended(monkeypatch, quiet("corruption", denied_by=denied))
+    closed, _ = ended(monkeypatch, quiet("space", denied_by=denied, domain=Domain.SPACE))
     assert bool(closed) is closes
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_damage_is_not_over_because_its_ve_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, *, confirmed: bool
+) -> None:
+    found = quiet("corruption", filesystem=builders.filesystem(mountpoints=("/",)))
+    found = replace(found, confirmed=confirmed)
+    closed, (kept,) = ended(monkeypatch, found)
+    assert closed == []
+    assert kept.filesystem.mountpoints == ()
+    assert "not over by that" in kept.log[-1][1]
+    assert ended(monkeypatch, kept) == ([], [])  # it is said once
+
+
+@pytest.mark.parametrize(
+    ("mounted", "closes"),
+    [
+        ("11111111-2222-3333-4444-555555555555", False),
+        ("22222222-2222-3333-4444-555555555555", True),
+    ],
+    ids=["itself", "another"],
+)
+def test_it_is_over_when_its_ve_has_another_volume_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, mounted: str, *, closes: bool
+) -> None:
+    backing = Backing(kind="loop", image="/vz/ve101.raw", image_devno=Devno(8, 1), image_inode=79)
+    again = replace(superblock(3), uuid=mounted, disk_sequence=50, backing=backing)
+    closed, _ = ended(monkeypatch, quiet("corruption"), again, health=Health.DAMAGED)
+    assert bool(closed) is closes
+
+
+@pytest.mark.parametrize(("inode", "closes"), [(77, False), (79, True)], ids=["itself", "restored"])
+def test_a_mount_that_had_failed_is_over_when_something_is_mounted_from_there(
+    monkeypatch: pytest.MonkeyPatch, inode: int, *, closes: bool
+) -> None:
+    """Of what could not be mounted nobody knows the UUID."""
+    known = builders.filesystem(uuid=None)
+    backing = Backing(kind="loop", image=known.image, image_devno=Devno(8, 1), image_inode=inode)
+    again = replace(superblock(3), uuid="a", disk_sequence=50, backing=backing)
+    found = quiet("mount_failure", filesystem=known)
+    assert not ended(monkeypatch, found)[0]
+    closed, _ = ended(monkeypatch, found, again, health=Health.DAMAGED)
+    assert bool(closed) is closes
+    assert ended(monkeypatch, found, again, health=Health.UNKNOWN)[0]
+
+
+@pytest.mark.parametrize(("uuid", "closes"), [(None, False), ("another", True)])
+def test_a_logical_volume_with_a_new_filesystem_is_another_one(
+    monkeypatch: pytest.MonkeyPatch, uuid: str | None, *, closes: bool
+) -> None:
+    known = builders.filesystem(device="dm-3", devno=Devno(253, 3), image=None, image_inode=None)
+    again = Superblock(
+        devno=Devno(253, 3),
+        fstype="ext4",
+        device="dm-3",
+        disk_sequence=50,
+        mounts=(),
+        backing=Backing(kind="device"),
+        uuid=uuid or known.uuid,
+    )
+    found = quiet("corruption", filesystem=known)
+    assert not ended(monkeypatch, found)[0]
+    closed, _ = ended(monkeypatch, found, again, health=Health.DAMAGED, of_ve=again)
+    assert bool(closed) is closes
+
+
+def test_damage_of_what_belongs_to_no_ve_any_more_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ended(monkeypatch, quiet("corruption"), known=False)[0]
 
 
 @pytest.mark.parametrize("boot_s", [0.0, 600.0])

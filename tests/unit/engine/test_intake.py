@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,13 +20,13 @@ from fswatchd.engine.intake import Intake
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, EventClass, Lost
 from fswatchd.incidents import Outcome, State
-from fswatchd.inventory.model import VeId
+from fswatchd.inventory.model import Backing, VeId
 from fswatchd.inventory.view import NodeView
-from fswatchd.kernel import proc
+from fswatchd.kernel import loop, proc
 from fswatchd.kernel.logclock import LogClock
 from fswatchd.store.store import Store
 from tests.unit.builders import event, filesystem, incident
-from tests.unit.inventory.test_lookup import INSIDE, superblock, view
+from tests.unit.inventory.test_lookup import INSIDE, superblock, ve, view
 
 
 class Running:
@@ -474,4 +475,84 @@ async def test_what_was_mounted_a_moment_ago_is_found_by_the_look(path) -> None:
     await running.intake.settle()
     (opened,) = running.book.open_incidents()
     assert opened.filesystem.mountpoints
+    await running.store.close()
+
+
+IMAGE = (Devno(8, 1), 77)
+STOPPED = view(
+    ve("lxc", "ve101"),
+    image_owners={IMAGE: VeId("lxc:ve101")},
+    image_paths={IMAGE: "/vz/ve101.raw"},
+)
+
+
+@pytest.mark.parametrize(
+    ("known", "joins"),
+    [
+        (incident(state=State.WAITING), True),
+        (incident(filesystem=filesystem(image="/vz/ve102.raw")), False),
+        (incident(state=State.NEEDS_OPERATOR), False),
+        (incident(filesystem=filesystem(), domain=Domain.SPACE), False),
+    ],
+    ids=["itself", "another-image", "handed-over", "another-fault"],
+)
+async def test_a_mount_that_fails_is_told_of_the_image_that_was_put_down(
+    path, monkeypatch: pytest.MonkeyPatch, known, *, joins: bool
+) -> None:
+    """Its loop device is given back at once, before anybody could look twice."""
+    attached = [
+        loop.LoopStatus(
+            device="loop4", backing_devno=IMAGE[0], backing_inode=IMAGE[1], offset=0, flags=0
+        )
+    ]
+
+    def status(device: str, _patience_s: float) -> loop.LoopStatus:
+        if not attached:
+            raise OSError(errno.ENXIO, device)
+        return attached[0]
+
+    async def refresh(**_: object) -> None:
+        attached.clear()
+
+    monkeypatch.setattr(loop, "status", status)
+    running = await Running(path).start()
+    running.intake._inventory.view = STOPPED
+    running.intake._inventory.refresh = refresh
+    running.book.put(known)
+    running.intake.event(event("kmsg", "mount_failure", record="1:x", **LOOP4))
+    await running.intake.settle()
+    others = [i for i in running.book.open_incidents() if i.incident_id != known.incident_id]
+    assert attached == []
+    if joins:
+        assert others == []
+        assert EventClass.MOUNT_FAILURE in running.book.open_incidents()[0].classes
+    else:
+        (opened,) = others
+        assert (opened.ves, opened.filesystem.image) == (("lxc:ve101",), "/vz/ve101.raw")
+    await running.store.close()
+
+
+@pytest.mark.parametrize(
+    ("uuid", "state", "joins"),
+    [
+        ("11111111-2222-3333-4444-555555555555", State.OPEN, True),
+        ("11111111-2222-3333-4444-555555555555", State.NEEDS_OPERATOR, False),
+        ("22222222-2222-3333-4444-555555555555", State.OPEN, False),
+    ],
+    ids=["itself", "handed-over", "reinstalled"],
+)
+async def test_an_error_of_a_volume_that_was_mounted_again_joins_what_was_known_of_it(
+    path, uuid: str, state: State, *, joins: bool
+) -> None:
+    backing = Backing(kind="loop", image="/vz/ve101.raw", image_devno=IMAGE[0], image_inode=79)
+    again = replace(superblock(4, (INSIDE, "/")), uuid=uuid, backing=backing)
+    running = await Running(path).start()
+    running.intake._inventory.view = view(ve("lxc", "ve101"), superblocks=(again,))
+    known = incident(state=state)
+    running.book.put(known)
+    running.intake.event(event("kmsg", record="1:x", **LOOP4))
+    await running.intake.settle()
+    found = running.book.find(running.intake._inventory.view.describe(again), Domain.DAMAGE)
+    assert found is not None
+    assert (found.incident_id == known.incident_id) is joins
     await running.store.close()

@@ -74,7 +74,7 @@ class Node:
                 one.devno: f"lxc:{name}" for one, name in zip(volumes, names, strict=True)
             },
         )
-        self.inventory = SimpleNamespace(view=made)
+        self.inventory = SimpleNamespace(view=made, problems={})
         self.book = IncidentBook(store, "hn1")
         intake = Intake(store, self.book, cast("Any", self.inventory), EventStream(store))
         self.state = StateSource(

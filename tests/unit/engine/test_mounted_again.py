@@ -17,8 +17,8 @@ from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
 from fswatchd.engine.attribution import Attribution
 from fswatchd.engine.closer import Closer
-from fswatchd.engine.earlier_boot import taken_up
 from fswatchd.engine.intake import Intake
+from fswatchd.engine.mounted_again import moved, taken_up
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, VeState
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
@@ -265,14 +265,14 @@ async def test_a_plan_that_a_boot_has_cut_off_goes_on_with_its_own_volume_only(
     owner: str, now: Superblock, *, goes_on: bool
 ) -> None:
     incident = builders.incident(state=State.ACTING).on_clock("first", 0).on_clock("second", 0)
-    moved: list[Superblock] = []
+    told: list[Superblock] = []
     context: Any = SimpleNamespace(
         incident=incident,
         inventory=SimpleNamespace(view=view_of(**{owner: now})),
-        filesystem_is_now=moved.append,
+        filesystem_is_now=told.append,
     )
     scope._find_after_boot(context)
-    assert moved == ([now] if goes_on else [])
+    assert told == ([now] if goes_on else [])
 
 
 @pytest.mark.parametrize(("kind", "found"), [("disk", True), ("loop", False)])
@@ -283,8 +283,17 @@ def test_a_disk_is_taken_for_the_one_of_its_name(kind: str, *, found: bool) -> N
     )
     before = builders.incident(filesystem=replace(known, boot="another"), device_errors=3)
     now = BlockDevice(devno=Devno(8, 16), name="sda", kind=kind, disk_sequence=3)
-    moved = taken_up(NodeView(devices={now.devno: now}), before)
-    assert (moved is not None) is found
-    if moved is not None:
-        assert (moved.filesystem.key, moved.device_errors) == ("8:16/3", 3)
-        assert "taken for" in moved.log[-1][1]
+    again = taken_up(NodeView(devices={now.devno: now}), before)
+    assert (again is not None) is found
+    if again is not None:
+        assert (again.filesystem.key, again.device_errors) == ("8:16/3", 3)
+        assert "taken for" in again.log[-1][1]
+
+
+@pytest.mark.parametrize(("inode", "kept"), [(77, "root"), (78, None)], ids=["same", "other"])
+def test_an_approval_is_not_for_another_file_at_the_same_path(inode: int, kept: str | None) -> None:
+    before = builders.incident(approved_by="root")
+    assert before.filesystem.image_inode == ("8:1", 77)
+    now = image(101)
+    now = replace(now, backing=replace(now.backing, image_inode=inode))
+    assert moved(before, now).approved_by == kept

@@ -55,6 +55,7 @@ class NodeReader:
         self._stack = StackReader(self._paths.key)
         self._places = Places()
         self._images = ImageReader(self._places)
+        self._declared: Images = {}
 
     def forget(self) -> None:
         """Read everything anew next time."""
@@ -65,8 +66,9 @@ class NodeReader:
         self._fuse_servers.forget()
 
     def devices(self, wanted: Iterable[Devno]) -> dict[Devno, BlockDevice]:
-        """These devices and all that they rest on."""
-        return self._stack.read(wanted, {})
+        """These devices and all that they rest on, with the paths that VEs declare of images: a
+        name that the next look would change makes another filesystem of a btrfs (its key)."""
+        return self._stack.read(wanted, self._declared)
 
     def unread(self) -> str:
         """See MountScanner.unread."""
@@ -91,6 +93,7 @@ class NodeReader:
         served = {devno: found.mounts for devno, found in remote.items()}
         self._paths.served_at(ownership.node_points(served, node_namespace))
         images, formats = _images(ves, self._paths.key)
+        self._declared = images
         mounted = {d: found for d, found in everything.items() if d not in remote}
         layered = {d: found for d, found in mounted.items() if found[0].mount.fstype == OVERLAY}
         places = {d: found for d, found in mounted.items() if d not in layered}

@@ -14,6 +14,7 @@ from fswatchd.devno import Devno
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.kernel import block, cgroup
 from fswatchd.platforms import engines
+from fswatchd.platforms.declared import DeclaredPlatform
 from tests.system import rules
 from tests.system.conftest import PROJECT, fswatch, make_host, wait_until
 from tests.system.test_engines import Podman, podman_only
@@ -128,6 +129,26 @@ class TestBtrfs:
         incident = daemon.wait_for_incident("closed", "needs-operator")
         assert (incident["outcome"], incident["cause"]) == ("repaired", None)
         assert ve.inode != before
+
+    async def test_the_first_look_at_one_in_an_image_tells_it_as_all_later_ones_do(
+        self, work, make_ve
+    ) -> None:
+        """Else what is heard in between is about a filesystem that is mounted nowhere."""
+        ve = make_ve(fstype="btrfs", size=300 << 20)
+        ve.start()
+        ve.declare()
+        inventory = Inventory([DeclaredPlatform([work / "ve.d"])])
+        try:
+            await inventory.refresh()
+            name = os.path.basename(ve.device)
+            first = inventory.superblock_of_name(name)
+            await inventory.refresh()
+            later = inventory.superblock_of_name(name)
+        finally:
+            await inventory.close()
+        assert first is not None
+        assert first.backing.image == str(ve.image)
+        assert later is first
 
 
 def damage_of(daemon) -> dict:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fswatchd.devno import Devno
 from fswatchd.events import printable
@@ -42,6 +42,8 @@ from fswatchd.kernel import block, extfs, fs, mounts
 from fswatchd.kernel.patience import Patience
 
 log = logging.getLogger(__name__)
+
+_Read = TypeVar("_Read")
 
 _OPEN_TIMEOUT_S = 3.0
 _patience = Patience()
@@ -252,7 +254,7 @@ class Inventory:
         if forget:
             self._reader.forget()
         ves = await self._list_ves()
-        view = await self._read(ves)
+        view = await self._in_thread(self._reader.read, ves, self.view)
         before = self.view
         self.view = view
         appeared = [
@@ -286,10 +288,10 @@ class Inventory:
             await self._leaving.all_left()
         return Changes(appeared=tuple(identified), vanished=tuple(vanished))
 
-    async def _read(self, ves: dict[VeId, Ve]) -> NodeView:
+    async def _in_thread(self, read: Callable[..., _Read], *args: object) -> _Read:
         """Where nobody waits any more the thread goes on, and the next look not beside it."""
         loop = asyncio.get_running_loop()
-        reading = loop.run_in_executor(self._thread, self._reader.read, ves, self.view)
+        reading = loop.run_in_executor(self._thread, read, *args)
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
@@ -410,14 +412,15 @@ class Inventory:
         known = superblock
         try:
             fsid, uuid = answer.get("fsid"), answer.get("uuid")
+            members = block.btrfs_members(uuid) if uuid and superblock.fstype == "btrfs" else ()
             superblock = replace(
                 superblock,
                 uuid=uuid,
-                members=block.btrfs_members(uuid) if uuid and superblock.fstype == "btrfs" else (),
+                members=members,
                 fsid=bytes.fromhex(fsid) if fsid else None,
                 mmp=await _mmp(superblock) if mmp is None else mmp,
             )
-            devices = self._reader.devices(superblock.members)
+            devices = await self._in_thread(self._reader.devices, members) if members else {}
             superblock = on_its_device(superblock, devices)
             self.view = self.view.identified(superblock, devices)
             if known.fsid not in {None, superblock.fsid}:

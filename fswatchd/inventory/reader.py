@@ -66,9 +66,12 @@ class NodeReader:
         self._fuse_servers.forget()
 
     def devices(self, wanted: Iterable[Devno]) -> dict[Devno, BlockDevice]:
-        """These devices and all that they rest on, with the paths that VEs declare of images: a
-        name that the next look would change makes another filesystem of a btrfs (its key)."""
-        return self._stack.read(wanted, self._declared)
+        """These devices and all that they rest on, named as `read` names them: a btrfs whose image
+        is another one at the next look would be taken for another filesystem (`Filesystem.key`).
+
+        Blocks, as `read` does, and never beside it.
+        """
+        return self._devices(wanted, self._declared)
 
     def unread(self) -> str:
         """See MountScanner.unread."""
@@ -100,9 +103,8 @@ class NodeReader:
         own = ownership.node_own(mounted, node_namespace, self._needed())
         known = before.superblocks
         members = [member for devno in places if devno in known for member in known[devno].members]
-        devices = self._stack.read([*places, *members, *device_owners, *own], images)
+        devices = self._devices([*places, *members, *device_owners, *own], images)
         self._stack.keep_only(devices)
-        self._with_served(devices, images)
         paths = _paths(images, devices)
         # What lies on a server is not opened: it may not answer.
         local = {key: path for key, path in paths.items() if key[0] not in remote}
@@ -131,13 +133,15 @@ class NodeReader:
         view.work_out_dependents()  # here, not when an event waits for them
         return view
 
-    def _with_served(self, devices: dict[Devno, BlockDevice], images: Images) -> None:
-        """Add the files below nbd and ploop devices, and the devices these lie on."""
+    def _devices(self, wanted: Iterable[Devno], images: Images) -> dict[Devno, BlockDevice]:
+        """With the files below nbd and ploop devices, and the devices these lie on."""
+        devices = self._stack.read(wanted, images)
         for device in [one for one in devices.values() if one.kind in {"nbd", "ploop"}]:
             backing = self._images.served(device)
             devices[device.devno] = replace(device, backing=backing)
             if backing.image_devno is not None and backing.image_devno not in devices:
                 devices.update(self._stack.read([backing.image_devno], images))
+        return devices
 
     def _overlays(
         self,

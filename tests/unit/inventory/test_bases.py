@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
+
+import pytest
 
 from fswatchd.devno import Devno
 from fswatchd.inventory import bases
 from fswatchd.inventory.images import ImageReader
 from fswatchd.inventory.model import BlockDevice, ImageKey, VeId
 from fswatchd.inventory.places import Places
+from fswatchd.inventory.reader import NodeReader
+from fswatchd.inventory.stack import StackReader
 from fswatchd.inventory.view import NodeView
-from fswatchd.kernel import block
+from fswatchd.kernel import block, nbd
 from tests.unit.inventory.test_lookup import INSIDE, NODE, superblock, ve, view
 from tests.unit.inventory.test_stack_graph import PART, layered, loop_on
 from tests.unit.kernel.test_cow import third
@@ -172,3 +177,19 @@ def test_the_deltas_of_a_ploop_are_a_chain(tmp_path: Path, monkeypatch) -> None:
     backing = reader.served(BlockDevice(devno=Devno(182, 0), name="ploop101", kind="ploop"))
     assert backing.inode_key == key(top)
     assert reader.chains({}).bases == {key(top): key(snapshot), key(snapshot): key(root)}
+
+
+@pytest.mark.parametrize("kind", ["nbd", "ploop"])
+def test_what_serves_a_device_is_told_of_one_that_is_asked_about_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As a btrfs asks for its members: without their images it would get another key later."""
+    above = BlockDevice(devno=Devno(43, 0), name="nbd0", kind=kind)
+    served = tmp_path / "root.hds"
+    served.touch()
+    monkeypatch.setattr(StackReader, "read", lambda _, wanted, __: dict.fromkeys(wanted, above))
+    monkeypatch.setattr(nbd, "server", lambda _: 4711)
+    monkeypatch.setattr(nbd, "served", lambda _: [str(served)])
+    monkeypatch.setattr(block, "ploop_deltas", lambda _: [str(served)])
+    reader = NodeReader(cast("Any", None), lambda *_: None)
+    assert reader.devices([above.devno])[above.devno].backing.inode_key == key(served)

@@ -294,10 +294,10 @@ class Intake:
         for one in reversed(known):
             if one.domain is not domain:
                 continue
-            moved = mounted_since(view, one)
-            if moved is not None and moved.filesystem.key == found.filesystem.key:
-                self._book.put(moved)
-                return moved
+            again = mounted_since(view, one)
+            if again is not None and again.filesystem.key == found.filesystem.key:
+                self._book.put(again)
+                return again
         return None
 
     def _is_from_before(self, event: FsEvent) -> bool:

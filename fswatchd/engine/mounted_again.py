@@ -128,14 +128,14 @@ def taken_up(view: NodeView, incident: Incident) -> Incident | None:
         return None
     new = tuple(ve for ve in view.affected(found.devno) if ve not in incident.ves)
     through = tuple(ve for ve in new if ve in view.dependents(found.devno).ves)
-    moved = replace(
+    again = replace(
         incident,
         filesystem=view.describe(found),
         ves=(*incident.ves, *new),
         through=(*incident.through, *through),
     )
     text = f"the node was booted since; the volume was mounted again as {found.device}"
-    return moved.noted(time.time_ns(), text)
+    return again.noted(time.time_ns(), text)
 
 
 def _of_device(view: NodeView, incident: Incident) -> Incident | None:

@@ -331,7 +331,8 @@ class Operator:
         found = put_down(self._inventory.view, known, filesystem, Domain.DAMAGE)
         if found is None:
             return None
-        return replace(found, filesystem=replace(filesystem, uuid=found.filesystem.uuid))
+        about = replace(filesystem, uuid=found.filesystem.uuid)
+        return replace(found, filesystem=about, preview=None)
 
     def _most_wanted(self, found: list[Superblock]) -> list[Superblock]:
         with_incident = [

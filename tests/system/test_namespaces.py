@@ -450,6 +450,8 @@ class TestReusedLoop:
             path = f"/v1/incidents/{incident['id']}"
             wait_until(lambda: daemon.client.get(path)["waiting_for"] == "mount")
             assert daemon.client.get(path)["steps"] == []
+            assert daemon.client.get(path)["outcome"] != "repaired"
+            assert "it is mounted nowhere" in daemon.why(incident["id"])
             assert [digest(image), digest(other)] == before
             assert loop.status(device).backing_inode == other.stat().st_ino
         finally:

@@ -15,7 +15,7 @@ import pytest
 from fswatchd.drill import inside
 from fswatchd.kernel import cgroup, loop
 from tests.system import rules
-from tests.system.conftest import make_host, wait_until
+from tests.system.conftest import fswatch, make_host, wait_until
 
 
 def start(daemon, *ves, **config) -> None:
@@ -292,14 +292,34 @@ def put_down(daemon, incident_id: str) -> dict:
     )
 
 
+def damaged_and_stopped(daemon, ve) -> dict:
+    """The incident of a VE that was stopped before anybody had approved its repair."""
+    start(daemon, ve, mode="approve")
+    ve.damage_directory()
+    incident = daemon.wait_for_incident("waiting")
+    ve.kill()
+    return put_down(daemon, incident["id"])
+
+
+def test_a_volume_that_does_not_come_back_is_over_when_somebody_says_so(daemon, make_ve) -> None:
+    ve = make_ve()
+    first = damaged_and_stopped(daemon, ve)
+    untouched = ve.digest()
+    path = f"/v1/incidents/{first['id']}"
+    refused = fswatch(daemon, "approve", first["id"])
+    assert refused.returncode != 0
+    assert "waiting for mount" in refused.stderr
+    fswatch(daemon, "ack", first["id"])
+    assert daemon.client.get(path)["waiting_for"] == "mount"
+    fswatch(daemon, "ack", first["id"], "--recovered")
+    assert daemon.client.get(path)["outcome"] == "recovered"
+    assert ve.digest() == untouched
+
+
 def test_the_damage_is_known_still_when_the_ve_comes_back(daemon, make_ve) -> None:
     """Stopped by its owner, for longer than a restart takes, and the daemon as well."""
     ve = make_ve()
-    start(daemon, ve, mode="approve")
-    ve.damage_directory()
-    first = daemon.wait_for_incident("waiting")
-    ve.kill()
-    put_down(daemon, first["id"])
+    first = damaged_and_stopped(daemon, ve)
     daemon.stop()
     daemon.start()
     put_down(daemon, first["id"])
@@ -337,11 +357,7 @@ def test_what_an_admin_has_repaired_meanwhile_is_over_at_the_next_mount(daemon, 
 
 def test_a_repair_of_the_stopped_ve_takes_up_what_is_known_of_it(daemon, make_ve) -> None:
     ve = make_ve()
-    start(daemon, ve, mode="approve")
-    ve.damage_directory()
-    first = daemon.wait_for_incident("waiting")
-    ve.kill()
-    put_down(daemon, first["id"])
+    first = damaged_and_stopped(daemon, ve)
     assert daemon.client.post("/v1/repair", {"target": "ve101"})["id"] == first["id"]
     ended = daemon.wait_for_incident("closed", "needs-operator", timeout_s=60)
     assert (ended["id"], ended["outcome"]) == (first["id"], "repaired"), daemon.why(first["id"])

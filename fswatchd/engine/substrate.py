@@ -170,9 +170,14 @@ class Substrate:
         )
 
     async def has_room(self, superblock: Superblock) -> bool | None:
-        """Whether a write to the filesystem finds room; None where nobody can tell."""
-        room, _ = await self._room(superblock)
-        return None if room is None else not is_full(_with_room(_named(""), room))
+        """Whether a write to the filesystem finds room; None where nobody can tell.
+
+        Asked anew, and from then on what all others hear: who heard of a moment before would tell
+        that it is full once more, as soon as the incident of that is over.
+        """
+        self._measures.pop(superblock.identity, None)
+        layer = await self._measured(superblock)
+        return None if layer.free_bytes is None else not is_full(layer)
 
     async def _filesystem(self, superblock: Superblock) -> Layer:
         """A host filesystem as a layer.

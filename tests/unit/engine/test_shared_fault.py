@@ -392,7 +392,7 @@ class OnHost:
             },
         )
         self.of = {one.devno: one for one in (host, other, above)}
-        self.full = {"host": host.devno, "other": other.devno}[full].minor
+        self.full: int | None = {"host": host.devno, "other": other.devno}[full].minor
         inventory = SimpleNamespace(view=seen, opened=self.opened)
         state = SimpleNamespace(
             check=lambda _: None,
@@ -426,6 +426,22 @@ async def test_a_full_filesystem_is_blamed_by_what_lies_on_it_and_by_nobody_else
     cause = blame(await node.substrate.beneath(node.incident))
     assert (cause is not None) is blamed
     assert node.reported == (["loop0"] if blamed else [])
+
+
+async def test_a_host_that_has_room_again_is_full_for_nobody_any_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The incident of it is over then; who suffered from it is decided about in the same moment."""
+    book = IncidentBook(Store(tmp_path / "none.db"), "hn1")
+    node = OnHost(monkeypatch, book, full="host")
+    host = next(one for one in node.of.values() if one.devno.minor == node.full)
+    await node.substrate.beneath(node.incident)
+    assert await node.substrate.has_room(host) is False
+    node.reported.clear()
+    node.full = None
+    assert await node.substrate.has_room(host) is True
+    assert blame(await node.substrate.beneath(node.incident)) is None
+    assert node.reported == []
 
 
 async def test_a_server_that_is_lost_is_the_cause_of_all_that_has_its_image_there(

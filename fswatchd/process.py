@@ -26,6 +26,7 @@ from fswatchd.sandbox import Sandbox, SandboxError, flush
 from fswatchd.sandbox.bubblewrap import Bubblewrap
 from fswatchd.sandbox.entry import Entry
 from fswatchd.sandbox.unit import Unit
+from fswatchd.shielded import to_the_end
 
 MAX_OUTPUT = 1 << 20
 _GRACE_S = 2.0
@@ -151,9 +152,11 @@ async def run(
             env=ENVIRONMENT | (environment or {}),
             cwd="/",
         )
-    except OSError as error:
+    except (OSError, asyncio.CancelledError) as error:
         if entry is not None:
             entry.close()
+        if isinstance(error, asyncio.CancelledError):
+            raise
         raise ProcessError(f"cannot run {argv[0]}: {error.strerror}") from error
     if entry is not None:
         entry.started()
@@ -162,27 +165,19 @@ async def run(
     output = bytearray()
     reader = asyncio.create_task(_collect(process, output, max_output, on_output))
     timed_out = stuck = False
-    inside: int | None = None
     try:
         # The pipe may outlive the program in a daemon it left behind: wait for the program.
         async with asyncio.timeout(timeout_s):
             await process.wait()
     except TimeoutError:
         timed_out = True
-        stuck = not await _end(process, entry)
+        stuck = not await to_the_end(_end(process, entry))
     except asyncio.CancelledError:
-        await asyncio.shield(_end(process, entry))
+        await to_the_end(_end(process, entry))
         raise
     finally:
-        if not reader.done():
-            await asyncio.wait([reader], timeout=0.2)
-            reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await reader
-        _close_pipe(process)
-        if entry is not None:
-            inside, gone = await asyncio.to_thread(entry.finish, _GRACE_S)
-            stuck = stuck or not gone
+        inside, gone = await to_the_end(_wind_up(process, reader, entry))
+        stuck = stuck or not gone
     returncode = process.returncode if process.returncode is not None else -signal.SIGKILL
     if entry is not None and not timed_out and returncode >= 0:
         if inside is None:
@@ -252,6 +247,22 @@ async def _collect(
         output += chunk[: max(room, 0)]
         if on_output is not None:
             on_output(chunk)
+
+
+async def _wind_up(
+    process: asyncio.subprocess.Process, reader: asyncio.Task[None], entry: Entry | None
+) -> tuple[int | None, bool]:
+    """Close what led to the program; the exit code from inside its sandbox, and whether all that
+    was in there is gone."""
+    if not reader.done():
+        await asyncio.wait([reader], timeout=0.2)
+        reader.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await reader
+    _close_pipe(process)
+    if entry is None:
+        return None, True
+    return await asyncio.to_thread(entry.finish, _GRACE_S)
 
 
 async def _end(process: asyncio.subprocess.Process, entry: Entry | None) -> bool:

@@ -44,14 +44,14 @@ class Previews:
         """Give up what is being looked at, and leave nothing of it."""
         tasks = list(self._tasks.values())
         for task in tasks:
-            task.cancel()
+            _give_up(task)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _changed(self, _before: Incident | None, after: Incident) -> None:
         known = self._tasks.get(after.incident_id)
         if not self._asks(after):
             if known is not None:
-                known.cancel()
+                _give_up(known)
         elif known is None and after.preview is None:
             task = asyncio.get_running_loop().create_task(self._see(after.incident_id))
             self._tasks[after.incident_id] = task
@@ -86,3 +86,9 @@ class Previews:
         incident = self._book.get(incident_id)
         if incident is not None and self._asks(incident):
             self._book.put(replace(incident, preview=seen).noted(time.time_ns(), text))
+
+
+def _give_up(look: asyncio.Task[None]) -> None:
+    """Once, however often the incident changes: twice would cut off what deletes the clone."""
+    if not look.cancelling():
+        look.cancel()

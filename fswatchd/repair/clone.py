@@ -21,6 +21,7 @@ from fswatchd.kernel import extents, fs, lease
 from fswatchd.kernel.patience import Patience
 from fswatchd.kernel.syscalls import AT_FDCWD, RENAME_NOREPLACE, renameat2
 from fswatchd.repair.volume import ImageFile, Volume
+from fswatchd.shielded import ended, to_the_end
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
 
@@ -134,12 +135,8 @@ async def copy(
             await asyncio.wait({watching})
         if not done.succeeded:
             raise OSError(errno.EIO, done.describe(), path)
-        settling = asyncio.create_task(asyncio.to_thread(_settle, source, target))
-        try:
-            await asyncio.shield(settling)
-        finally:
-            # Who is cancelled does not end the thread: it needs its descriptors until it is done.
-            await asyncio.wait({settling})
+        # Who is cancelled does not end the thread: it needs its descriptors until it is done.
+        await to_the_end(asyncio.to_thread(_settle, source, target))
         return _finished(target, path, shared=False)
 
 
@@ -154,12 +151,12 @@ async def _to_its_end(make: Callable[..., Clone], *arguments: object) -> Clone:
     """What `make` makes in a thread; deleted again where nobody waits for it any more."""
     making = asyncio.create_task(asyncio.to_thread(make, *arguments))
     try:
-        return await asyncio.shield(making)
+        await ended(making)
     except asyncio.CancelledError:
-        await asyncio.wait({making})
         if making.exception() is None:
             making.result().remove()
         raise
+    return making.result()
 
 
 def _share(image: ImageFile, path: str) -> Clone:

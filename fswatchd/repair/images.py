@@ -11,6 +11,7 @@ from fswatchd.repair import clone, swap
 from fswatchd.repair.logical_volume import Stamp
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.volume import ImageFile, Volume
+from fswatchd.shielded import to_the_end
 from fswatchd.steps import ActionSettings, StepEnded
 
 
@@ -107,7 +108,7 @@ class Images:
         Cancelled, it comes to its end first: until then what has the clone's name may become the
         only original while somebody deletes the clone.
         """
-        await swap.to_the_end(asyncio.to_thread(swap.exchange, self._image, _file(made), stamp))
+        await to_the_end(asyncio.to_thread(swap.exchange, self._image, _file(made), stamp))
 
     async def keep(self, beside: str, kept: str) -> str:
         """See Storage."""

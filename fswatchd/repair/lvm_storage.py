@@ -27,8 +27,9 @@ from fswatchd.repair import logical_volume, lvm, scratch
 from fswatchd.repair.clone import NotShareableError
 from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.progress import OnProgress
-from fswatchd.repair.swap import HalfSwappedError, StaleError, SwapError, to_the_end
+from fswatchd.repair.swap import HalfSwappedError, StaleError, SwapError
 from fswatchd.repair.volume import Volume
+from fswatchd.shielded import to_the_end
 from fswatchd.steps import ActionSettings, refuse
 from fswatchd.units import show_size
 

@@ -24,6 +24,7 @@ from fswatchd.helpers.client import Helper, HelperError
 from fswatchd.inventory.model import Superblock
 from fswatchd.repair import clone
 from fswatchd.repair.volume import ImageFile
+from fswatchd.shielded import ended, to_the_end
 from fswatchd.steps import ActionContext
 
 # Longer than the kernel keeps dirty data and its journal (vm.dirty_*_centisecs, commit=) usually.
@@ -111,8 +112,11 @@ class Search:
         running = [task for task in (self._look, self._compared) if task is not None]
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await self._helper.close(kill=True)
+        try:
+            await ended(asyncio.gather(*running, return_exceptions=True))
+        finally:
+            # What it has open keeps the VE's filesystem mounted.
+            await to_the_end(self._helper.close(kill=True))
 
     async def _look_at_device(self) -> None:
         with await asyncio.to_thread(self._open_device) as device:

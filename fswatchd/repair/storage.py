@@ -16,6 +16,7 @@ from fswatchd.repair.logical_volume import LogicalVolume, Stamp
 from fswatchd.repair.lvm_storage import LvmStorage
 from fswatchd.repair.progress import OnProgress
 from fswatchd.repair.volume import Volume
+from fswatchd.shielded import ended
 from fswatchd.steps import ActionSettings, refuse
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ async def while_there_is_room(work: Coroutine[Any, Any, T], storage: Storage) ->
         return task.result()
     finally:
         task.cancel()
-        await asyncio.wait({task})
+        await ended(task)
 
 
 async def wake(volume: Volume | None, settings: ActionSettings) -> None:

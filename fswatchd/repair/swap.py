@@ -6,11 +6,7 @@ one. What the name leads to is told by inode, so an interrupted exchange is reco
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Coroutine
-from contextlib import suppress
-from typing import Any
 
 from fswatchd.kernel.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 from fswatchd.repair.logical_volume import Stamp
@@ -64,23 +60,6 @@ def exchange(image: ImageFile, clone: ImageFile, stamp: Stamp | None = None) -> 
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do what must not be left in the middle, nor go on beside what follows it.
-
-    Cancelled, it comes to its end first.
-    """
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # looked at: who has cancelled it hears of that alone
-        raise
 
 
 def is_exchanged(image: ImageFile, clone: ImageFile) -> bool:

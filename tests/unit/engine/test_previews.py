@@ -149,3 +149,32 @@ async def test_it_is_given_up_when_the_question_is_answered(how: str) -> None:
     await asyncio.wait_for(look.given_up.wait(), 10)
     assert book.last is not None
     assert book.last.preview is None
+
+
+async def test_a_look_that_is_given_up_is_given_up_once() -> None:
+    """A plan changes its incident with each step; the clone is being deleted meanwhile."""
+    book = Book()
+    deleting, deleted, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def look(*_: Any) -> dict[str, Any]:
+        try:
+            await over.wait()
+        finally:
+            deleting.set()
+            await over.wait()
+            deleted.set()
+        raise AssertionError
+
+    made = Previews(cast("Any", book), lambda: rules("fsck", ""), look)
+    book.put(asking())
+    await asyncio.sleep(0)
+    (task,) = made._tasks.values()
+    book.put(replace(asking(), state=State.ACTING))
+    await deleting.wait()
+    for number in range(3):
+        book.put(replace(asking(), state=State.ACTING).noted(number, "a step"))
+        await asyncio.sleep(0)
+    over.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert deleted.is_set()

@@ -226,6 +226,7 @@ class Daemon:
                 self._book,
                 self.inventory,
                 self._listening.state,
+                forget_volume=self._listening.memory.forget,
                 poke=self._decider.poke,
                 device_fault=substrate.device_fault,
             ),

@@ -31,6 +31,8 @@ _FLAPS_REFUSED = 2
 _NAMES_SHOWN = 8
 # Steps that work on a volume, and not on the VE as a whole.
 _ON_THE_VOLUME = frozenset({"contain", "fsck", "remount", "scrub", "snapshot", "trim"})
+# And those that change neither.
+_ASIDE = frozenset({"exec", "notify", "quarantine"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +159,10 @@ def _guard_confirmed(
 def _guard_mount(
     rule: Rule, _incident: Incident, scope: Scope, _state: PolicyState, _now_ns: int
 ) -> GuardAnswer:
-    """A VE may be stopped because its owner works on its volume: two at one image would harm it."""
-    if scope.unmounted and any(step.do in _ON_THE_VOLUME for step in rule.step):
-        text = "it is mounted nowhere: its VE was stopped, or has unmounted it"
+    """A VE may be stopped because its owner works on its volume: two at one image would harm it,
+    and so would a start of the VE."""
+    if scope.unmounted and any(step.do not in _ASIDE for step in rule.step):
+        text = "it is mounted nowhere, as far as is known: its VE was stopped, or has unmounted it"
         return _later("mount", text)
     return _yes("mount", "it is where it was when this was heard of")
 

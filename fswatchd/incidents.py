@@ -72,6 +72,8 @@ class Filesystem:
     backing file of a loop device and its (device, inode). With a `server` it is all that this one
     serves to the node: when it does not answer, that is one fault. `boot` is the earlier boot (its
     id) that number and sequence are of: both are dealt anew since. None is the present one.
+    `unmounted` says that it was seen unmounted: whoever is mounted with its number is another
+    mount, also where that is of the same device.
     """
 
     devno: Devno | None
@@ -84,6 +86,7 @@ class Filesystem:
     mountpoints: tuple[str, ...] = ()
     server: str | None = None
     boot: str | None = None
+    unmounted: bool = False
 
     @property
     def key(self) -> str:
@@ -95,10 +98,13 @@ class Filesystem:
             # By its path: the inode is another one after a repair has exchanged it.
             return f"name:{self.device or ''}:{self.fstype or ''}:{self.image or ''}"
         number = str(self.devno) if self.boot is None else f"{self.boot}/{self.devno}"
+        if self.unmounted:
+            number = f"unmounted/{number}"
         if self.devno.major == 0:
             # The kernel gives the number of a filesystem that lies on no single device (btrfs) to
-            # the next one at once, and counts no attachments of it.
-            return f"{number}/{self.image or self.device or ''}"
+            # the next one at once, and counts no attachments of it. An image may be renamed, or
+            # another one may get its path.
+            return f"{number}/{self.image_inode or self.image or self.device or ''}"
         return f"{number}/{self.disk_sequence or 0}"
 
     def is_volume_of(self, other: Filesystem) -> bool:

@@ -15,7 +15,15 @@ from dataclasses import replace
 from fswatchd import views
 from fswatchd.book import IncidentBook
 from fswatchd.engine.history import boottime_ns
-from fswatchd.engine.mounted_again import has_another, is_known, is_put_down, moved, taken_up
+from fswatchd.engine.mounted_again import (
+    has_another,
+    is_known,
+    is_put_down,
+    is_unnamed,
+    moved,
+    taken_up,
+    unmounted,
+)
 from fswatchd.engine.said_well import can_be_read
 from fswatchd.engine.substrate import is_multipath
 from fswatchd.events import Domain, EventClass, Health, names_filesystem, printable
@@ -245,6 +253,7 @@ class Closer:
             elif has_another(self._inventory.view, incident):
                 text = f"it was repaired, and another filesystem is at {incident.filesystem.image}"
             if text is not None:
+                self._forget_volume(incident.filesystem.volume_key)
                 self._book.close(incident, Outcome.DISMISSED, text)
             return
         self._verifying_since.pop((incident.incident_id, incident.attempts), None)
@@ -259,9 +268,9 @@ class Closer:
         return incident.state is State.VERIFYING and nowhere
 
     def _wait_for_its_ve(self, incident: Incident) -> None:
-        if not incident.filesystem.mountpoints:
+        if incident.filesystem.unmounted:
             return
-        known = replace(incident.filesystem, mountpoints=())
+        known = unmounted(incident.filesystem)
         text = f"{known.device} is mounted no longer; what is wrong with it is not over by that"
         self._book.put(replace(incident, filesystem=known).noted(time.time_ns(), text))
         self._poke(incident.incident_id)
@@ -403,14 +412,17 @@ class Closer:
                 self._book.close(present, Outcome.FALSE_ALARM, text)
             return
         known = incident.filesystem
-        if known.devno is None and (known.device is None or known.image is not None):
-            return
-        if known.devno is None and (
-            not incident.recent or _quiet_s(incident) <= incident.healthy_s
-        ):
-            return  # each line about a device that is gone would open another one
         successor = self._successor(incident)
         if successor is None:
+            if known.devno is None and (known.device is None or known.image is not None):
+                return
+            if known.devno is None and (
+                not incident.recent or _quiet_s(incident) <= incident.healthy_s
+            ):
+                return  # each line about a device that is gone would open another one
+            if is_unnamed(self._inventory.view, known):
+                self._missing.pop(incident.incident_id, None)
+                return
             # One look may have missed it in the middle of a change.
             since = self._missing.setdefault(incident.incident_id, time.monotonic())
             if time.monotonic() - since < _MISSING_S:
@@ -434,7 +446,7 @@ class Closer:
                     f"the volume was mounted again as {successor.device}; only a check would tell "
                     "whether it is damaged still"
                 )
-            self._book.put(moved(incident, successor).noted(time.time_ns(), text))
+            self._book.put(moved(incident, successor, text))
             self._poke(incident.incident_id)
 
     async def _end_a_stop(self, incident: Incident, superblock: Superblock) -> bool:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from fswatchd.book import IncidentBook
+from fswatchd.engine import mounted_again
 from fswatchd.engine.attribution import Attribution, attribute
 from fswatchd.engine.hearing import Hearing
-from fswatchd.engine.mounted_again import mounted_since, put_down
 from fswatchd.engine.naming import Naming
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, EventClass, FsEvent, Lost, domain_of, is_of_device
@@ -173,9 +173,7 @@ class Intake:
                 for event, before in events:
                     # The first of them may have opened what the others belong to.
                     found = attribute(event, self._inventory.view)
-                    gone = found.superblock is None and not found.ves
-                    # A mount that fails gives its loop device back at once.
-                    self._accept(event, before if gone else found)
+                    self._accept(event, before if _is_gone(before, found) else found)
                 if self._unplaced:
                     await asyncio.sleep(_IDLE_SHARE * (time.monotonic() - begin))
         finally:
@@ -289,16 +287,10 @@ class Intake:
         if incident is not None:
             return incident
         view, known = self._inventory.view, self._book.open_incidents()
-        if found.superblock is None:
-            return put_down(view, known, found.filesystem, domain)
-        for one in reversed(known):
-            if one.domain is not domain:
-                continue
-            again = mounted_since(view, one)
-            if again is not None and again.filesystem.key == found.filesystem.key:
-                self._book.put(again)
-                return again
-        return None
+        incident = mounted_again.find(view, known, found.filesystem, domain, found.ves)
+        if incident is not None and incident is not self._book.get(incident.incident_id):
+            self._book.put(incident)
+        return incident
 
     def _is_from_before(self, event: FsEvent) -> bool:
         """Whether the kernel wrote the line before we were started, so that its device may be
@@ -421,6 +413,15 @@ def _happened_ns(event: FsEvent) -> int:
     """When the kernel wrote the line, or when we heard of it (CLOCK_MONOTONIC)."""
     written_ns = _written_ns(event)
     return event.mono_ns if written_ns is None else written_ns
+
+
+def _is_gone(before: Attribution, found: Attribution) -> bool:
+    """Whether a device is nobody's by now, or another's: a mount that fails gives its loop device
+    back at once."""
+    if found.superblock is None and not found.ves:
+        return True
+    was, now = before.filesystem.disk_sequence, found.filesystem.disk_sequence
+    return bool(was) and bool(now) and was != now
 
 
 def _knows_better(found: Attribution, incident: Incident) -> bool:

@@ -28,7 +28,7 @@ def is_put_down(inventory: Inventory, incident: Incident) -> bool:
         and incident.domain is Domain.DAMAGE
         and is_unmounted(inventory.view, incident.filesystem)
         and is_known(inventory, incident.direct_ves)
-        and not _in_its_place(inventory.view, incident)
+        and not _has_made_way(inventory.view, incident)
     )
 
 
@@ -41,13 +41,12 @@ def is_known(inventory: Inventory, ves: Sequence[str]) -> bool:
 def has_another(view: NodeView, incident: Incident) -> bool:
     """Whether its VE has mounted something else from the same path: a backup, for example."""
     known = incident.filesystem
-    if known.image is None or known.uuid is None:
-        return False
-    return any(now.uuid not in {None, known.uuid} for now in _in_its_place(view, incident))
+    return known.image is not None and known.uuid is not None and _has_made_way(view, incident)
 
 
-def _in_its_place(view: NodeView, incident: Incident) -> list[Filesystem]:
-    """What its VEs have mounted from the same image or device, by its name."""
+def _has_made_way(view: NodeView, incident: Incident) -> bool:
+    """Whether its VEs have another filesystem in its place by now; any, where nothing tells what
+    was there. One that no look has named yet may be the same."""
     known = incident.filesystem
     mounted = [
         view.describe(found)
@@ -55,8 +54,10 @@ def _in_its_place(view: NodeView, incident: Incident) -> list[Filesystem]:
         for found in view.superblocks_of(VeId(ve))
     ]
     if known.image is not None:
-        return [now for now in mounted if now.image == known.image]
-    return [now for now in mounted if now.image is None and now.device == known.device]
+        in_its_place = [now for now in mounted if now.image == known.image]
+    else:
+        in_its_place = [now for now in mounted if now.image is None and now.device == known.device]
+    return any(known.uuid is None or now.uuid not in {None, known.uuid} for now in in_its_place)
 
 
 def is_unmounted(view: NodeView, known: Filesystem) -> bool:
@@ -65,24 +66,73 @@ def is_unmounted(view: NodeView, known: Filesystem) -> bool:
     return was_mounted and view.attached(known) is None
 
 
-def put_down(
-    view: NodeView, incidents: Sequence[Incident], filesystem: Filesystem, domain: Domain
+def is_unnamed(view: NodeView, known: Filesystem) -> bool:
+    """Whether what is mounted with its number may be it: a btrfs that no look has named yet."""
+    if known.devno is None or known.boot is not None or known.unmounted:
+        return False
+    found = view.superblocks.get(known.devno)
+    if found is None or known.devno.major != 0:
+        return False
+    return (found.fstype, found.uuid) == (known.fstype, None)
+
+
+def unmounted(known: Filesystem) -> Filesystem:
+    """A filesystem that was seen unmounted: only `NodeView.successor` finds it again."""
+    return replace(known, unmounted=True, mountpoints=())
+
+
+def find(
+    view: NodeView,
+    incidents: Sequence[Incident],
+    filesystem: Filesystem,
+    domain: Domain,
+    ves: Sequence[str],
 ) -> Incident | None:
-    """The newest of these that is about an image that was mounted then; None where there is none
-    that nobody has begun to repair."""
-    if filesystem.image is None:
-        return None
-    wanted = (domain, filesystem.image)
+    """The newest of these that is about this filesystem of these VEs without its number telling so:
+    as `mounted_since` has it where it is mounted, and as it is where it is mounted nowhere."""
+    if filesystem.devno not in view.superblocks:
+        return _put_down(view, incidents, filesystem, domain, ves)
+    for one in reversed(incidents):
+        again = mounted_since(view, one) if one.domain is domain else None
+        if again is not None and again.filesystem.key == filesystem.key:
+            return again
+    return None
+
+
+def _put_down(
+    view: NodeView,
+    incidents: Sequence[Incident],
+    filesystem: Filesystem,
+    domain: Domain,
+    ves: Sequence[str],
+) -> Incident | None:
+    """One that is about an image, or a device still attached, that was mounted then, and that
+    nobody has begun to repair."""
     return next(
         (
             one
             for one in reversed(incidents)
-            if (one.domain, one.filesystem.image) == wanted
+            if one.domain is domain
             and one.state in UNDECIDED
-            and is_unmounted(view, one.filesystem)
+            and _is_nowhere(view, one.filesystem)
+            and _is_of_one_volume(one.filesystem, filesystem)
+            and not (ves and one.direct_ves and set(ves).isdisjoint(one.direct_ves))
         ),
         None,
     )
+
+
+def _is_of_one_volume(known: Filesystem, other: Filesystem) -> bool:
+    if known.image is None and other.image is None:
+        attached = (known.devno, known.disk_sequence, known.boot)
+        return bool(known.disk_sequence) and attached == (other.devno, other.disk_sequence, None)
+    inodes = {known.image_inode, other.image_inode} - {None}
+    return known.image == other.image and len(inodes) < 2
+
+
+def _is_nowhere(view: NodeView, known: Filesystem) -> bool:
+    """Also an image that somebody wanted repaired while it was unmounted."""
+    return is_unmounted(view, known) or (known.devno is None and known.image is not None)
 
 
 def mounted_since(view: NodeView, incident: Incident) -> Incident | None:
@@ -91,28 +141,31 @@ def mounted_since(view: NodeView, incident: Incident) -> Incident | None:
     known = incident.filesystem
     if known.boot is not None:
         return taken_up(view, incident)
-    if incident.state not in UNDECIDED or not is_unmounted(view, known):
+    if incident.state not in UNDECIDED or not _is_nowhere(view, known):
         return None
     found = view.successor(known, incident.direct_ves)
     if found is None:
         return None
-    text = f"the volume was mounted again as {found.device}"
-    return moved(incident, found).noted(time.time_ns(), text)
+    return moved(incident, found, f"the volume was mounted again as {found.device}")
 
 
-def moved(incident: Incident, found: Superblock) -> Incident:
-    """The incident about its volume as it is mounted now, within the same boot.
+def moved(incident: Incident, found: Superblock, text: str) -> Incident:
+    """The incident about its volume as it is mounted now, within the same boot; `text` says so.
 
     What a repair would do was seen of what was there before; approved it stays while it is the same
-    file. The errors of a loop device came from beneath, where they are remembered; this is another
-    one.
+    file, and who has asked for the repair of what was mounted nowhere has asked for that only. The
+    errors of a loop device came from beneath, where they are remembered; this is another one.
     """
+    known = incident.filesystem
     again = replace(incident, filesystem=describe(found), preview=None)
     if found.backing.kind == "loop":
         again = replace(again, device_errors=0, device_since_ns=None)
-    if again.filesystem.image_inode != incident.filesystem.image_inode:
+    if again.filesystem.image_inode != known.image_inode:
         again = replace(again, approved_by=None)
-    return again
+    if known.devno is None and incident.requested_by is not None:
+        again = replace(again, requested_by=None, requested_ns=None, forced=False)
+        text += f"; what {incident.requested_by} asked for was a repair of it unmounted: ask again"
+    return again.noted(time.time_ns(), text)
 
 
 def taken_up(view: NodeView, incident: Incident) -> Incident | None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from fswatchd import guards, policy
 from fswatchd.book import IncidentBook
+from fswatchd.engine import mounted_again
 from fswatchd.engine.arming import Arming
 from fswatchd.engine.closer import Closer
 from fswatchd.engine.decider import Decider
 from fswatchd.engine.executor import Executor
 from fswatchd.engine.history import boottime_ns
-from fswatchd.engine.mounted_again import put_down
 from fswatchd.engine.preview_clones import PreviewClones
 from fswatchd.engine.said_well import SaidWell
 from fswatchd.errors import ConflictError, RefusedError, UnknownTargetError
@@ -136,8 +136,8 @@ class Operator:
         self._arming.refuse_if_disarmed(ves)
         self._refuse_if_not_repairable(filesystem, ves)
         incident = self._book.find(filesystem, Domain.DAMAGE)
-        if incident is None and filesystem.devno is None:
-            incident = self._known_before_its_stop(filesystem)
+        if incident is None:
+            incident = self._known_otherwise(filesystem, ves)
         if incident is not None:
             refuse_another(incident, filesystem, ves)
         else:
@@ -325,12 +325,13 @@ class Operator:
             )
         return describe(found[0]), tuple(view.users[found[0].devno].ves)
 
-    def _known_before_its_stop(self, filesystem: Filesystem) -> Incident | None:
-        """From now on it is about the image, and not about the device that was mounted."""
-        known = self._book.open_incidents()
-        found = put_down(self._inventory.view, known, filesystem, Domain.DAMAGE)
-        if found is None:
-            return None
+    def _known_otherwise(self, filesystem: Filesystem, ves: tuple[str, ...]) -> Incident | None:
+        """One of a volume that was put down: mounted again a moment ago, or from now on about the
+        image, and not about the device that was mounted."""
+        view, known = self._inventory.view, self._book.open_incidents()
+        found = mounted_again.find(view, known, filesystem, Domain.DAMAGE, ves)
+        if found is None or filesystem.devno is not None:
+            return found
         about = replace(filesystem, uuid=found.filesystem.uuid)
         return replace(found, filesystem=about, preview=None)
 

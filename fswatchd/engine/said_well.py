@@ -36,12 +36,14 @@ class SaidWell:
         inventory: Inventory,
         state: StateSource,
         *,
+        forget_volume: Callable[[str], None],
         poke: Callable[[str], None],
         device_fault: Callable[[BlockDevice], Awaitable[str | None]],
     ) -> None:
         self._book = book
         self._inventory = inventory
         self._state = state
+        self._forget_volume = forget_volume
         self._poke = poke
         self._device_fault = device_fault
 
@@ -89,6 +91,9 @@ class SaidWell:
             )
         current = replace(current, acknowledged_by=by)
         if not unwell:
+            if superblock is None:
+                # Nobody was asked: what its next mount says is news.
+                self._forget_volume(known.volume_key)
             return self._book.close(current, Outcome.RECOVERED, said)
         current = replace(current, state=State.OPEN, device_errors=0, device_since_ns=None)
         current = current.noted(time.time_ns(), said)

@@ -53,7 +53,7 @@ def scope(
         children=tuple(printable(name) for name in children),
         devices=devices,
         filesystems=filesystems,
-        shared_with=_shared_with(view, incident),
+        shared_with=_shared_with(view, incident, devno),
         role=_role(incident, superblock, known),
         copies=_copies(view, book, incident, known, copy_labels),
         held_by=_held_by(book, incident, ves),
@@ -155,14 +155,14 @@ def _runs(ve: Ve) -> bool:
     return ve.state is VeState.RUNNING and not ve.busy
 
 
-def _shared_with(view: NodeView, incident: Incident) -> str | None:
+def _shared_with(view: NodeView, incident: Incident, devno: Devno | None) -> str | None:
     """Why another node may own what the incident is about; None where nothing says so."""
     found = None
     if incident.domain is Domain.REMOTE:
         server = incident.filesystem.server or "another machine"
         return f"{printable(server)} serves it: nothing of it can be repaired from here"
-    if incident.filesystem.devno is not None:
-        found = ownership.shared_with(view, incident.filesystem.devno)
+    if devno is not None:
+        found = ownership.shared_with(view, devno)
     elif incident.filesystem.image is not None:
         found = ownership.shared_image(view, incident.filesystem.image)
     return f"{found}; {ownership.WHAT_NOW}" if found else None

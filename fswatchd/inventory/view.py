@@ -229,6 +229,9 @@ class NodeView:
             return devno in self.users or devno in self.devices
         if (found := self.superblocks.get(devno)) is not None:
             return self.describe(found).key != filesystem.key
+        # Overlays and what servers serve are numbered like btrfs.
+        if (other := self.overlays.get(devno) or self.remote.get(devno)) is not None:
+            return other.fstype != filesystem.fstype
         device = self.devices.get(devno)
         return device is not None and device.disk_sequence != filesystem.disk_sequence
 
@@ -237,24 +240,25 @@ class NodeView:
         one may be it.
 
         The number of an inode is given to the next file at once, the name of a device to the next
-        one, and a UUID is copied with a template: none of these says it alone.
+        one, and a UUID is copied with a template: none of these says it alone. What another VE has
+        by now is another VE's.
         """
         wanted, uuid = filesystem, filesystem.uuid
         mounted = [(found, self.describe(found)) for found in self.superblocks.values()]
         if wanted.image is not None or wanted.image_inode is not None:
-            by_path = [one for one, now in mounted if _at_its_path(now, wanted)]
-            by_inode = [
+            fitting = [
                 one
                 for one, now in mounted
-                if _on_its_inode(now, wanted) and not self._is_of_others(one, ves)
+                if (_at_its_path(now, wanted) or _on_its_inode(now, wanted))
+                and not self._is_of_others(one, ves)
             ]
-            fitting = list({one.devno: one for one in (*by_path, *by_inode)}.values())
         else:
             same = [
                 (one, now)
                 for one, now in mounted
                 if uuid is not None
                 and (now.uuid, now.image_inode) == (uuid, None)
+                and self._may_be_its_device(now, wanted, ves)
                 and not self._is_of_others(one, ves)
             ]
             # Names are dealt anew at each boot, also among those of one UUID.
@@ -265,6 +269,16 @@ class NodeView:
     def _is_of_others(self, superblock: Superblock, ves: Collection[str]) -> bool:
         users = self.users[superblock.devno].ves
         return bool(ves) and bool(users) and not set(users) & set(ves)
+
+    def _may_be_its_device(self, now: Filesystem, wanted: Filesystem, ves: Collection[str]) -> bool:
+        """A snapshot of it has its UUID: what the node mounts beside a VE is the VE's volume only
+        where that is the very device."""
+        attached = (now.devno, now.disk_sequence, None)
+        if now.disk_sequence and (wanted.devno, wanted.disk_sequence, wanted.boot) == attached:
+            return True
+        if ves:
+            return now.devno is not None and not set(self.users[now.devno].ves).isdisjoint(ves)
+        return wanted.boot is not None or now.device == wanted.device
 
     def describe(self, superblock: Superblock) -> Filesystem:
         """A superblock of this view as incidents remember it; worked out once."""

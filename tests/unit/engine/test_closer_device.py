@@ -85,6 +85,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fault: str | None = None
         self.readable = True
+        self.forgotten: list[str] = []
         monkeypatch.setattr(block, "read_ends", self._read_ends)
         filesystem = builders.filesystem(devno=SDA, device="sda", fstype="block", disk_sequence=7)
         event = builders.event("kmsg", "io_error", fstype="block")
@@ -95,6 +96,7 @@ class Disk:
             cast("Any", self.book),
             cast("Any", SimpleNamespace(view=self.view, refresh=refreshed)),
             cast("Any", SimpleNamespace()),
+            forget_volume=self.forgotten.append,
             poke=lambda _: None,
             device_fault=self._fault,
         )
@@ -167,6 +169,7 @@ async def test_of_what_is_no_fault_of_a_device_the_filesystem_is_asked(
     disk.book.incident = builders.incident(builders.event("kmsg", "corruption", fstype="xfs"))
     if unwell is None:
         assert (await disk.recovered()).outcome is Outcome.RECOVERED
+        assert disk.forgotten == []
         return
     with pytest.raises(RefusedError, match=r"loop3 has not recovered: .*3 errors") as refused:
         await disk.recovered()
@@ -180,6 +183,16 @@ async def test_of_what_is_gone_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) 
     gone = builders.filesystem(devno=None, device="sdz1", image=None, image_inode=None)
     disk.book.incident = builders.incident(event, filesystem=gone)
     assert (await disk.recovered()).outcome is Outcome.RECOVERED
+
+
+async def test_what_the_next_mount_of_an_unmounted_volume_says_is_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = Disk(monkeypatch)
+    known = builders.filesystem(unmounted=True)
+    disk.book.incident = builders.incident(filesystem=known)
+    assert (await disk.recovered()).outcome is Outcome.RECOVERED
+    assert disk.forgotten == [known.volume_key]
 
 
 async def test_of_a_device_that_is_another_one_by_now_nothing_is_asked(

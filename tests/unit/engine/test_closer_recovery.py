@@ -111,12 +111,15 @@ def test_errors_of_an_attachment_are_no_errors_of_the_next_one(kind: str, errors
     known = {} if kind == "loop" else {"image": None, "image_inode": None}
     before = builders.incident(filesystem=builders.filesystem(**known), device_errors=5)
     put: list[Incident] = []
+    mine = ve("lxc", "ve101")
+    view = NodeView(
+        superblocks={again.devno: again},
+        ves={mine.ve_id: mine},
+        device_owners={again.devno: mine.ve_id},
+    )
     closer = Closer(
         cast("Any", SimpleNamespace(get=lambda _: before, put=put.append)),
-        cast(
-            "Any",
-            SimpleNamespace(view=NodeView(superblocks={again.devno: again}), refresh=refreshed),
-        ),
+        cast("Any", SimpleNamespace(view=view, refresh=refreshed)),
         cast("Any", State(Health.OK)),
         forget_volume=lambda _: None,
         poke=lambda _: None,
@@ -359,6 +362,7 @@ def test_damage_is_not_over_because_its_ve_is_stopped(
     found = replace(found, confirmed=confirmed)
     closed, (kept,) = ended(monkeypatch, found)
     assert closed == []
+    assert kept.filesystem.unmounted
     assert kept.filesystem.mountpoints == ()
     assert "not over by that" in kept.log[-1][1]
     assert ended(monkeypatch, kept) == ([], [])  # it is said once
@@ -459,3 +463,89 @@ def test_a_stop_is_over_with_it_and_damage_is_not(
     assert bool(closed) is closes
     if klass == "corruption" and sequence == 43:
         assert "only a check would tell" in put[-1].log[-1][1]
+
+
+DM3 = builders.filesystem(device="dm-3", devno=Devno(253, 3), image=None, image_inode=None)
+PUT_DOWN = replace(DM3, unmounted=True)
+
+
+def logical_volume(**more: Any) -> Superblock:
+    """That of ve101, on the very device that it was on before."""
+    values: dict[str, Any] = {
+        "devno": Devno(253, 3),
+        "fstype": "ext4",
+        "device": "dm-3",
+        "disk_sequence": DM3.disk_sequence,
+        "mounts": (),
+        "backing": Backing(kind="device"),
+        "uuid": DM3.uuid,
+    }
+    return Superblock(**(values | more))
+
+
+@pytest.mark.parametrize("uuid", [DM3.uuid, None], ids=["named", "not-named-yet"])
+@pytest.mark.parametrize("health", [Health.OK, Health.DAMAGED])
+def test_what_was_put_down_is_looked_at_anew_on_the_very_same_device(
+    monkeypatch: pytest.MonkeyPatch, health: Health, uuid: str | None
+) -> None:
+    """Its owner may have repaired it: nothing else does then."""
+    again = logical_volume(uuid=uuid)
+    closed, put = ended(
+        monkeypatch, quiet("corruption", filesystem=PUT_DOWN), again, health=health, of_ve=again
+    )
+    if uuid is None:
+        assert (closed, put) == ([], [])
+    elif health is Health.OK:
+        assert (len(closed), put) == (1, [])
+    else:
+        assert closed == []
+        assert not put[0].filesystem.unmounted
+        closed, put = ended(monkeypatch, put[0])
+        assert put[0].filesystem.unmounted  # and once more, when it is put down again
+
+
+@pytest.mark.parametrize("kind", ["device", "image", "image-twice"])
+def test_nothing_is_over_while_what_is_mounted_may_be_it(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A look has not named it yet; or two may be it."""
+    if kind == "device":
+        known, mounted = DM3, [logical_volume(disk_sequence=60, uuid=None)]
+    else:
+        known = builders.filesystem(unmounted=True)
+        inode, uuid = (79, None) if kind == "image" else (77, known.uuid)
+        backing = Backing(
+            kind="loop", image=known.image, image_devno=Devno(8, 1), image_inode=inode
+        )
+        again = replace(superblock(4), uuid=uuid, disk_sequence=50, backing=backing)
+        mounted = [again, replace(again, devno=Devno(7, 5))][: 1 + (kind == "image-twice")]
+    found = quiet("corruption", filesystem=known)
+    closed, _ = ended(monkeypatch, found, *mounted, of_ve=mounted[0])
+    assert closed == []
+
+
+def test_a_btrfs_that_no_look_has_named_is_not_said_to_be_unmounted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    number = Devno(0, 45)
+    known = builders.filesystem(devno=number, fstype="btrfs", disk_sequence=None)
+    unnamed = logical_volume(devno=number, fstype="btrfs", disk_sequence=None, uuid=None)
+    found = quiet("corruption", filesystem=known)
+    assert ended(monkeypatch, found, unnamed, of_ve=unnamed) == ([], [])
+    other = replace(unnamed, uuid="another")
+    _, (kept,) = ended(monkeypatch, found, other, of_ve=other)
+    assert kept.filesystem.unmounted
+
+
+def test_a_repair_that_was_asked_for_of_an_unmounted_image_is_not_done_to_a_mounted_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = builders.filesystem(devno=None, device=None, disk_sequence=None, image_inode=None)
+    found = quiet("corruption", filesystem=known, requested_by="root", forced=True)
+    assert ended(monkeypatch, found) == ([], [])
+    backing = Backing(kind="loop", image=known.image, image_devno=Devno(8, 1), image_inode=77)
+    again = replace(superblock(4), uuid=known.uuid, backing=backing)
+    closed, (put,) = ended(monkeypatch, found, again)
+    assert closed == []
+    assert (put.requested_by, put.forced, put.filesystem.devno) == (None, False, again.devno)
+    assert "ask again" in put.log[-1][1]

@@ -22,7 +22,7 @@ from fswatchd.events import Domain, EventClass, Lost
 from fswatchd.incidents import Outcome, State
 from fswatchd.inventory.model import Backing, VeId
 from fswatchd.inventory.view import NodeView
-from fswatchd.kernel import loop, proc
+from fswatchd.kernel import block, loop, proc
 from fswatchd.kernel.logclock import LogClock
 from fswatchd.store.store import Store
 from tests.unit.builders import event, filesystem, incident
@@ -463,9 +463,16 @@ async def test_lines_about_what_nobody_here_knows_share_a_look_at_the_node(path)
     await running.store.close()
 
 
-async def test_what_was_mounted_a_moment_ago_is_found_by_the_look(path) -> None:
+@pytest.mark.parametrize("attached_anew", [False, True])
+async def test_what_was_mounted_a_moment_ago_is_found_by_the_look(
+    path, monkeypatch: pytest.MonkeyPatch, *, attached_anew: bool
+) -> None:
+    """A mount that fails gives its loop device back at once, and another VE may have it then."""
     running = await Running(path).start()
     found = superblock(3, (INSIDE, "/"))
+    assert found.disk_sequence is not None
+    heard_of = found.disk_sequence - attached_anew
+    monkeypatch.setattr(block, "disk_sequence", lambda _: heard_of)
 
     async def refresh(**_: object) -> None:
         running.intake._inventory.view = view(superblocks=(found,))
@@ -474,7 +481,7 @@ async def test_what_was_mounted_a_moment_ago_is_found_by_the_look(path) -> None:
     running.intake.event(event("kmsg", "io_error", record="1:x", **LOOP3))
     await running.intake.settle()
     (opened,) = running.book.open_incidents()
-    assert opened.filesystem.mountpoints
+    assert bool(opened.filesystem.mountpoints) is not attached_anew
     await running.store.close()
 
 

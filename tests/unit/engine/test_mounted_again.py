@@ -15,19 +15,30 @@ from pydantic import TypeAdapter
 
 from fswatchd.book import IncidentBook
 from fswatchd.devno import Devno
+from fswatchd.engine import mounted_again, scoping
 from fswatchd.engine.attribution import Attribution
 from fswatchd.engine.closer import Closer
+from fswatchd.engine.decider import Decider
 from fswatchd.engine.intake import Intake
 from fswatchd.engine.mounted_again import moved, taken_up
 from fswatchd.engine.stream import EventStream
 from fswatchd.events import Domain, VeState
 from fswatchd.incidents import Filesystem, Incident, Outcome, State
-from fswatchd.inventory.model import Backing, BlockDevice, Superblock, Ve, VeId
+from fswatchd.inventory.model import (
+    Backing,
+    BlockDevice,
+    NamespaceKey,
+    RemoteFilesystem,
+    Superblock,
+    Ve,
+    VeId,
+)
 from fswatchd.inventory.view import NodeView
 from fswatchd.kernel import proc
 from fswatchd.repair import scope
 from fswatchd.store.store import Store
 from tests.unit import builders
+from tests.unit.inventory.test_lookup import superblock, ve
 
 IMAGE = builders.filesystem()
 LVM, LVM_NOW = Devno(253, 3), Devno(253, 5)
@@ -168,7 +179,7 @@ async def test_a_line_about_who_has_the_number_is_not_part_of_what_was_repaired_
 async def test_incidents_of_a_version_that_knew_no_boots_are_read() -> None:
     kind = TypeAdapter(Incident)
     document = json.loads(kind.dump_json(builders.incident()))
-    del document["filesystem"]["boot"], document["earlier"]
+    del document["filesystem"]["boot"], document["filesystem"]["unmounted"], document["earlier"]
     assert kind.validate_python(document) == builders.incident()
 
 
@@ -296,4 +307,96 @@ def test_an_approval_is_not_for_another_file_at_the_same_path(inode: int, kept: 
     assert before.filesystem.image_inode == ("8:1", 77)
     now = image(101)
     now = replace(now, backing=replace(now.backing, image_inode=inode))
-    assert moved(before, now).approved_by == kept
+    assert moved(before, now, "").approved_by == kept
+
+
+ANONYMOUS = Devno(0, 45)
+BTRFS = builders.filesystem(devno=ANONYMOUS, fstype="btrfs", disk_sequence=None)
+
+
+def btrfs(path: str, inode: int) -> Superblock:
+    now = image(101)
+    backing = replace(now.backing, image=path, image_inode=inode)
+    return replace(now, devno=ANONYMOUS, fstype="btrfs", disk_sequence=None, backing=backing)
+
+
+@pytest.mark.parametrize(
+    ("path", "inode", "same"),
+    [("/vz/ve101.raw", 77, True), ("/vz/ve101.raw", 99, False), ("/vz/moved.raw", 77, True)],
+    ids=["itself", "reinstalled", "renamed"],
+)
+def test_a_number_that_is_given_away_at_once_says_nothing(
+    path: str, inode: int, *, same: bool
+) -> None:
+    view = view_of(ve101=btrfs(path, inode))
+    assert (view.attached(BTRFS) is not None) is same
+    assert view.gone_over(BTRFS) is not same
+    assert view.attached(mounted_again.unmounted(BTRFS)) is None
+
+
+@pytest.mark.parametrize("fstype", ["overlay", "nfs4"])
+def test_whoever_has_got_the_number_of_a_btrfs_is_not_concerned(fstype: str) -> None:
+    web = VeId("docker:web")
+    inside = NamespaceKey(9)
+    mount = replace(superblock(5, (inside, "/")), devno=ANONYMOUS, fstype=fstype)
+    of_web: dict[str, Any] = {"overlays": {ANONYMOUS: mount}}
+    if fstype == "nfs4":
+        served = RemoteFilesystem(
+            devno=ANONYMOUS, fstype=fstype, source="nas:/export", mounts=mount.mounts
+        )
+        of_web = {"remote": {ANONYMOUS: served}}
+    known = ve("docker", "web")
+    view = NodeView(ves={web: known}, owners={inside: web}, **of_web)
+    assert view.users[ANONYMOUS].ves == (web,)
+    found = builders.incident(filesystem=BTRFS)
+    deciding: Any = SimpleNamespace(_inventory=SimpleNamespace(view=view))
+    for one in (found, replace(found, filesystem=mounted_again.unmounted(BTRFS))):
+        assert Decider._as_of_now(deciding, one).ves == found.ves
+    book: Any = SimpleNamespace(open_incidents=lambda: [found])
+    assert scoping.scope(view, book, found).gone_over
+
+
+@pytest.mark.parametrize(
+    ("heard", "ves", "joins"),
+    [
+        ({"image_inode": ("8:1", 77)}, ("lxc:ve101",), True),
+        ({"image_inode": None}, (), True),
+        ({"image_inode": ("8:1", 99)}, ("lxc:ve101",), False),
+        ({"image_inode": ("8:1", 77)}, ("lxc:ve102",), False),
+        ({"image": "/vz/ve102.raw"}, ("lxc:ve101",), False),
+    ],
+    ids=["itself", "by-its-path", "another-file", "another-ve", "another-path"],
+)
+def test_what_is_heard_of_an_image_that_is_put_down(
+    heard: dict[str, Any], ves: tuple[str, ...], *, joins: bool
+) -> None:
+    known = builders.incident(filesystem=mounted_again.unmounted(IMAGE))
+    about = builders.filesystem(devno=Devno(7, 8), uuid=None, disk_sequence=90, **heard)
+    found = mounted_again.find(NodeView(), [known], about, Domain.DAMAGE, ves)
+    assert found is (known if joins else None)
+
+
+@pytest.mark.parametrize(("sequence", "joins"), [(42, True), (43, False)])
+def test_what_is_heard_of_a_device_whose_filesystem_is_put_down(
+    sequence: int, *, joins: bool
+) -> None:
+    known = builders.incident(filesystem=mounted_again.unmounted(VOLUME))
+    line = Filesystem(devno=LVM, device="dm-3", fstype="ext4", disk_sequence=sequence)
+    found = mounted_again.find(NodeView(), [known], line, Domain.DAMAGE, ("lxc:ve101",))
+    assert found is (known if joins else None)
+
+
+def test_an_approval_stays_with_the_ve() -> None:
+    """Its disk may be another VE's by now, at the same path."""
+    known = builders.incident(filesystem=mounted_again.unmounted(IMAGE), approved_by="root")
+    for name in ("ve101", "ve102"):
+        again = mounted_again.mounted_since(view_of(**{name: image(101)}), known)
+        assert (again is not None) is (name == "ve101")
+
+
+async def test_what_was_put_down_is_found_again_after_a_boot_too(after_boot) -> None:
+    left = builders.incident(filesystem=mounted_again.unmounted(VOLUME), state=State.WAITING)
+    book = await after_boot(left)
+    view = view_of(ve101=volume(LVM_NOW))
+    await swept(book, view, [])
+    assert taken(book).filesystem == view.describe(view.superblocks[LVM_NOW])

@@ -199,6 +199,7 @@ async def test_who_says_that_it_has_recovered_is_believed_where_its_mounts_answe
         kernel.book,
         cast("Any", SimpleNamespace(view=served())),
         nothing,
+        forget_volume=lambda _: None,
         poke=nothing,
         device_fault=nothing,
     )

@@ -97,7 +97,44 @@ def test_an_image_is_known_by_inode_path_and_uuid(now: Superblock, *, same: bool
 )
 def test_a_device_is_known_by_the_uuid_on_it(device: str, uuid: str | None, *, same: bool) -> None:
     now = mounted(device, Devno(253, 7), uuid)
-    assert view_of(now).successor(VOLUME, MINE) is (now if same else None)
+    assert view_of(now, owner=MINE[0]).successor(VOLUME, MINE) is (now if same else None)
+
+
+@pytest.mark.parametrize(
+    ("devno", "device", "known", "ves", "same"),
+    [
+        (Devno(253, 7), "dm-7", VOLUME, MINE, False),
+        (Devno(253, 3), "dm-3", VOLUME, MINE, False),
+        (Devno(253, 3), "dm-3", replace(VOLUME, disk_sequence=50), MINE, True),
+        (Devno(253, 3), "dm-3", replace(VOLUME, disk_sequence=50, unmounted=True), MINE, True),
+        (Devno(253, 3), "dm-3", replace(VOLUME, disk_sequence=50, boot="before"), MINE, False),
+        (Devno(253, 7), "dm-7", VOLUME, (), False),
+        (Devno(253, 7), "dm-3", VOLUME, (), True),
+        (Devno(253, 7), "dm-7", replace(VOLUME, boot="before"), (), True),
+    ],
+    ids=[
+        "snapshot",
+        "snapshot-with-its-name",
+        "itself",
+        "itself-again",
+        "after-a-boot",
+        "snapshot-of-the-node",
+        "of-the-node",
+        "of-the-node-after-a-boot",
+    ],
+)
+def test_what_the_node_has_mounted_with_its_uuid_may_be_a_snapshot(
+    devno: Devno, device: str, known: Filesystem, ves: tuple[str, ...], *, same: bool
+) -> None:
+    now = mounted(device, devno, UUID)
+    assert view_of(now).successor(known, ves) is (now if same else None)
+
+
+def test_a_snapshot_does_not_hide_the_volume() -> None:
+    own, snapshot = (mounted(f"dm-{minor}", Devno(253, minor), UUID) for minor in (5, 9))
+    view = view_of(own, owner=MINE[0])
+    both = replace(view, superblocks={one.devno: one for one in (own, snapshot)})
+    assert both.successor(VOLUME, MINE) is own
 
 
 def test_a_device_without_a_uuid_is_known_by_nothing() -> None:
@@ -112,8 +149,9 @@ def test_a_device_without_a_uuid_is_known_by_nothing() -> None:
         (VOLUME, mounted("dm-3", Devno(253, 3), UUID)),
         (VOLUME, mounted("dm-5", Devno(253, 5), UUID)),
         (IMAGE, image("/vz/ve102.raw", 77, UUID)),
+        (IMAGE, image("/vz/ve101.raw", 77, UUID)),
     ],
-    ids=["name-reused", "renumbered", "inode-reused"],
+    ids=["name-reused", "renumbered", "inode-reused", "given-away"],
 )
 def test_what_has_the_uuid_of_one_template_is_not_taken_from_another_ve(
     known: Filesystem, now: Superblock, owner: str, *, same: bool
@@ -124,11 +162,11 @@ def test_what_has_the_uuid_of_one_template_is_not_taken_from_another_ve(
 def test_of_two_that_may_be_it_none_is_taken() -> None:
     """Snapshots of one volume (`nouuid`), an image that is attached twice."""
     both = [mounted(f"dm-{minor}", Devno(253, minor), UUID) for minor in (5, 6)]
-    assert view_of(*both).successor(VOLUME, MINE) is None
+    assert view_of(*both, owner=MINE[0]).successor(VOLUME, MINE) is None
     twice = [replace(image("/vz/ve101.raw", 77, UUID), devno=Devno(7, n)) for n in (4, 5)]
     assert view_of(*twice).successor(IMAGE, MINE) is None
 
 
 def test_of_two_with_one_uuid_the_device_keeps_its_name() -> None:
     both = [mounted(f"dm-{minor}", Devno(253, minor), UUID) for minor in (3, 6)]
-    assert view_of(*both).successor(VOLUME, MINE) is both[0]
+    assert view_of(*both, owner=MINE[0]).successor(VOLUME, MINE) is both[0]

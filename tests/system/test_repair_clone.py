@@ -314,6 +314,12 @@ def test_a_volume_that_does_not_come_back_is_over_when_somebody_says_so(daemon, 
     fswatch(daemon, "ack", first["id"], "--recovered")
     assert daemon.client.get(path)["outcome"] == "recovered"
     assert ve.digest() == untouched
+    ve.start()  # and it is back, damaged as it was
+    wait_until(
+        lambda: [i["id"] for i in daemon.incidents("ve101") if i["waiting_for"] == "approval"],
+        what="its damage to be told again",
+    )
+    assert daemon.client.get(path)["state"] == "closed"
 
 
 def test_the_damage_is_known_still_when_the_ve_comes_back(daemon, make_ve) -> None:

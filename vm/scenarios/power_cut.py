@@ -22,7 +22,7 @@ ABOUT_S = 1000
 _SETTLED_S = 240.0
 _HEARD_S = 20.0
 _REPAIRED_S = 600.0
-_EVERY_S = 2.0
+_EVERY_S = 1.0
 _POINTS = int(os.environ.get("POWER_CUTS", "10"))
 _IMAGE = f"{node.VES}/ve1.img"
 

@@ -271,7 +271,7 @@ class Closer:
         if incident.filesystem.unmounted:
             return
         known = unmounted(incident.filesystem)
-        text = f"{known.device} is mounted no longer; what is wrong with it is not over by that"
+        text = f"{known.device} is mounted nowhere now; what is wrong with it is not over by that"
         self._book.put(replace(incident, filesystem=known).noted(time.time_ns(), text))
         self._poke(incident.incident_id)
 

@@ -15,6 +15,7 @@ from fswatchd.incidents import UNDECIDED, Filesystem, Incident
 from fswatchd.inventory.inventory import Inventory
 from fswatchd.inventory.model import Superblock, VeId
 from fswatchd.inventory.view import NodeView, describe
+from fswatchd.kernel import loop
 
 
 def is_put_down(inventory: Inventory, incident: Incident) -> bool:
@@ -89,14 +90,16 @@ def find(
     ves: Sequence[str],
 ) -> Incident | None:
     """The newest of these that is about this filesystem of these VEs without its number telling so:
-    as `mounted_since` has it where it is mounted, and as it is where it is mounted nowhere."""
-    if filesystem.devno not in view.superblocks:
-        return _put_down(view, incidents, filesystem, domain, ves)
-    for one in reversed(incidents):
-        again = mounted_since(view, one) if one.domain is domain else None
-        if again is not None and again.filesystem.key == filesystem.key:
-            return again
-    return None
+    as `mounted_since` has it where it is mounted, and as it is where it is mounted nowhere, or no
+    look has named yet what is."""
+    if filesystem.devno in view.superblocks:
+        for one in reversed(incidents):
+            again = mounted_since(view, one) if one.domain is domain else None
+            if again is not None and again.filesystem.key == filesystem.key:
+                return again
+        if filesystem.uuid is not None:
+            return None
+    return _put_down(view, incidents, filesystem, domain, ves)
 
 
 def _put_down(
@@ -123,9 +126,11 @@ def _put_down(
 
 
 def _is_of_one_volume(known: Filesystem, other: Filesystem) -> bool:
-    if known.image is None and other.image is None:
+    if known.image is None and other.image is None and known.devno is not None:
         attached = (known.devno, known.disk_sequence, known.boot)
-        return bool(known.disk_sequence) and attached == (other.devno, other.disk_sequence, None)
+        # Where nothing counts them (Linux before 5.15) a loop device is another one each time.
+        tells = known.disk_sequence or known.devno.major not in {0, loop.LOOP_MAJOR}
+        return bool(tells) and attached == (other.devno, other.disk_sequence, None)
     inodes = {known.image_inode, other.image_inode} - {None}
     return known.image == other.image and len(inodes) < 2
 

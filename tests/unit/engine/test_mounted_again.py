@@ -42,6 +42,7 @@ from tests.unit.inventory.test_lookup import superblock, ve
 
 IMAGE = builders.filesystem()
 LVM, LVM_NOW = Devno(253, 3), Devno(253, 5)
+SDA3, LOOP = (Devno(8, 3), None), (builders.LOOP3, None)
 VOLUME = builders.filesystem(device="dm-3", devno=LVM, image=None, image_inode=None)
 
 
@@ -376,13 +377,27 @@ def test_what_is_heard_of_an_image_that_is_put_down(
     assert found is (known if joins else None)
 
 
-@pytest.mark.parametrize(("sequence", "joins"), [(42, True), (43, False)])
+@pytest.mark.parametrize("mounted", [False, True], ids=["nowhere", "not-named-yet"])
+@pytest.mark.parametrize(
+    ("before", "now", "joins"),
+    [
+        ((LVM, 42), (LVM, 42), True),
+        ((LVM, 42), (LVM, 43), False),
+        ((LVM, 42), (LVM_NOW, 42), False),
+        (SDA3, SDA3, True),
+        (LOOP, LOOP, False),
+    ],
+    ids=["itself", "attached-anew", "another", "disk-without-a-count", "loop-without-a-count"],
+)
 def test_what_is_heard_of_a_device_whose_filesystem_is_put_down(
-    sequence: int, *, joins: bool
+    before: tuple[Devno, int | None], now: tuple[Devno, int | None], *, joins: bool, mounted: bool
 ) -> None:
-    known = builders.incident(filesystem=mounted_again.unmounted(VOLUME))
-    line = Filesystem(devno=LVM, device="dm-3", fstype="ext4", disk_sequence=sequence)
-    found = mounted_again.find(NodeView(), [known], line, Domain.DAMAGE, ("lxc:ve101",))
+    about = replace(VOLUME, devno=before[0], disk_sequence=before[1])
+    known = builders.incident(filesystem=mounted_again.unmounted(about))
+    line = replace(about, devno=now[0], disk_sequence=now[1], uuid=None)
+    unnamed = replace(volume(now[0]), uuid=None)
+    view = NodeView(superblocks={now[0]: unnamed} if mounted else {})
+    found = mounted_again.find(view, [known], line, Domain.DAMAGE, ("lxc:ve101",))
     assert found is (known if joins else None)
 
 

@@ -308,7 +308,7 @@ class Daemon:
         self._run_forever("watchdog", self._feed_watchdog)
         self._run_forever("heap", _keep_heap_small)
         self._trust.on_change = self._decider.poke_all
-        self._decider.poke_all()
+        self._decider.begin()
         await self._serve()
         # What has been made until now stays: no use in looking through it for garbage ever again.
         # The little there is (some 2000 objects of the imports) is not worth 40 ms of the start.

@@ -80,6 +80,7 @@ class Decider:
         # Incident → whether to decide once more when the decision that is under way has ended.
         self._under_way: dict[str, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._begun = False
         self._looking = asyncio.Lock()
         self._next_look: asyncio.Task[None] | None = None
         self._turns = Turns(history.begun_ns)
@@ -127,8 +128,17 @@ class Decider:
             if incident.state is State.WAITING and incident.waiting_for != "busy":
                 self.poke(incident.incident_id, 0.0)
 
+    def begin(self) -> None:
+        """Decide from now on: the node is known, and what an earlier run left is taken up.
+
+        A plan that was begun before would be taken for one that the earlier run has left.
+        """
+        self._begun = True
+        self.poke_all()
+
     def stop(self) -> None:
         """Decide nothing more."""
+        self._begun = False
         self._storms.stop()
         for timer in self._timers.values():
             timer.cancel()
@@ -164,6 +174,8 @@ class Decider:
 
     def _ring(self, incident_id: str) -> None:
         self._timers.pop(incident_id, None)
+        if not self._begun:
+            return  # all are asked about at the beginning
         if incident_id in self._under_way:
             # What is looked at may be older than what has rung: once more, but afterwards. On a
             # busy node looks take longer than it takes to ask for the next one: all would wait.

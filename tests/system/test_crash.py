@@ -136,6 +136,25 @@ def test_a_service_stop_thaws_the_tasks_that_a_plan_has_frozen(daemon, make_ve) 
     assert ve.wait_for_write()
 
 
+def test_what_was_open_is_begun_once_by_a_daemon_that_starts(daemon, make_ve) -> None:
+    """What it decides while it starts is nothing that an earlier one has left half-way."""
+    ve = make_ve(size=1 << 30, files=400)
+    start(daemon, ve, mode="observe")
+    ve.damage_directory()
+    asked = daemon.wait_for_incident()["id"]
+    wait_until(lambda: "node observe" in daemon.why(asked), what="a decision to do nothing")
+    daemon.stop()
+    daemon.configure(rules=rules.repair())
+    daemon.start()
+    incident = daemon.wait_for_incident("closed", "needs-operator")
+    why = daemon.why(incident["id"])
+    assert incident["outcome"] == "repaired", why
+    assert "restarted in the middle" not in why
+    assert why.count("kept before anything is done") == 1, why
+    assert ve.wait_for_write()
+    nothing_left(ve, KEPT)
+
+
 def killed_in(daemon, ve, flag: Path) -> None:
     """Kill the daemon as soon as a command of the VE has begun."""
     ve.damage_directory()

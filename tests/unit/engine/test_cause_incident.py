@@ -86,6 +86,7 @@ class Engine:
             substrate=cast("Any", SimpleNamespace(beneath=beneath)),
         )
         self.decider.rules = builders.rules(TELL)
+        self.decider.begin()
 
     async def open(self, name: str, number: int = 3, **more: Any) -> Incident:
         found = builders.incident(

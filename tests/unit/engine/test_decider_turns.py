@@ -94,6 +94,21 @@ async def test_an_incident_is_decided_about_once_at_a_time_and_again_when_that_w
     assert "decided" in (engine.book.get("i3") or builders.incident()).timeline
 
 
+async def test_before_the_beginning_nothing_is_decided_and_then_what_was_asked_for_is(
+    engine: Engine,
+) -> None:
+    """A plan that begins before is taken for one that an earlier run has left half-way."""
+    engine.decider.stop()
+    engine.book.put(builders.incident(incident_id="i3"))
+    engine.decider.poke("i3", 0.0)
+    engine.decider.poke_all()
+    await engine.until(lambda: not engine.decider._timers)
+    assert not engine.decider._tasks
+    engine.decider.begin()
+    await engine.until(lambda: engine.told)
+    assert engine.told == ["i3"]
+
+
 async def test_after_the_end_nothing_is_decided_any_more(engine: Engine) -> None:
     """Not even what was asked for while a decision was under way."""
     under_way = asyncio.Event()

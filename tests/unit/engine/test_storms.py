@@ -65,6 +65,7 @@ class Engine:
             substrate=cast("Any", SimpleNamespace(beneath=beneath)),
         )
         self.decider.rules = builders.rules(rules)
+        self.decider.begin()
 
     async def fails(self, number: int, **more: Any) -> Incident:
         found = builders.incident(

@@ -80,6 +80,10 @@ class ScrubAction:
         if verdict.left:
             text = f"damage that a scrub cannot mend: {verdict.text}"
             return StepResult(next=Next.FAILED, result=DAMAGED, detail=text, changed=verdict.mended)
+        if verdict.mended:
+            # What it has met is in the counters: that is heard now, and is no relapse.
+            context.state.check(superblock.devno)
+            context.reached("repaired")
         return StepResult(
             next=Next.CONTINUE,
             result=MENDED if verdict.mended else "clean",

@@ -388,13 +388,14 @@ def _fingerprint(record: str) -> bytes:
 
 
 def _is_older_than_repair(event: FsEvent, incident: Incident) -> bool:
-    """Whether the kernel wrote the line before the repair, and it was only read afterwards.
+    """Whether it happened before the repair, and was only read, or handled, afterwards.
 
     A repair shuts the damaged filesystem down, and the kernel says so. The next mount often gets
-    the same loop device, so a late line would look like a relapse.
+    the same loop device, so a late line would look like a relapse. A scrub meets the damage that
+    it mends.
     """
-    written_ns, repaired_ns = _written_ns(event), incident.reached_ns("repaired")
-    return repaired_ns is not None and written_ns is not None and written_ns < repaired_ns
+    repaired_ns = incident.reached_ns("repaired")
+    return repaired_ns is not None and _happened_ns(event) < repaired_ns
 
 
 def _written_us(event: FsEvent) -> int | None:

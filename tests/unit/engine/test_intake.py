@@ -146,6 +146,26 @@ async def test_a_line_from_before_the_repair_that_is_read_late_is_no_relapse(
     await running.store.close()
 
 
+@pytest.mark.parametrize(("heard_ns", "told"), [(4_999_999_999, 1), (5_000_000_000, 2)])
+async def test_what_was_heard_before_the_repair_and_handled_after_it_is_no_relapse(
+    path, heard_ns: int, told: int
+) -> None:
+    """A scrub meets the damage that it mends: the counter that it has moved says nothing new."""
+    running = await Running(path).start()
+    heard: list[str] = []
+    running.intake.subscribe(heard.append)
+    running.intake.event(nameless("fanotify"))
+    await running.intake.settle()
+    (incident,) = running.book.open_incidents()
+    running.book.put(incident.reached("repaired", 5_000_000_000))
+    running.intake.event(nameless("state", mono_ns=heard_ns))
+    await running.intake.settle()
+    assert len(heard) == told
+    (incident,) = running.book.open_incidents()
+    assert "state" in incident.sources
+    await running.store.close()
+
+
 @pytest.mark.parametrize("booted", [False, True])
 @pytest.mark.parametrize("is_over", [False, True])
 async def test_a_repair_of_an_earlier_boot_swallows_no_line_of_this_one(

@@ -96,9 +96,16 @@ def test_evacuate_believes_only_that_the_ve_is_gone(daemon, make_ve) -> None:
 
 
 async def step_on(
-    monkeypatch, module: Any, point: Path, fstype: str, condition: Condition, errors: int = 0
+    monkeypatch,
+    module: Any,
+    point: Path,
+    fstype: str,
+    condition: Condition,
+    *,
+    errors: int = 0,
+    told: list[str] | None = None,
 ) -> Any:
-    """A step on a filesystem that is mounted at `point`."""
+    """A step on a filesystem that is mounted at `point`; `told` gets the milestones it reached."""
     superblock = SimpleNamespace(fstype=fstype, device="loop", devno=None)
 
     async def resolve(*_: Any, **__: Any) -> Any:
@@ -119,7 +126,10 @@ async def step_on(
     monkeypatch.setattr(module.condition, "of", of)
     state = SimpleNamespace(check=lambda _: None, errors=lambda _: errors)
     inventory = SimpleNamespace(opened=opened, current_options=lambda _: ("rw",))
-    context = SimpleNamespace(inventory=inventory, state=state, progress=lambda *_: None)
+    milestones: list[str] = [] if told is None else told
+    context = SimpleNamespace(
+        inventory=inventory, state=state, progress=lambda *_: None, reached=milestones.append
+    )
     action = trim.TrimAction() if module is trim else scrub.ScrubAction()
     return await action.run(cast("Any", context), PlainStep(do="scrub"))
 
@@ -134,8 +144,10 @@ async def test_scrub_mends_from_the_second_copy_and_says_what_it_cannot(work, mo
     content = b"fswatchd scrub " * 70_000
     (point / "file").write_bytes(content)
     os.sync()
-    clean = await step_on(monkeypatch, scrub, point, "btrfs", Condition.WRITABLE)
+    told: list[str] = []
+    clean = await step_on(monkeypatch, scrub, point, "btrfs", Condition.WRITABLE, told=told)
     assert (clean.next, clean.result) == (Next.CONTINUE, "clean"), clean
+    assert told == []
     refused = await step_on(monkeypatch, scrub, point, "btrfs", Condition.ABORTED)
     assert refused.result == "refused"
     refused = await step_on(monkeypatch, scrub, point, "ext4", Condition.WRITABLE)
@@ -146,11 +158,13 @@ async def test_scrub_mends_from_the_second_copy_and_says_what_it_cannot(work, mo
         ["findmnt", "-no", "SOURCE", point], capture_output=True, text=True, check=True
     ).stdout.strip()
     damage(device, places[:1])
-    mended = await step_on(monkeypatch, scrub, point, "btrfs", Condition.WRITABLE)
+    mended = await step_on(monkeypatch, scrub, point, "btrfs", Condition.WRITABLE, told=told)
     assert (mended.result, mended.changed) == ("mended", True), mended
+    assert told == ["repaired"]
     damage(device, places)
-    left = await step_on(monkeypatch, scrub, point, "btrfs", Condition.WRITABLE)
+    left = await step_on(monkeypatch, scrub, point, "btrfs", Condition.WRITABLE, told=told)
     assert (left.next, left.result) == (Next.FAILED, "damaged"), left
+    assert told == ["repaired"]
 
 
 def copies(image, block_: bytes) -> list[int]:

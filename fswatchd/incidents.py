@@ -43,6 +43,7 @@ class State(enum.StrEnum):
 
 
 UNDECIDED = frozenset({State.OPEN, State.WAITING})
+_BY_A_PLAN = frozenset({"contained", "repaired", "verified"})
 
 
 class Outcome(enum.StrEnum):
@@ -384,11 +385,17 @@ class Incident:
         return replace(self, log=log, updated_ns=time_ns)
 
     def reached(self, milestone: str, mono_ns: int) -> Incident:
-        """The incident with the first time of a milestone in this boot; later ones move nothing."""
+        """The incident with the first time of a milestone in this boot, or in its newest plan where
+        plans reach it; later ones move nothing."""
         if milestone in self.timeline and milestone not in self.earlier:
             return self
         timeline = {**self.timeline, milestone: mono_ns}
         return replace(self, timeline=timeline, earlier=self.earlier - {milestone})
+
+    def with_new_plan(self, steps: tuple[StepRecord, ...]) -> Incident:
+        """The incident with a plan that begins: of what plans do, it has reached nothing yet."""
+        timeline = {name: at for name, at in self.timeline.items() if name not in _BY_A_PLAN}
+        return replace(self, steps=steps, timeline=timeline, earlier=self.earlier - _BY_A_PLAN)
 
     def reached_ns(self, milestone: str) -> int | None:
         """When it was reached (CLOCK_MONOTONIC), None where that was not in this boot."""

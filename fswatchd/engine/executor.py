@@ -123,13 +123,12 @@ class Executor:
             self._again(incident_id, _AGAIN_S)
             return
         steps = tuple(StepRecord(do=step.do, options=step.model_dump()) for step in decision.steps)
-        if goes_on(incident.steps, steps):
-            steps = incident.steps
+        if not goes_on(incident.steps, steps):
+            incident = incident.with_new_plan(steps)
         incident = replace(
             incident,
             state=State.ACTING,
             waiting_for="",
-            steps=steps,
             attempts=incident.attempts + 1,
             load=scope.load,
         )

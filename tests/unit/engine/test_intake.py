@@ -166,6 +166,25 @@ async def test_what_was_heard_before_the_repair_and_handled_after_it_is_no_relap
     await running.store.close()
 
 
+@pytest.mark.parametrize(("heard_ns", "told"), [(6_999_999_999, 1), (7_000_000_000, 2)])
+async def test_what_was_heard_before_the_second_repair_is_no_relapse(
+    path, heard_ns: int, told: int
+) -> None:
+    """An operator has had the same volume repaired once more."""
+    running = await Running(path).start()
+    heard: list[str] = []
+    running.intake.subscribe(heard.append)
+    running.intake.event(nameless("fanotify"))
+    await running.intake.settle()
+    (incident,) = running.book.open_incidents()
+    first = incident.reached("repaired", 5_000_000_000)
+    running.book.put(first.with_new_plan(()).reached("repaired", 7_000_000_000))
+    running.intake.event(nameless("state", mono_ns=heard_ns))
+    await running.intake.settle()
+    assert len(heard) == told
+    await running.store.close()
+
+
 @pytest.mark.parametrize("booted", [False, True])
 @pytest.mark.parametrize("is_over", [False, True])
 async def test_a_repair_of_an_earlier_boot_swallows_no_line_of_this_one(

@@ -276,6 +276,26 @@ async def test_a_plan_that_is_another_one_by_then_begins_anew(store: Store) -> N
     assert snapshot.runs == 2
 
 
+@pytest.mark.parametrize(
+    ("then", "repaired_ns"), [(Next.WAIT, 5), (Next.OPERATOR, None)], ids=["goes on", "new"]
+)
+async def test_a_new_plan_has_repaired_nothing_yet(
+    store: Store, then: Next, repaired_ns: int | None
+) -> None:
+    fsck = Act(result(then), result())
+    daemon = Daemon(store, fsck=fsck)
+    await daemon.plan(step("fsck"))
+    found = await daemon.end_of_plan()
+    daemon.book.put(found.reached("decided", 4).reached("repaired", 5))
+    fsck.go_on.clear()
+    await daemon.plan(step("fsck"))
+    found = daemon.book.get(ID)
+    assert found is not None
+    assert (found.reached_ns("decided"), found.reached_ns("repaired")) == (4, repaired_ns)
+    fsck.go_on.set()
+    await daemon.end_of_plan()
+
+
 async def test_what_is_asked_for_while_an_earlier_plan_tidies_up_is_asked_again(
     store: Store,
 ) -> None:
